@@ -1,0 +1,285 @@
+"""What the bank's answers mean: codes, states and rows to outcomes; never raises on bad content.
+
+Two levels: RETCOD of INFO says what became of the request, a row's ERRCOD, REQSTS and RTNFLG say
+what became of the payment. RETCOD 0 with a failed row is a failed payment (guide 4.3.1, DCPAYMNT).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Mapping
+from typing import Final, assert_never
+
+from bank_adapters.cmb_xml.messages import Message
+from bank_adapters.cmb_xml.requests import RENMINBI, function_of
+from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
+from fep.adapters.card import BehaviourCard, Codes, States
+from fep.domain.clock import SHANGHAI, BusinessDate
+from fep.domain.ids import ClientRef
+from fep.domain.money import ZERO, Cny
+from fep.domain.order import (
+    Balance,
+    BalanceQuery,
+    Direction,
+    Operation,
+    PaymentOrder,
+    PaymentReceipt,
+    PaymentState,
+    PaymentStatus,
+    Statement,
+    StatementEntry,
+    StatementQuery,
+    StatusQuery,
+)
+
+FINISHED: Final = "FIN"
+REVERSAL: Final = "*"
+"""RSVFLG of a line that takes an earlier one back (冲账)."""
+
+_ACCOUNT_STATUS: Final = {"A": "active", "B": "frozen", "C": "closed"}
+_SUBSIDIARY: Final = "S"
+_DATE: Final = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2})")
+_TIME: Final = re.compile(r"([0-9]{2})([0-9]{2})([0-9]{2})")
+_MOMENT: Final = re.compile(r"([0-9]{8})([0-9]{6})[0-9]*")
+
+Row = Mapping[str, str]
+
+
+def outcome(card: BehaviourCard, operation: Operation, reply: Reply) -> Outcome:
+    """Return what a reply means for the operation it answers."""
+    message = reply.content
+    if not isinstance(message, Message):
+        return Unclear(reply.code, reply.message)
+    if message.function != function_of(operation):
+        return Unclear("WRONG_FUNCTION", f"the answer is to {message.function!r}")
+    match operation:
+        case PaymentOrder():
+            return _payment(card, operation, reply, message)
+        case BalanceQuery() | StatusQuery() | StatementQuery():
+            if reply.code in card.codes.ok:
+                return _answered(card, operation, reply, message)
+            return _unanswered(card.codes, reply)
+        case _:
+            assert_never(operation)
+
+
+def state_key(row: Row) -> str:
+    """Return a row's state as the card writes it: REQSTS, or FIN with its RTNFLG: ``FIN+S``."""
+    state = row.get("REQSTS", "")
+    # RTNFLG counts only once the request is finished.
+    return f"{FINISHED}+{row.get('RTNFLG', '')}" if state == FINISHED else state
+
+
+def payment_state(states: States, key: str) -> PaymentState:
+    """Return what a state means; one that is on no list is unknown."""
+    # In this order the more careful reading wins should a bank's own card list a state twice.
+    if key in states.unknown:
+        return PaymentState.UNKNOWN
+    if key in states.intermediate:
+        return PaymentState.PROCESSING
+    if key in states.returned:
+        return PaymentState.RETURNED
+    if key in states.final_bad:
+        return PaymentState.REJECTED
+    return PaymentState.SUCCEEDED if key in states.final_ok else PaymentState.UNKNOWN
+
+
+def _payment(card: BehaviourCard, order: PaymentOrder, reply: Reply, message: Message) -> Outcome:
+    if reply.code not in card.codes.ok:
+        # The front end answers so also for a request that it had already passed on.
+        return Unclear(reply.code, reply.message)
+    rows = message.rows("NTQPAYRQZ")
+    if len(rows) != 1:
+        return Unclear("NOT_ONE_ROW", f"{len(rows)} rows answer one payment")
+    return _payment_row(card, order, rows[0])
+
+
+def _payment_row(card: BehaviourCard, order: PaymentOrder, row: Row) -> Outcome:
+    code, text, key = row.get("ERRCOD", ""), row.get("ERRTXT", ""), state_key(row)
+    if code in card.codes.duplicate:
+        # FIN and F beside this code are about the repeat; the first one may have been paid.
+        return Unclear(code, text)
+    state = payment_state(card.states, key)
+    if code not in card.codes.ok:
+        return _failed_row(card, code, text, key, state)
+    match state:
+        case PaymentState.SUCCEEDED | PaymentState.PROCESSING:
+            receipt = PaymentReceipt(
+                ClientRef(row.get("YURREF", "")), order.amount, row.get("REQNBR", "")
+            )
+            return Accepted(receipt, key, text, final=state is PaymentState.SUCCEEDED)
+        case PaymentState.REJECTED:
+            return Rejected(key, text)
+        case PaymentState.RETURNED | PaymentState.UNKNOWN | PaymentState.NO_RECORD:
+            return Unclear(key or code, text)
+        case _:
+            assert_never(state)
+
+
+def _failed_row(
+    card: BehaviourCard, code: str, text: str, key: str, state: PaymentState
+) -> Outcome:
+    if key and state is not PaymentState.REJECTED:
+        return Unclear(code, f"{text} (the row's state {key} says otherwise)")
+    if code in card.codes.permission:
+        return Rejected(code, text, Refusal.PERMISSION)
+    if code in card.codes.refused:
+        return Rejected(code, text)
+    return Unclear(code, text)
+
+
+def _unanswered(codes: Codes, reply: Reply) -> Outcome:
+    if reply.code in codes.throttled:
+        return Rejected(reply.code, reply.message, Refusal.THROTTLED)
+    if reply.code in codes.permission:
+        return Rejected(reply.code, reply.message, Refusal.PERMISSION)
+    if reply.code in codes.refused:
+        return Rejected(reply.code, reply.message)
+    return Unclear(reply.code, reply.message)
+
+
+def _answered(
+    card: BehaviourCard,
+    query: BalanceQuery | StatusQuery | StatementQuery,
+    reply: Reply,
+    message: Message,
+) -> Outcome:
+    try:
+        match query:
+            case BalanceQuery():
+                result = _balance(query, reply, message)
+                return Accepted(result, reply.code, reply.message)
+            case StatusQuery():
+                status = _status(card.states, query, message)
+                return Accepted(status, status.code, status.message)
+            case StatementQuery():
+                entries = tuple(_entry(row) for row in message.rows("NTQTSINFZ"))
+                return Accepted(Statement(entries), reply.code, reply.message)
+            case _:
+                assert_never(query)
+    except ValueError as error:
+        # One value that can't be read spoils the answer: a line left out would be a lie.
+        return Unclear("UNREADABLE", str(error))
+
+
+def _balance(query: BalanceQuery, reply: Reply, message: Message) -> Balance:
+    rows = [row for row in message.rows("NTQACINFZ") if row.get("ACCNBR") == query.account]
+    if len(rows) != 1:
+        msg = f"{len(rows)} rows tell the balance of one account"
+        raise ValueError(msg)
+    row = rows[0]
+    _check_currency(row)
+    held = row.get("HLDBLV", "")
+    status = _ACCOUNT_STATUS.get(row.get("STSCOD", ""), row.get("STSCOD", ""))
+    return Balance(
+        account=query.account,
+        available=Cny.parse_loose(row.get("AVLBLV", "")),
+        book=Cny.parse_loose(row.get("ONLBLV", "")),
+        held=Cny.parse_loose(held) if held else None,
+        as_of=_asked_at(reply.correlation),
+        # INTCOD S: the "balance" is a group's quota and no money lies there.
+        status="virtual" if row.get("INTCOD") == _SUBSIDIARY else status,
+    )
+
+
+def _status(states: States, query: StatusQuery, message: Message) -> PaymentStatus:
+    rows = [row for row in message.rows("NTSTLLSTZ") if row.get("YURREF") == query.client_ref]
+    if not rows:
+        if message.rows("NTSTLLSTZ"):
+            msg = "the answer tells of other payments only"
+            raise ValueError(msg)
+        return PaymentStatus(PaymentState.NO_RECORD)
+    found = [_row_status(states, query, row) for row in rows]
+    if any(one.state is not found[0].state for one in found):
+        return PaymentStatus(
+            PaymentState.UNKNOWN, "MANY_ROWS", "rows of one reference do not agree"
+        )
+    return found[0]
+
+
+def _row_status(states: States, query: StatusQuery, row: Row) -> PaymentStatus:
+    key, bank_ref = state_key(row), row.get("REQNBR", "")
+    if difference := _difference(query.order, row):
+        # Somebody else at the enterprise used our reference: this row is not our payment.
+        text = f"the bank's payment of this reference has another {difference}"
+        return PaymentStatus(PaymentState.UNKNOWN, "MISMATCH", text, bank_ref)
+    day = row.get("EPTDAT", "") or row.get("OPRDAT", "")
+    return PaymentStatus(
+        state=payment_state(states, key),
+        code=key,
+        message=row.get("RTNNAR", "") or row.get("ERRTXT", ""),
+        bank_ref=bank_ref,
+        booked_on=BusinessDate(_date(day)) if day else None,
+    )
+
+
+def _difference(order: PaymentOrder, row: Row) -> str:
+    """Return which of the facts present in the row is not the order's, or empty."""
+    amount = row.get("TRSAMT", "")
+    if amount and Cny.parse_loose(amount) != order.amount:
+        return "amount"
+    if row.get("CRTACC", "") not in {"", order.payee.account}:
+        return "payee"
+    return "payer" if row.get("DBTACC", "") not in {"", order.payer} else ""
+
+
+def _entry(row: Row) -> StatementEntry:
+    _check_currency(row)
+    match row.get("AMTCDR", ""):
+        case "D":
+            direction, text = Direction.DEBIT, row.get("TRSAMTD", "")
+        case "C":
+            direction, text = Direction.CREDIT, row.get("TRSAMTC", "")
+        case other:
+            msg = f"a line's AMTCDR is {other!r}, not C or D"
+            raise ValueError(msg)
+    amount = Cny.parse_loose(text)
+    if amount <= ZERO:
+        msg = f"a line's amount is {amount}, not above zero"
+        raise ValueError(msg)
+    balance = row.get("TRSBLV", "")
+    return StatementEntry(
+        bank_ref=row.get("REFNBR", ""),
+        booked_at=_moment(row.get("ETYDAT", ""), row.get("ETYTIM", "")),
+        direction=direction,
+        amount=amount,
+        counterparty_account=row.get("RPYACC", ""),
+        counterparty_name=row.get("RPYNAM", ""),
+        client_ref=row.get("YURREF", ""),
+        balance_after=Cny.parse_loose(balance) if balance else None,
+        purpose=row.get("NUSAGE", "") or row.get("NARYUR", ""),
+        reversal=row.get("RSVFLG", "") == REVERSAL,
+    )
+
+
+def _check_currency(row: Row) -> None:
+    if row.get("CCYNBR", "") not in {"", RENMINBI}:
+        msg = f"the currency is {row['CCYNBR']!r}, not {RENMINBI} (renminbi)"
+        raise ValueError(msg)
+
+
+def _asked_at(correlation: str) -> dt.datetime:
+    """Return when the request was made, which its own number tells; answers bear no time."""
+    found = _MOMENT.fullmatch(correlation)
+    if found is None:
+        msg = "the answer's number does not tell when the request was made"
+        raise ValueError(msg)
+    return _moment(found[1], found[2])
+
+
+def _moment(day: str, time: str) -> dt.datetime:
+    found = _TIME.fullmatch(time or "000000")
+    if found is None:
+        msg = f"{time[:20]!r} is not a time HHmmss"
+        raise ValueError(msg)
+    clock = dt.time(int(found[1]), int(found[2]), int(found[3]), tzinfo=SHANGHAI)
+    return dt.datetime.combine(_date(day), clock).astimezone(dt.UTC)
+
+
+def _date(text: str) -> dt.date:
+    found = _DATE.fullmatch(text)
+    if found is None:
+        msg = f"{text[:20]!r} is not a date yyyyMMdd"
+        raise ValueError(msg)
+    return dt.date(int(found[1]), int(found[2]), int(found[3]))

@@ -1,0 +1,443 @@
+"""Reads what an answer means: the header's code by the card, then the body of each trade.
+
+The card alone says what a code or state means; one that it does not list is unclear. A status
+answer's header speaks of the query, its ``Stt`` of the payment. Nothing here raises outwards.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from enum import StrEnum
+from typing import Final, assert_never
+
+import attrs
+
+from bank_adapters.pingan_b2bi import bodies, messages
+from bank_adapters.pingan_b2bi.bodies import Fields, UnreadableError
+from bank_adapters.pingan_b2bi.frames import Packet
+from bank_adapters.pingan_b2bi.messages import Cursor
+from fep.adapters.api import Accepted, BankProfile, Outcome, Refusal, Rejected, Reply, Unclear
+from fep.adapters.card import BehaviourCard, Codes
+from fep.domain.clock import SHANGHAI, BusinessDate
+from fep.domain.errors import BodyError
+from fep.domain.ids import ClientRef
+from fep.domain.money import Cny
+from fep.domain.order import (
+    Balance,
+    BalanceQuery,
+    Direction,
+    Operation,
+    PaymentOrder,
+    PaymentReceipt,
+    PaymentState,
+    PaymentStatus,
+    Statement,
+    StatementEntry,
+    StatementQuery,
+    StatusQuery,
+    total,
+)
+
+BAD_REPLY: Final = "BAD_REPLY"
+"""Code of our own: the answer's body can't be understood, or lacks what must be there."""
+REPLY_MISMATCH: Final = "REPLY_MISMATCH"
+"""Code of our own: the answer speaks of something else than was asked."""
+REPLY_CONTINUES: Final = "REPLY_CONTINUES"
+"""Code of our own: ``cont_flag`` 1. What follows such a packet was never seen, so its rows are not
+taken for the whole page."""
+
+BANK_REF_CHARS_MAX: Final = 32
+"""FrontLogNo is declared with 14 characters and has 22 in real packets."""
+
+
+YEARS: Final = range(2000, 2100)
+"""Years a time may lie in; anything else is a field filled with something else."""
+
+
+class Meaning(StrEnum):
+    """What a return code says, by the card's list it stands in."""
+
+    OK = "ok"
+    REFUSED = "refused"
+    PERMISSION = "permission"
+    THROTTLED = "throttled"
+    DUPLICATE = "duplicate"
+    NO_RECORD = "no_record"
+    UNCLEAR = "unclear"
+
+
+_REFUSALS: Final = {
+    Meaning.REFUSED: Refusal.BUSINESS,
+    Meaning.PERMISSION: Refusal.PERMISSION,
+    Meaning.THROTTLED: Refusal.THROTTLED,
+}
+
+
+class _MismatchError(UnreadableError):
+    """The answer is not about what was asked."""
+
+
+@attrs.frozen
+class Answer:
+    """A decoded answer: what ``Reply.content`` holds where the body could be read."""
+
+    fields: Fields
+    stamp: str
+    """Date and time of the header, yyyyMMddHHmmss, on a Shanghai clock."""
+    continued: bool
+
+
+def reply_of(packet: Packet) -> Reply:
+    """Return a packet as a reply; one whose body is not XML has no content.
+
+    It is recognised by ``seq`` alone: answers made by the local front end keep ``serv_type`` 01.
+    """
+    header = packet.header
+    text = bodies.decode(packet.body, header.text("charset"))
+    try:
+        content = Answer(
+            bodies.read(text),
+            header.text("date") + header.text("time"),
+            header.text("cont_flag") == "1",
+        )
+    except UnreadableError:
+        content = None
+    return Reply(
+        correlation=header.text("seq"),
+        trade=header.text("trade_code"),
+        code=header.text("ret_code"),
+        message=header.message,
+        raw=packet.raw,
+        content=content,
+    )
+
+
+def meaning(codes: Codes, code: str) -> Meaning:
+    """Return what a code says; in no list, or in two of different meaning, it is unclear."""
+    found = [one for one in Meaning if code in getattr(codes, one.value)]
+    return found[0] if len(found) == 1 else Meaning.UNCLEAR
+
+
+def outcome(profile: BankProfile, operation: Operation, reply: Reply) -> Outcome:
+    """Return what the reply means for the operation; never raises on bad content."""
+    answer = reply.content
+    if not isinstance(answer, Answer):
+        return Unclear(reply.code or BAD_REPLY, reply.message or "the answer's body is not XML")
+    try:
+        return _outcome(profile, operation, reply, answer)
+    except _MismatchError as error:
+        return Unclear(REPLY_MISMATCH, str(error))
+    except (UnreadableError, BodyError) as error:
+        return Unclear(BAD_REPLY, str(error))
+
+
+def _outcome(profile: BankProfile, operation: Operation, reply: Reply, answer: Answer) -> Outcome:
+    said = meaning(profile.card.codes, reply.code)
+    match operation:
+        case PaymentOrder():
+            return _transfer(profile, operation, reply, answer, said)
+        case StatusQuery():
+            return _status(profile.card, operation, reply, answer, said)
+        case BalanceQuery():
+            return _balance(operation, reply, answer, said)
+        case StatementQuery():
+            return _statement(profile.card, operation, reply, answer, said)
+        case _:
+            assert_never(operation)
+
+
+def _not_done(reply: Reply, said: Meaning, *, moves_money: bool) -> Rejected | Unclear:
+    """Return what any code but OK means.
+
+    "Too often" is no proof that a payment was not executed: no packet shows it on 4004, so there
+    it is unclear. "No record" and "known already" in answer to a payment prove nothing either.
+    """
+    if said is Meaning.THROTTLED and moves_money:
+        return Unclear(reply.code, reply.message)
+    if said in _REFUSALS:
+        return Rejected(reply.code, reply.message, _REFUSALS[said])
+    if said is Meaning.NO_RECORD and not moves_money:
+        return Rejected(reply.code, reply.message)
+    return Unclear(reply.code or BAD_REPLY, reply.message)
+
+
+def _transfer(
+    profile: BankProfile, order: PaymentOrder, reply: Reply, answer: Answer, said: Meaning
+) -> Outcome:
+    if said is not Meaning.OK:
+        return _not_done(reply, said, moves_money=True)
+    fields = answer.fields
+    _expect_trade(reply, messages.TRANSFER)
+    _expect(fields, "TranAmount", order.amount)
+    voucher = fields.get("ThirdVoucher")
+    if not 0 < len(voucher) <= messages.CHARS_MAX["ThirdVoucher"]:
+        msg = "the answer bears no ThirdVoucher of ours"
+        raise _MismatchError(msg)
+    # Interbank 000000 is "accepted" only and its hostFlowNo is empty. A payment inside the bank
+    # that landed is not booked either, so the host's number is asked for there too.
+    done = (
+        messages.is_same_bank(profile, order)
+        and fields.get("UnionFlag") != "0"
+        and fields.get("hostFlowNo") != ""
+    )
+    receipt = PaymentReceipt(
+        client_ref=ClientRef(voucher),
+        amount=order.amount,
+        bank_ref=_bank_ref(fields),
+        booked_on=_day_or_none(fields.get("hostTxDate")) if done else None,
+        fee=_fee(fields, "Fee1", "Fee2"),
+    )
+    return Accepted(receipt, reply.code, reply.message, final=done)
+
+
+def _status(
+    card: BehaviourCard, query: StatusQuery, reply: Reply, answer: Answer, said: Meaning
+) -> Outcome:
+    if said is Meaning.NO_RECORD:
+        none = PaymentStatus(PaymentState.NO_RECORD, reply.code, reply.message)
+        return Accepted(none, reply.code, reply.message)
+    if said is not Meaning.OK:
+        return _not_done(reply, said, moves_money=False)
+    fields = answer.fields
+    _expect_trade(reply, messages.STATUS)
+    _expect_text(fields, "OrigThirdVoucher", query.client_ref)
+    _expect(fields, "TranAmount", query.order.amount)
+    texts = dict.fromkeys((fields.get("Yhcljg"), fields.get("BackRem")))
+    found = PaymentStatus(
+        state=_state(card, fields),
+        code=fields.get("Stt"),
+        message="; ".join(filter(None, texts)),
+        bank_ref=_bank_ref(fields),
+        booked_on=_day_or_none(fields.get("AccountDate")),
+        fee=_fee(fields, "Fee"),
+    )
+    return Accepted(found, reply.code, reply.message)
+
+
+def _state(card: BehaviourCard, fields: Fields) -> PaymentState:
+    """Return the payment's state by Stt and the card's returned sign, never by Yhcljg's text."""
+    stt, states = fields.get("Stt"), card.states
+    sign, _, returned = card.returned.sign.partition("=")
+    if (sign and fields.get(sign) == returned) or stt in states.returned:
+        return PaymentState.RETURNED
+    by_list = (
+        (PaymentState.UNKNOWN, states.unknown),
+        (PaymentState.PROCESSING, states.intermediate),
+        (PaymentState.REJECTED, states.final_bad),
+        (PaymentState.SUCCEEDED, states.final_ok),
+    )
+    found = [state for state, names in by_list if stt in names]
+    return found[0] if len(found) == 1 else PaymentState.UNKNOWN
+
+
+def _balance(query: BalanceQuery, reply: Reply, answer: Answer, said: Meaning) -> Outcome:
+    if said is not Meaning.OK:
+        return _not_done(reply, said, moves_money=False)
+    fields = answer.fields
+    _expect_trade(reply, messages.BALANCE)
+    _expect_text(fields, "Account", query.account)
+    _expect_text(fields, "CcyCode", messages.CURRENCY)
+    found = Balance(
+        account=query.account,
+        available=_cny(fields, "Balance"),
+        book=_cny(fields, "TotalAmount"),
+        as_of=_moment(answer.stamp),
+        held=_cny(fields, "HoldBalance") if fields.get("HoldBalance") else None,
+        status=fields.get("AccountStatus"),
+    )
+    return Accepted(found, reply.code, reply.message)
+
+
+def _statement(
+    card: BehaviourCard, query: StatementQuery, reply: Reply, answer: Answer, said: Meaning
+) -> Outcome:
+    if said is Meaning.NO_RECORD:
+        return Accepted(Statement(()), reply.code, reply.message)
+    if said is not Meaning.OK:
+        return _not_done(reply, said, moves_money=False)
+    fields = answer.fields
+    if answer.continued:
+        return Unclear(REPLY_CONTINUES, "cont_flag 1: more of this page follows")
+    cursor = _cursor(query, reply, answer)
+    _expect_text(fields, "AcctNo", query.account)
+    _expect_number(fields, "PageNo", cursor.page)
+    _expect_number(fields, "PageRecCount", len(fields.rows))
+    day = fields.get("TranDate")
+    mark = card.statement.fee_mark
+    entries = tuple(
+        _entry_4008(row, day, mark) if cursor.trade == messages.TODAY else _entry_4013(row, mark)
+        for row in fields.rows
+    )
+    following = "" if _is_end(fields, cursor) else str(_following(fields, cursor))
+    return Accepted(Statement(entries, following), reply.code, reply.message)
+
+
+def _cursor(query: StatementQuery, reply: Reply, answer: Answer) -> Cursor:
+    """Return where the answered page starts, as ``prepare`` computed it for its request."""
+    if reply.trade not in (messages.TODAY, messages.HISTORY):
+        msg = f"trade {reply.trade!r} answers no statement"
+        raise _MismatchError(msg)
+    if query.cursor:
+        cursor = Cursor.parse(query.cursor)
+        _expect_trade(reply, cursor.trade)
+        return cursor
+    asked_on = answer.stamp[:8]
+    if reply.trade == messages.TODAY:
+        return Cursor(messages.TODAY, asked_on, 0)
+    size = answer.fields.get("PageSize") or str(messages.HISTORY_ROWS_MIN)
+    return Cursor(messages.HISTORY, asked_on, 1, int(_digits(size, "PageSize", 4)))
+
+
+def _is_end(fields: Fields, cursor: Cursor) -> bool:
+    flag = fields.get("EndFlag") or fields.get("IsEnded")
+    if flag == "Y":
+        return True
+    if flag != "N" or not fields.rows or cursor.page >= messages.PAGES_MAX:
+        msg = f"the end of the pages can't be told: flag {flag!r} on page {cursor.page}"
+        raise UnreadableError(msg)
+    return False
+
+
+def _following(fields: Fields, cursor: Cursor) -> Cursor:
+    journal, log_count = fields.get("JournalNo") or "0", fields.get("LogCount") or "0"
+    following = cursor.following(journal, log_count)
+    if not messages.CURSOR.fullmatch(str(following)):
+        msg = "the header's date, JournalNo or LogCount can't be gone on with"
+        raise UnreadableError(msg)
+    return following
+
+
+def _entry_4013(row: Fields, fee_mark: str) -> StatementEntry:
+    _expect_text(row, "CcyCode", messages.CURRENCY)
+    debit = _is_debit(row, "DcFlag")
+    side = "In" if debit else "Out"
+    amount = _cny(row, "TranAmount")
+    return StatementEntry(
+        bank_ref=(row.get("BussSeqNo") or row.get("HostTrace"))[:BANK_REF_CHARS_MAX],
+        booked_at=_moment(row.get("AcctDate") + (row.get("TxTime") or "000000")),
+        direction=Direction.DEBIT if debit else Direction.CREDIT,
+        amount=Cny(abs(amount.fen)),
+        counterparty_account=row.get(f"{side}AcctNo"),
+        counterparty_name=row.get(f"{side}AcctName"),
+        # AcctBalance was 0.00 in every real row: it is not read.
+        purpose=row.get("Purpose"),
+        fee=row.get("AbstractStr") == fee_mark,
+        reversal=amount.fen < 0,
+    )
+
+
+def _entry_4008(row: Fields, day: str, fee_mark: str) -> StatementEntry:
+    debit = _is_debit(row, "TxType")
+    # The side that is not ours: Send is the payer's, Acct the payee's.
+    account, name = ("AcctAccount", "AcctName") if debit else ("SendAccount", "SendName")
+    amount = _cny(row, "TxAmount")
+    time = row.get("TranTime1")
+    return StatementEntry(
+        bank_ref=(row.get("BussSeqNo") or row.get("HostSeqNo"))[:BANK_REF_CHARS_MAX],
+        # Its form is not known: HHmmss and yyyyMMddHHmmss are both read.
+        booked_at=_moment(time if len(time) > 6 else day + (time or "000000")),  # noqa: PLR2004 - HHmmss
+        direction=Direction.DEBIT if debit else Direction.CREDIT,
+        amount=Cny(abs(amount.fen)),
+        counterparty_account=row.get(account),
+        counterparty_name=row.get(name),
+        balance_after=_cny(row, "Balance") if row.get("Balance") else None,
+        purpose=row.get("Notes"),
+        fee=row.get("AbstractStr") == fee_mark,
+        reversal=amount.fen < 0,
+    )
+
+
+def _is_debit(row: Fields, name: str) -> bool:
+    flag = row.get(name)
+    if flag not in ("D", "C"):
+        msg = f"{name} is {flag[:4]!r}, not D or C"
+        raise UnreadableError(msg)
+    return flag == "D"
+
+
+def _expect_trade(reply: Reply, trade: str) -> None:
+    if reply.trade != trade:
+        msg = f"trade {reply.trade!r} answers a {trade}"
+        raise _MismatchError(msg)
+
+
+def _expect_text(fields: Fields, name: str, wanted: str) -> None:
+    """Check an echo; answers leave elements out or empty, and that contradicts nothing."""
+    given = fields.get(name)
+    if given and given != wanted:
+        msg = f"{name} is not that of the request"
+        raise _MismatchError(msg)
+
+
+def _expect_number(fields: Fields, name: str, wanted: int) -> None:
+    given = fields.get(name)
+    if given and int(_digits(given, name, 9)) != wanted:
+        msg = f"{name} is {given}, not {wanted}"
+        raise _MismatchError(msg)
+
+
+def _expect(fields: Fields, name: str, wanted: Cny) -> None:
+    if fields.get(name) and _cny(fields, name) != wanted:
+        msg = f"{name} is not that of the order"
+        raise _MismatchError(msg)
+
+
+def _digits(text: str, name: str, size_max: int) -> str:
+    if not (text.isascii() and text.isdigit() and len(text) <= size_max):
+        msg = f"{name} is {text[:20]!r}, not a number"
+        raise UnreadableError(msg)
+    return text
+
+
+def _cny(fields: Fields, name: str) -> Cny:
+    try:
+        return Cny.parse_loose(fields.get(name))
+    except ValueError as error:
+        msg = f"{name}: {error}"
+        raise UnreadableError(msg) from error
+
+
+def _fee(fields: Fields, *names: str) -> Cny | None:
+    """Return the sum of the fees given, None where the bank names none that can be read.
+
+    A fee is shown only: it decides nothing, so a strange one must not make a payment unclear.
+    """
+    try:
+        given = [_cny(fields, name) for name in names if fields.get(name)]
+    except UnreadableError:
+        return None
+    return total(given) if given else None
+
+
+def _bank_ref(fields: Fields) -> str:
+    return (fields.get("FrontLogNo") or fields.get("hostFlowNo"))[:BANK_REF_CHARS_MAX]
+
+
+def _moment(stamp: str) -> dt.datetime:
+    """Return the UTC moment of a yyyyMMddHHmmss on a Shanghai clock."""
+    digits = _digits(stamp, "a time", 14)
+    try:
+        local = dt.datetime(
+            int(digits[:4]),
+            int(digits[4:6]),
+            int(digits[6:8]),
+            int(digits[8:10]),
+            int(digits[10:12]),
+            int(digits[12:14]),
+            tzinfo=SHANGHAI,
+        )
+    except ValueError as error:
+        msg = f"{digits} is not a time"
+        raise UnreadableError(msg) from error
+    if local.year not in YEARS:
+        msg = f"{digits} is not a time of this century"
+        raise UnreadableError(msg)
+    return local.astimezone(dt.UTC)
+
+
+def _day_or_none(text: str) -> BusinessDate | None:
+    """Return a yyyyMMdd; the booking day is shown only, so one that can't be read is left out."""
+    try:
+        return BusinessDate(_moment(text + "000000").astimezone(SHANGHAI).date())
+    except UnreadableError:
+        return None

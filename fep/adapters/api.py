@@ -1,0 +1,220 @@
+"""The interface between the engine and one bank's protocol; sans-I/O on both sides.
+
+An adapter has three parts that never mix: the framer (bytes to frames, one instance a
+connection), the envelope codec (frame to header and body) and the trade mapper (canonical
+operation to the bank's trade). The engine sees them as a ``BankCodec`` and its ``Framer``.
+The link owns sockets, deadlines and retries; the key slot signs.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Protocol
+
+import attrs
+
+from fep.adapters.card import BehaviourCard, SignAlgorithm
+from fep.domain.account import Account
+from fep.domain.clock import BusinessDate
+from fep.domain.ids import AccountNumber, BankName, ClientRef
+from fep.domain.order import Kind, Operation, OperationResult, StatementQuery
+
+
+@attrs.frozen
+class BankProfile:
+    """All an adapter knows of one configured bank."""
+
+    bank: BankName
+    card: BehaviourCard
+    """The adapter's card with the bank's own overrides applied."""
+    options: Any
+    """An instance of the adapter's ``options_class``."""
+    direct_connect_number: str
+    """银企直联编号: the enterprise's number at this bank."""
+    accounts: Mapping[AccountNumber, Account]
+    """All approved accounts of the enterprise, of every bank, so that a payee can be known."""
+
+
+@attrs.frozen
+class Context:
+    """What changes from request to request and must not be taken from a global."""
+
+    now: dt.datetime
+    sequence: str
+    """Unique for each request of this process: 20 digits, what the answer is correlated by."""
+    client_ref: ClientRef | None = None
+    """Of a payment: its dedupe key at the bank. Already on disk before the first byte."""
+
+
+@attrs.frozen
+class Draft:
+    """One request before it is signed."""
+
+    correlation: str
+    """What the answer will echo; unique among the requests in flight of one link."""
+    trade: str
+    """The bank's own name of the trade, for logs."""
+    to_sign: bytes | None
+    """Exactly the bytes the key must sign, or None where nothing is signed by us."""
+    algorithm: SignAlgorithm
+    content: Any = attrs.field(repr=False)
+    """The adapter's own parts; only its ``seal`` reads them."""
+
+
+@attrs.frozen
+class Reply:
+    """One complete frame from the bank."""
+
+    correlation: str
+    """What the request sent, or empty when the frame bears none that can be read."""
+    trade: str
+    code: str
+    """The bank's return code as it stands in the frame's header."""
+    message: str
+    raw: bytes = attrs.field(repr=False)
+    content: Any = attrs.field(repr=False, default=None)
+    """The adapter's own decoded parts; only its ``outcome`` reads them."""
+
+
+@attrs.frozen
+class Accepted:
+    """The bank did it (``final``) or took it over and will finish it later (not ``final``)."""
+
+    result: OperationResult
+    code: str = ""
+    message: str = ""
+    final: bool = True
+
+
+class Refusal(StrEnum):
+    """Why a bank refused: decides whether a query may be asked again by itself."""
+
+    BUSINESS = "business"
+    """It is not to be done: no money, no such account, bad member."""
+    THROTTLED = "throttled"
+    """Asked too often: later it may be asked again."""
+    PERMISSION = "permission"
+    """The enterprise or account may not do this: a person must act."""
+
+
+@attrs.frozen
+class Rejected:
+    """The bank said clearly that it was not done and will not be."""
+
+    code: str
+    message: str
+    why: Refusal = Refusal.BUSINESS
+
+
+@attrs.frozen
+class Unclear:
+    """The answer proves nothing; a payment becomes ``unknown`` and only evidence closes it."""
+
+    code: str
+    message: str
+
+
+Outcome = Accepted | Rejected | Unclear
+
+
+class Framer(Protocol):
+    """Cuts one connection's bytes into replies; a fresh one for each connection."""
+
+    def receive_data(self, data: bytes) -> list[Reply]:
+        """Return the replies completed by these bytes, in order.
+
+        Raises:
+            RemoteProtocolError: the stream can't be understood any more; close it. Replies that
+                were complete before the fault were returned by earlier calls or are lost with it:
+                an implementation returns them first and raises on its next call.
+        """
+        ...
+
+    def receive_eof(self) -> None:
+        """Note the end of the stream.
+
+        Raises:
+            RemoteProtocolError: it ended inside a frame.
+        """
+        ...
+
+
+class BankCodec(Protocol):
+    """One configured bank's protocol; stateless but for its profile, shared by all its tasks."""
+
+    def framer(self) -> Framer:
+        """Return the framer of a new connection."""
+        ...
+
+    def logon(self, context: Context) -> Draft | None:
+        """Return the request that opens a session after connecting, None where there is none."""
+        ...
+
+    def probe(self, context: Context) -> Draft:
+        """Return the bank's own harmless request used as heartbeat (心跳)."""
+        ...
+
+    def alive(self, reply: Reply) -> bool:
+        """Say whether this answer to ``logon`` or ``probe`` shows a working bank."""
+        ...
+
+    def prepare(self, operation: Operation, context: Context) -> Draft:
+        """Return the request for an operation.
+
+        Raises:
+            BodyError: this bank can't carry it (a name too long, a character GBK lacks, an account
+                that is not approved); nothing was sent.
+        """
+        ...
+
+    def seal(self, draft: Draft, signature: bytes | None) -> bytes:
+        """Return the exact bytes to send; ``signature`` is None where the draft wants none."""
+        ...
+
+    def outcome(self, operation: Operation, reply: Reply) -> Outcome:
+        """Return what a reply means for the operation it answers; never raises on bad content."""
+        ...
+
+    def split(self, query: StatementQuery, today: BusinessDate) -> list[StatementQuery]:
+        """Return the queries a statement must be asked in (some banks don't mix days)."""
+        ...
+
+
+class BankAdapter(Protocol):
+    """The registration value of one bank: what its package exports as ``ADAPTER``."""
+
+    @property
+    def name(self) -> str:
+        """Entry-point name, such as ``pingan_b2bi``."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """Name for people, such as ``平安银行 银企直联 B2Bi``."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Version of the bank's protocol that is spoken."""
+        ...
+
+    @property
+    def capabilities(self) -> frozenset[Kind]:
+        """Canonical operations it has."""
+        ...
+
+    @property
+    def card(self) -> BehaviourCard:
+        """The bank's behaviour card as shipped."""
+        ...
+
+    @property
+    def options_class(self) -> type[Any]:
+        """The attrs class of the bank's ``options`` table."""
+        ...
+
+    def open(self, profile: BankProfile) -> BankCodec:
+        """Return the codec of one configured bank."""
+        ...

@@ -1,0 +1,263 @@
+"""The life of an alarm, and what each kind means to an operator. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+from enum import StrEnum
+from typing import Any, Final
+
+import attrs
+
+from fep.domain.clock import to_text
+
+
+class AlarmKind(StrEnum):
+    """What can be wrong; the value is stable, programs match on it."""
+
+    KEY_MISSING = "KEY_MISSING"
+    KEY_WRONG = "KEY_WRONG"
+    KEY_BLOCKED = "KEY_BLOCKED"
+    KEY_PIN = "KEY_PIN"
+    KEY_EXPIRING = "KEY_EXPIRING"
+    KEY_FAULT = "KEY_FAULT"
+    KEY_SERVICE_DOWN = "KEY_SERVICE_DOWN"
+    LINK_DOWN = "LINK_DOWN"
+    BANK_HEARTBEAT_LOST = "BANK_HEARTBEAT_LOST"
+    CLIENT_LOST = "CLIENT_LOST"
+    UNKNOWN_OVERDUE = "UNKNOWN_OVERDUE"
+    TASK_EXPIRED = "TASK_EXPIRED"
+    QUEUE_NEARLY_FULL = "QUEUE_NEARLY_FULL"
+    STORE_FULL = "STORE_FULL"
+    LANE_FAILED = "LANE_FAILED"
+    POOL_BLOCKED = "POOL_BLOCKED"
+    UNMATCHED_REPLY = "UNMATCHED_REPLY"
+
+
+class Severity(StrEnum):
+    """How soon a person must act."""
+
+    CRITICAL = "critical"
+    MAJOR = "major"
+    MINOR = "minor"
+
+
+@attrs.frozen
+class Meaning:
+    """One kind as people read it."""
+
+    title: str
+    title_zh: str
+    severity: Severity
+    action: str
+
+
+MEANINGS: Final[dict[AlarmKind, Meaning]] = {
+    AlarmKind.KEY_MISSING: Meaning(
+        "USB-Key not inserted",
+        "UKey 未插入",
+        Severity.CRITICAL,
+        "Insert the key of this slot; its bank's tasks wait and go on by themselves.",
+    ),
+    AlarmKind.KEY_WRONG: Meaning(
+        "Wrong USB-Key",
+        "UKey 不匹配",
+        Severity.CRITICAL,
+        "Take the key out and insert the one the configuration names (GUID and certificate).",
+    ),
+    AlarmKind.KEY_BLOCKED: Meaning(
+        "USB-Key PIN blocked",
+        "UKey PIN 已锁定",
+        Severity.CRITICAL,
+        "Unblock it with the PUK outside this machine, or ask the bank; then insert it again.",
+    ),
+    AlarmKind.KEY_PIN: Meaning(
+        "USB-Key PIN needed",
+        "UKey 需要 PIN",
+        Severity.CRITICAL,
+        "Correct the PIN credential, or run: fepctl call slot.unlock '{\"slot\":…,\"pin\":…}'.",
+    ),
+    AlarmKind.KEY_EXPIRING: Meaning(
+        "USB-Key certificate expires soon",
+        "UKey 证书即将到期",
+        Severity.MINOR,
+        "Renew the certificate at the bank, then update the slot's certificate_sha256.",
+    ),
+    AlarmKind.KEY_FAULT: Meaning(
+        "USB-Key does not answer rightly",
+        "UKey 故障",
+        Severity.MAJOR,
+        "Take the key out and in again; if it comes back, try another port, then another key.",
+    ),
+    AlarmKind.KEY_SERVICE_DOWN: Meaning(
+        "Smart-card service down",
+        "智能卡服务中断",
+        Severity.CRITICAL,
+        "systemctl restart pcscd; the slots come back by themselves.",
+    ),
+    AlarmKind.LINK_DOWN: Meaning(
+        "Bank connection down",
+        "银行连接中断",
+        Severity.CRITICAL,
+        "Check the bank's front-end program and the network; the link reconnects by itself.",
+    ),
+    AlarmKind.BANK_HEARTBEAT_LOST: Meaning(
+        "Bank does not answer heartbeats",
+        "银行心跳丢失",
+        Severity.MAJOR,
+        "The connection was closed and is made anew; if it comes back, call the bank.",
+    ),
+    AlarmKind.CLIENT_LOST: Meaning(
+        "Finance system lost",
+        "财务系统连接中断",
+        Severity.MAJOR,
+        "Check the finance system; its results are kept and told again when it returns.",
+    ),
+    AlarmKind.UNKNOWN_OVERDUE: Meaning(
+        "Payment's end unknown for too long",
+        "交易结果长时间未知",
+        Severity.CRITICAL,
+        "Do not pay again. Ask the bank; then two persons: task.resolve and task.confirm.",
+    ),
+    AlarmKind.TASK_EXPIRED: Meaning(
+        "Tasks expired unsent",
+        "任务过期未发送",
+        Severity.MAJOR,
+        "Nothing was sent. If still wanted, the finance system submits a new task id.",
+    ),
+    AlarmKind.QUEUE_NEARLY_FULL: Meaning(
+        "Queue nearly full",
+        "队列将满",
+        Severity.MAJOR,
+        "See which bank or client is behind (fepctl status); raise tasks.queue_max if need be.",
+    ),
+    AlarmKind.STORE_FULL: Meaning(
+        "Disk full",
+        "磁盘已满",
+        Severity.CRITICAL,
+        "Free space on the state directory; nothing stored is lost, new tasks are refused.",
+    ),
+    AlarmKind.LANE_FAILED: Meaning(
+        "A part has failed for good",
+        "处理通道失败",
+        Severity.CRITICAL,
+        "Read the log around lane.crashed and report it; restart the service to try again.",
+    ),
+    AlarmKind.POOL_BLOCKED: Meaning(
+        "Pooling lacks a USB-Key",
+        "归集缺少 UKey",
+        Severity.MAJOR,
+        "Insert the keys named; the accounts left out are in the next round.",
+    ),
+    AlarmKind.UNMATCHED_REPLY: Meaning(
+        "A bank's answer matched no request",
+        "收到无法匹配的银行应答",
+        Severity.MINOR,
+        "Its bytes are kept as evidence; look at it beside the payments that are unknown.",
+    ),
+}
+
+
+class AlarmState(StrEnum):
+    """Where an alarm stands."""
+
+    RAISED = "raised"
+    ACKNOWLEDGED = "acknowledged"
+    CLEARED = "cleared"
+
+
+class AlarmEvent(StrEnum):
+    """What can happen to it."""
+
+    SEEN_AGAIN = "seen_again"
+    ACKNOWLEDGE = "acknowledge"
+    CLEAR = "clear"
+
+
+TRANSITIONS: Final[dict[AlarmState, dict[AlarmEvent, AlarmState]]] = {
+    AlarmState.RAISED: {
+        AlarmEvent.SEEN_AGAIN: AlarmState.RAISED,
+        AlarmEvent.ACKNOWLEDGE: AlarmState.ACKNOWLEDGED,
+        AlarmEvent.CLEAR: AlarmState.CLEARED,
+    },
+    AlarmState.ACKNOWLEDGED: {
+        AlarmEvent.SEEN_AGAIN: AlarmState.ACKNOWLEDGED,
+        AlarmEvent.ACKNOWLEDGE: AlarmState.ACKNOWLEDGED,
+        AlarmEvent.CLEAR: AlarmState.CLEARED,
+    },
+    AlarmState.CLEARED: {},
+}
+
+
+class IllegalAlarmError(AssertionError):
+    """An event came in a state without a row for it: a defect of ours."""
+
+
+def step(state: AlarmState, event: AlarmEvent) -> AlarmState:
+    """Return the state that follows.
+
+    Raises:
+        IllegalAlarmError: the table has no such row.
+    """
+    try:
+        return TRANSITIONS[state][event]
+    except KeyError:
+        msg = f"{event.value} can't happen to an alarm that is {state.value}"
+        raise IllegalAlarmError(msg) from None
+
+
+@attrs.define
+class Alarm:
+    """One cause at one subject, from when it was raised until it is cleared."""
+
+    id: str
+    kind: AlarmKind
+    subject: str
+    """Which slot, bank, client, task or pool."""
+    cause: str
+    raised_at: dt.datetime
+    last_at: dt.datetime
+    state: AlarmState = AlarmState.RAISED
+    count: int = 1
+    acknowledged_at: dt.datetime | None = None
+    acknowledged_by: str = ""
+    cleared_at: dt.datetime | None = None
+
+    def seen_again(self, cause: str, now: dt.datetime) -> None:
+        """Count the same cause once more."""
+        self.state = step(self.state, AlarmEvent.SEEN_AGAIN)
+        self.cause, self.last_at = cause, now
+        self.count += 1
+
+    def acknowledge(self, who: str, now: dt.datetime) -> None:
+        """Note that a person acts."""
+        self.state = step(self.state, AlarmEvent.ACKNOWLEDGE)
+        self.acknowledged_at, self.acknowledged_by = now, who
+
+    def clear(self, now: dt.datetime) -> None:
+        """Note that it is over."""
+        self.state = step(self.state, AlarmEvent.CLEAR)
+        self.cleared_at = now
+
+    def value(self) -> dict[str, Any]:
+        """Return it as the protocol shows it."""
+        meaning = MEANINGS[self.kind]
+        shown: dict[str, Any] = {
+            "alarm_id": self.id,
+            "kind": self.kind.value,
+            "subject": self.subject,
+            "state": self.state.value,
+            "severity": meaning.severity.value,
+            "title": meaning.title,
+            "title_zh": meaning.title_zh,
+            "cause": self.cause,
+            "action": meaning.action,
+            "count": self.count,
+            "raised_at": to_text(self.raised_at),
+            "last_at": to_text(self.last_at),
+        }
+        if self.acknowledged_at is not None:
+            shown["acknowledged_at"] = to_text(self.acknowledged_at)
+            shown["acknowledged_by"] = self.acknowledged_by
+        if self.cleared_at is not None:
+            shown["cleared_at"] = to_text(self.cleared_at)
+        return shown

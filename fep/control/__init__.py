@@ -1,0 +1,1 @@
+"""The control protocol's server: sessions, methods, listeners, and the operators' command."""

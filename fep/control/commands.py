@@ -1,0 +1,385 @@
+"""The methods of the control protocol: one row each, with its parameters, roles and handler.
+
+``docs/protocol.md`` has one section a row; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Awaitable, Callable, Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal
+
+import attrs
+import msgspec
+
+from fep.alarms.service import Alarms
+from fep.domain.clock import Clock, to_text
+from fep.domain.errors import FepError
+from fep.domain.ids import BankName, ClientName, SlotName
+from fep.domain.order import Kind
+from fep.keys.service import KeyRing
+from fep.links.service import Link
+from fep.logs import Followers
+from fep.pooling.service import PoolService
+from fep.tasks.service import TaskService
+from fep.tasks.state import State
+from fep.tasks.task import PRIORITY_DEFAULT, PRIORITY_MAX, PRIORITY_MIN
+
+PROTOCOL_VERSION: Final = 1
+EXPIRES_SECONDS_MAX: Final = 30 * 86_400.0
+LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX = 100, 500
+EVIDENCE_CHARS_MAX: Final = 2000
+
+
+class Role(StrEnum):
+    """What a session may do."""
+
+    FINANCE = "finance"
+    """财务系统: its own tasks."""
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+
+ALL: Final = frozenset(Role)
+PEOPLE: Final = frozenset({Role.VIEWER, Role.OPERATOR, Role.ADMIN})
+ACTING: Final = frozenset({Role.OPERATOR, Role.ADMIN})
+SUBMITTING: Final = frozenset({Role.FINANCE, Role.OPERATOR, Role.ADMIN})
+ADMINS: Final = frozenset({Role.ADMIN})
+
+
+class ProtocolRefusal(FepError):  # noqa: N818 - a refusal is an answer, not a defect
+    """A request that is refused with one of the protocol's own codes; nothing was changed."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@attrs.frozen
+class Caller:
+    """Who asks: the session's client name and role."""
+
+    name: ClientName
+    role: Role
+    session: str
+
+    @property
+    def owner(self) -> ClientName | None:
+        """The client whose tasks it may see; None = everybody's."""
+        return self.name if self.role is Role.FINANCE else None
+
+
+@attrs.define
+class Services:
+    """What the methods act on; the daemon puts it together and changes it on reload."""
+
+    tasks: TaskService
+    ring: KeyRing
+    links: Mapping[BankName, Link]
+    alarms: Alarms
+    pools: PoolService
+    followers: Followers
+    clock: Clock
+    started_at: dt.datetime
+    version: str
+    show_config: Callable[[], dict[str, Any]]
+    check_config: Callable[[], Awaitable[list[str]]]
+    apply_config: Callable[[str], Awaitable[dict[str, Any]]]
+    """Takes who applies it; returns what changed."""
+
+
+class NoParams(msgspec.Struct, forbid_unknown_fields=True):
+    """No members."""
+
+
+class OpenParams(msgspec.Struct, forbid_unknown_fields=True):
+    """session.open."""
+
+    client: str
+    token: str | None = None
+
+
+class HeartbeatParams(msgspec.Struct, forbid_unknown_fields=True):
+    """session.heartbeat."""
+
+    seq: int
+    time: str
+
+
+class SubmitParams(msgspec.Struct, forbid_unknown_fields=True):
+    """task.submit."""
+
+    task_id: str
+    bank: str
+    kind: Kind
+    priority: Annotated[int, msgspec.Meta(ge=PRIORITY_MIN, le=PRIORITY_MAX)] = PRIORITY_DEFAULT
+    expires_s: Annotated[float, msgspec.Meta(gt=0, le=EXPIRES_SECONDS_MAX)] | None = None
+    body: BodyParams | None = None
+
+
+class BodyParams(msgspec.Struct, forbid_unknown_fields=True):
+    """A task's body, as task.fetch asks for it."""
+
+    kind: str
+    params: msgspec.Raw
+
+
+class TaskParams(msgspec.Struct, forbid_unknown_fields=True):
+    """Methods about one task."""
+
+    task_id: str
+
+
+class ListParams(msgspec.Struct, forbid_unknown_fields=True):
+    """task.list."""
+
+    state: State | None = None
+    bank: str | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=LIST_LIMIT_MAX)] = LIST_LIMIT_DEFAULT
+    cursor: Annotated[str, msgspec.Meta(pattern="^[0-9]{1,18}$")] | None = None
+
+
+class ResolveParams(msgspec.Struct, forbid_unknown_fields=True):
+    """task.resolve."""
+
+    task_id: str
+    outcome: Literal["succeeded", "rejected"]
+    evidence: Annotated[str, msgspec.Meta(max_length=EVIDENCE_CHARS_MAX)]
+
+
+class SlotUnlockParams(msgspec.Struct, forbid_unknown_fields=True):
+    """slot.unlock."""
+
+    slot: str
+    pin: Annotated[str, msgspec.Meta(min_length=4, max_length=16)]
+
+
+class BankParams(msgspec.Struct, forbid_unknown_fields=True):
+    """link.drain and link.resume."""
+
+    bank: str
+
+
+class AlarmListParams(msgspec.Struct, forbid_unknown_fields=True):
+    """alarm.list."""
+
+    all: bool = False
+    limit: Annotated[int, msgspec.Meta(ge=1, le=LIST_LIMIT_MAX)] = LIST_LIMIT_DEFAULT
+
+
+class AlarmParams(msgspec.Struct, forbid_unknown_fields=True):
+    """alarm.acknowledge."""
+
+    alarm_id: str
+
+
+class FollowParams(msgspec.Struct, forbid_unknown_fields=True):
+    """events.follow."""
+
+    prefix: str = ""
+    """Only events whose name begins so, such as ``task.``."""
+
+
+class PoolParams(msgspec.Struct, forbid_unknown_fields=True):
+    """pool.plan and pool.run."""
+
+    pool: str
+
+
+class RoundParams(msgspec.Struct, forbid_unknown_fields=True):
+    """pool.round."""
+
+    round_id: str
+
+
+Handler = Callable[[Services, Caller, Any], Awaitable[Any]]
+
+
+@attrs.frozen
+class Method:
+    """One row: who may call it, with what, and what answers."""
+
+    params: type[msgspec.Struct]
+    roles: frozenset[Role]
+    summary: str
+    handle: Handler | None = None
+    """None: the session itself answers."""
+
+
+async def _task_get(services: Services, caller: Caller, params: TaskParams) -> Any:  # noqa: ANN401
+    return await services.tasks.get(caller.owner, params.task_id)
+
+
+async def _task_list(services: Services, caller: Caller, params: ListParams) -> Any:  # noqa: ANN401
+    tasks, before = await services.tasks.page(
+        caller.owner,
+        state=params.state,
+        bank=params.bank,
+        limit=params.limit,
+        before=None if params.cursor is None else int(params.cursor),
+    )
+    return {"tasks": tasks} | ({} if before is None else {"cursor": str(before)})
+
+
+async def _task_cancel(services: Services, caller: Caller, params: TaskParams) -> Any:  # noqa: ANN401
+    state = await services.tasks.cancel(
+        caller.owner,
+        params.task_id,  # type: ignore[arg-type]
+        f"{caller.role} {caller.name}",
+    )
+    return {"state": state.value}
+
+
+async def _task_why(services: Services, caller: Caller, params: TaskParams) -> Any:  # noqa: ANN401
+    return await services.tasks.why(caller.owner, params.task_id)
+
+
+async def _task_resolve(services: Services, caller: Caller, params: ResolveParams) -> Any:  # noqa: ANN401
+    await services.tasks.resolve(
+        caller.name, params.task_id, State(params.outcome), params.evidence
+    )
+    return {"task_id": params.task_id, "proposed": params.outcome, "needs": "task.confirm"}
+
+
+async def _task_confirm(services: Services, caller: Caller, params: TaskParams) -> Any:  # noqa: ANN401
+    state = await services.tasks.confirm(caller.name, params.task_id)
+    return {"task_id": params.task_id, "state": state.value}
+
+
+async def _status(services: Services, _caller: Caller, _params: NoParams) -> Any:  # noqa: ANN401
+    slots = [slot.snapshot() for slot in services.ring.slots.values()]
+    links = [link.snapshot() for link in services.links.values()]
+    now = services.clock.now()
+    return {
+        "version": services.version,
+        "protocol": PROTOCOL_VERSION,
+        "time": to_text(now),
+        "uptime_s": round((now - services.started_at).total_seconds(), 1),
+        "configuration": services.tasks.configuration,
+        "queue": services.tasks.status(),
+        "slots": {one.name: one.state.value for one in slots},
+        "links": {one.bank: one.state.value for one in links},
+        "alarms": len(services.alarms.active()),
+        "store_full": services.tasks.store.full,
+    }
+
+
+async def _slot_list(services: Services, _caller: Caller, _params: NoParams) -> Any:  # noqa: ANN401
+    return {"slots": [plain(slot.snapshot()) for slot in services.ring.slots.values()]}
+
+
+async def _slot_unlock(services: Services, _caller: Caller, params: SlotUnlockParams) -> Any:  # noqa: ANN401
+    slot = services.ring.slots.get(SlotName(params.slot))
+    if slot is None:
+        names = ", ".join(sorted(services.ring.slots))
+        raise ProtocolRefusal("NOT_FOUND", f"no slot {params.slot!r}; there are: {names}")
+    await slot.unlock(params.pin)
+    return plain(slot.snapshot())
+
+
+async def _link_list(services: Services, _caller: Caller, _params: NoParams) -> Any:  # noqa: ANN401
+    lanes = services.tasks.status()["banks"]
+    return {
+        "links": [
+            plain(link.snapshot())
+            | {"drained": lanes[bank]["drained"], "in_flight": lanes[bank]["in_flight"]}
+            for bank, link in services.links.items()
+        ]
+    }
+
+
+async def _link_drain(services: Services, _caller: Caller, params: BankParams) -> Any:  # noqa: ANN401
+    await services.tasks.set_drained(BankName(params.bank), value=True)
+    return {"bank": params.bank, "drained": True}
+
+
+async def _link_resume(services: Services, _caller: Caller, params: BankParams) -> Any:  # noqa: ANN401
+    await services.tasks.set_drained(BankName(params.bank), value=False)
+    return {"bank": params.bank, "drained": False}
+
+
+async def _alarm_list(services: Services, _caller: Caller, params: AlarmListParams) -> Any:  # noqa: ANN401
+    shown = await services.alarms.recent(params.limit) if params.all else services.alarms.active()
+    return {"alarms": [alarm.value() for alarm in shown[: params.limit]]}
+
+
+async def _alarm_acknowledge(services: Services, caller: Caller, params: AlarmParams) -> Any:  # noqa: ANN401
+    try:
+        alarm = await services.alarms.acknowledge(params.alarm_id, caller.name)
+    except LookupError as error:
+        raise ProtocolRefusal("NOT_FOUND", f"no active alarm {params.alarm_id!r}") from error
+    return alarm.value()
+
+
+async def _config_show(services: Services, _caller: Caller, _params: NoParams) -> Any:  # noqa: ANN401
+    return services.show_config()
+
+
+async def _config_check(services: Services, _caller: Caller, _params: NoParams) -> Any:  # noqa: ANN401
+    return {"faults": await services.check_config()}
+
+
+async def _config_apply(services: Services, caller: Caller, _params: NoParams) -> Any:  # noqa: ANN401
+    return await services.apply_config(caller.name)
+
+
+async def _pool_list(services: Services, _caller: Caller, _params: NoParams) -> Any:  # noqa: ANN401
+    return {"pools": await services.pools.overview()}
+
+
+async def _pool_plan(services: Services, _caller: Caller, params: PoolParams) -> Any:  # noqa: ANN401
+    return await services.pools.plan(params.pool)
+
+
+async def _pool_run(services: Services, caller: Caller, params: PoolParams) -> Any:  # noqa: ANN401
+    return await services.pools.start_round(params.pool, f"{caller.role} {caller.name}")
+
+
+async def _pool_round(services: Services, _caller: Caller, params: RoundParams) -> Any:  # noqa: ANN401
+    return await services.pools.round(params.round_id)
+
+
+METHODS: Final[dict[str, Method]] = {
+    "session.open": Method(OpenParams, ALL, "begin; must be the first line"),
+    "session.heartbeat": Method(HeartbeatParams, ALL, "notification: this side lives"),
+    "session.close": Method(NoParams, ALL, "end in order"),
+    "task.submit": Method(SubmitParams, SUBMITTING, "put a task into the queue"),
+    "task.get": Method(TaskParams, ALL, "one task", _task_get),
+    "task.list": Method(ListParams, ALL, "tasks, newest first", _task_list),
+    "task.cancel": Method(TaskParams, SUBMITTING, "cancel before the first byte", _task_cancel),
+    "task.why": Method(TaskParams, ALL, "the causal chain of a task", _task_why),
+    "task.resolve": Method(ResolveParams, ACTING, "propose an unknown's end", _task_resolve),
+    "task.confirm": Method(TaskParams, ACTING, "confirm another's proposal", _task_confirm),
+    "status": Method(NoParams, ALL, "the daemon at a glance", _status),
+    "slot.list": Method(NoParams, ALL, "key slots and their states", _slot_list),
+    "slot.unlock": Method(SlotUnlockParams, ACTING, "give a slot its PIN, once", _slot_unlock),
+    "link.list": Method(NoParams, ALL, "bank connections and their states", _link_list),
+    "link.drain": Method(BankParams, ACTING, "send nothing more to a bank", _link_drain),
+    "link.resume": Method(BankParams, ACTING, "send to a bank again", _link_resume),
+    "alarm.list": Method(AlarmListParams, ALL, "alarms", _alarm_list),
+    "alarm.acknowledge": Method(AlarmParams, ACTING, "say that you act", _alarm_acknowledge),
+    "config.show": Method(NoParams, PEOPLE, "the configuration in force", _config_show),
+    "config.check": Method(NoParams, PEOPLE, "faults of the file on disk", _config_check),
+    "config.apply": Method(NoParams, ADMINS, "take the file on disk into force", _config_apply),
+    "events.follow": Method(FollowParams, PEOPLE, "then `event` notifications"),
+    "events.unfollow": Method(NoParams, PEOPLE, "no more `event` notifications"),
+    "pool.list": Method(NoParams, PEOPLE, "pools and their last rounds", _pool_list),
+    "pool.plan": Method(PoolParams, PEOPLE, "what a round would do now", _pool_plan),
+    "pool.run": Method(PoolParams, ACTING, "start a round now", _pool_run),
+    "pool.round": Method(RoundParams, PEOPLE, "one round and its accounts", _pool_round),
+}
+
+
+def plain(snapshot: Any) -> dict[str, Any]:  # noqa: ANN401 - any attrs class
+    """Return an attrs snapshot as a JSON object: enums by value, times as text."""
+
+    def one(_instance: Any, _attribute: Any, value: Any) -> Any:  # noqa: ANN401
+        if isinstance(value, StrEnum):
+            return value.value
+        if isinstance(value, dt.datetime):
+            return to_text(value)
+        return value
+
+    return attrs.asdict(snapshot, value_serializer=one)

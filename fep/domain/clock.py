@@ -1,0 +1,56 @@
+"""Time as an argument: the wall clock in aware UTC, business dates in Asia/Shanghai."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Final, NewType, Protocol
+
+SHANGHAI: Final = dt.timezone(dt.timedelta(hours=8), "Asia/Shanghai")
+"""China has had one zone and no summer time since 1991, so a fixed offset is exact."""
+
+BusinessDate = NewType("BusinessDate", dt.date)
+"""A day as the bank counts it (Asia/Shanghai), not to be mixed with a UTC date."""
+
+
+class Clock(Protocol):
+    """What tells the wall-clock time; durations come from ``trio.current_time`` instead."""
+
+    def now(self) -> dt.datetime:
+        """Return the present moment, aware, in UTC."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def now(self) -> dt.datetime:
+        """Return the present moment, aware, in UTC."""
+        return dt.datetime.now(dt.UTC)
+
+
+def to_shanghai(moment: dt.datetime) -> dt.datetime:
+    """Return the same moment on a Shanghai clock."""
+    return moment.astimezone(SHANGHAI)
+
+
+def business_date(moment: dt.datetime) -> BusinessDate:
+    """Return the calendar day in Shanghai at that moment."""
+    return BusinessDate(moment.astimezone(SHANGHAI).date())
+
+
+def to_text(moment: dt.datetime) -> str:
+    """Return RFC 3339 in UTC with milliseconds, the one form stored and sent."""
+    return moment.astimezone(dt.UTC).isoformat(timespec="milliseconds")
+
+
+def from_text(text: str) -> dt.datetime:
+    """Return the moment written by :func:`to_text`, or any RFC 3339 time with an offset.
+
+    Raises:
+        ValueError: not such a time, or without an offset.
+    """
+    moment = dt.datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        msg = f"{text!r} has no offset; write it as 2026-01-05T09:00:00+08:00"
+        raise ValueError(msg)
+    return moment.astimezone(dt.UTC)

@@ -1,0 +1,473 @@
+"""The canonical operations (规范交易) and their results, parsed once at the boundary.
+
+Every bank adapter translates these to its own trades; everybody above speaks only these.
+Members and their meaning: the control protocol's reference, section "Canonical params".
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Final, Literal, assert_never
+
+import attrs
+
+from fep.domain.clock import BusinessDate, to_text
+from fep.domain.errors import BodyError
+from fep.domain.ids import (
+    AccountNumber,
+    ClientRef,
+    TaskId,
+    parse_account_number,
+    parse_task_id,
+)
+from fep.domain.money import FEN_MAX, ZERO, Cny
+
+NAME_CHARS_MAX: Final = 60
+PURPOSE_CHARS_MAX: Final = 30
+"""Smallest room any supported bank gives the purpose (Ping An UseEx, C(30))."""
+STATEMENT_DAYS_MAX: Final = 100
+
+
+class Kind(StrEnum):
+    """Canonical operations; an adapter declares which it has."""
+
+    BALANCE = "balance"
+    TRANSFER = "transfer"
+    BATCH_TRANSFER = "batch_transfer"
+    TRANSFER_STATUS = "transfer_status"
+    STATEMENT = "statement"
+    RETURNED_PAYMENTS = "returned_payments"
+    BANK_CODE_LOOKUP = "bank_code_lookup"
+    POOL_SWEEP = "pool_sweep"
+    RECEIPT = "receipt"
+
+
+MOVES_MONEY: Final = frozenset({Kind.TRANSFER, Kind.BATCH_TRANSFER, Kind.POOL_SWEEP})
+"""Kinds whose repetition would pay twice: after the first byte only evidence closes them."""
+
+
+class Urgency(StrEnum):
+    """How fast an interbank payment should be cleared (加急标志)."""
+
+    NORMAL = "normal"
+    URGENT = "urgent"
+
+
+class Direction(StrEnum):
+    """Side of a statement line, seen from the account's holder."""
+
+    DEBIT = "debit"
+    CREDIT = "credit"
+
+
+@attrs.frozen
+class Payee:
+    """Who gets the money; an own account or a stranger's."""
+
+    account: AccountNumber
+    name: str
+    bank_code: str = ""
+    """CNAPS code (联行号), 12 digits, or empty."""
+    bank_name: str = ""
+    kind: Literal["corporate", "personal"] = "corporate"
+
+
+@attrs.frozen
+class BalanceQuery:
+    """Ask one account's balance (余额查询)."""
+
+    account: AccountNumber
+
+
+@attrs.frozen
+class PaymentOrder:
+    """One payment (单笔转账); one that exists is valid."""
+
+    payer: AccountNumber
+    payee: Payee
+    amount: Cny
+    currency: Literal["CNY"] = "CNY"
+    purpose: str = ""
+    urgency: Urgency = Urgency.NORMAL
+
+
+@attrs.frozen
+class TransferStatusRequest:
+    """Ask what became of an earlier transfer task of the same client (转账状态查询)."""
+
+    task_id: TaskId
+
+
+@attrs.frozen
+class StatusQuery:
+    """What an adapter needs to ask its bank about one payment."""
+
+    client_ref: ClientRef
+    order: PaymentOrder
+    submitted_on: BusinessDate
+    bank_ref: str = ""
+
+
+@attrs.frozen
+class StatementQuery:
+    """Ask for an account's lines of some business days (明细查询), one page at a time."""
+
+    account: AccountNumber
+    first_day: BusinessDate
+    last_day: BusinessDate
+    cursor: str = ""
+    """The adapter's own mark of the next page; empty for the first."""
+
+
+
+Body = BalanceQuery | PaymentOrder | TransferStatusRequest | StatementQuery
+"""What a client's task body parses to."""
+Operation = BalanceQuery | PaymentOrder | StatusQuery | StatementQuery
+"""What an adapter is asked to do."""
+
+
+@attrs.frozen
+class Balance:
+    """An account's balance as the bank told it."""
+
+    account: AccountNumber
+    available: Cny
+    book: Cny
+    as_of: dt.datetime
+    held: Cny | None = None
+    currency: str = "CNY"
+    status: str = ""
+
+
+@attrs.frozen
+class PaymentReceipt:
+    """What the bank said of a payment it took."""
+
+    client_ref: ClientRef
+    amount: Cny
+    bank_ref: str = ""
+    currency: str = "CNY"
+    booked_on: BusinessDate | None = None
+    fee: Cny | None = None
+
+
+class PaymentState(StrEnum):
+    """What a status query says of a payment."""
+
+    SUCCEEDED = "succeeded"
+    REJECTED = "rejected"
+    PROCESSING = "processing"
+    RETURNED = "returned"
+    NO_RECORD = "no_record"
+    UNKNOWN = "unknown"
+
+
+@attrs.frozen
+class PaymentStatus:
+    """The bank's word on one payment; only SUCCEEDED, REJECTED and RETURNED are final."""
+
+    state: PaymentState
+    code: str = ""
+    message: str = ""
+    bank_ref: str = ""
+    booked_on: BusinessDate | None = None
+    fee: Cny | None = None
+
+
+@attrs.frozen
+class StatementEntry:
+    """One line of a statement; amounts are positive, the direction says which way."""
+
+    bank_ref: str
+    booked_at: dt.datetime
+    direction: Direction
+    amount: Cny
+    counterparty_account: str = ""
+    counterparty_name: str = ""
+    client_ref: str = ""
+    balance_after: Cny | None = None
+    purpose: str = ""
+    fee: bool = False
+    """True for a fee line that bears its payment's reference."""
+    reversal: bool = False
+    """True for a line that takes an earlier one back (冲账)."""
+
+
+@attrs.frozen
+class Statement:
+    """One page of lines; ``cursor`` is what to put in the next query, empty at the end."""
+
+    entries: tuple[StatementEntry, ...]
+    cursor: str = ""
+
+
+OperationResult = Balance | PaymentReceipt | PaymentStatus | Statement
+
+
+def _members(
+    params: object, where: str, required: frozenset[str], optional: frozenset[str]
+) -> Mapping[str, object]:
+    if not isinstance(params, dict):
+        msg = f"{where} must be an object"
+        raise BodyError(msg)
+    for name in params:
+        if name not in required and name not in optional:
+            msg = f"{where}.{name} is not a known member"
+            raise BodyError(msg)
+    for name in sorted(required):
+        if name not in params:
+            msg = f"{where}.{name} is missing"
+            raise BodyError(msg)
+    return params
+
+
+def _text(value: object, where: str, chars_max: int) -> str:
+    if not isinstance(value, str) or len(value) > chars_max or not value.isprintable():
+        msg = f"{where} must be printable text of at most {chars_max} characters"
+        raise BodyError(msg)
+    return value
+
+
+def _account(value: object, where: str) -> AccountNumber:
+    try:
+        return parse_account_number(_text(value, where, 35))
+    except ValueError as error:
+        msg = f"{where}: {error}"
+        raise BodyError(msg) from error
+
+
+def _amount(value: object, where: str) -> Cny:
+    try:
+        amount = Cny.parse(_text(value, where, 20))
+    except ValueError as error:
+        msg = f"{where}: {error}"
+        raise BodyError(msg) from error
+    if not 0 < amount.fen <= FEN_MAX:
+        msg = f"{where} must be above 0.00 and at most {Cny(FEN_MAX)}"
+        raise BodyError(msg)
+    return amount
+
+
+def _day(value: object, where: str) -> BusinessDate:
+    try:
+        return BusinessDate(dt.date.fromisoformat(_text(value, where, 10)))
+    except ValueError as error:
+        msg = f"{where} must be a date written YYYY-MM-DD"
+        raise BodyError(msg) from error
+
+
+def _payee(value: object) -> Payee:
+    given = _members(
+        value,
+        "payee",
+        frozenset({"account", "name"}),
+        frozenset({"bank_code", "bank_name", "kind"}),
+    )
+    bank_code = _text(given.get("bank_code", ""), "payee.bank_code", 12)
+    if bank_code and not (len(bank_code) == 12 and bank_code.isascii() and bank_code.isdigit()):
+        msg = "payee.bank_code must be 12 digits (CNAPS) or left out"
+        raise BodyError(msg)
+    kind = given.get("kind", "corporate")
+    if kind not in ("corporate", "personal"):
+        msg = "payee.kind must be 'corporate' or 'personal'"
+        raise BodyError(msg)
+    name = _text(given["name"], "payee.name", NAME_CHARS_MAX)
+    if not name.strip():
+        msg = "payee.name must not be empty"
+        raise BodyError(msg)
+    return Payee(
+        account=_account(given["account"], "payee.account"),
+        name=name,
+        bank_code=bank_code,
+        bank_name=_text(given.get("bank_name", ""), "payee.bank_name", NAME_CHARS_MAX),
+        kind="personal" if kind == "personal" else "corporate",
+    )
+
+
+def _balance(params: object) -> BalanceQuery:
+    given = _members(params, "params", frozenset({"account"}), frozenset())
+    return BalanceQuery(_account(given["account"], "account"))
+
+
+def _transfer(params: object) -> PaymentOrder:
+    given = _members(
+        params,
+        "params",
+        frozenset({"payer", "payee", "amount", "currency"}),
+        frozenset({"purpose", "urgency"}),
+    )
+    payer = _members(given["payer"], "payer", frozenset({"account"}), frozenset())
+    if given["currency"] != "CNY":
+        msg = "currency must be 'CNY', the only one supported"
+        raise BodyError(msg)
+    urgency = given.get("urgency", "normal")
+    if urgency not in ("normal", "urgent"):
+        msg = "urgency must be 'normal' or 'urgent'"
+        raise BodyError(msg)
+    order = PaymentOrder(
+        payer=_account(payer["account"], "payer.account"),
+        payee=_payee(given["payee"]),
+        amount=_amount(given["amount"], "amount"),
+        purpose=_text(given.get("purpose", ""), "purpose", PURPOSE_CHARS_MAX),
+        urgency=Urgency(urgency),
+    )
+    if order.payer == order.payee.account:
+        msg = "payer.account and payee.account are the same"
+        raise BodyError(msg)
+    return order
+
+
+def _transfer_status(params: object) -> TransferStatusRequest:
+    given = _members(params, "params", frozenset({"task_id"}), frozenset())
+    try:
+        return TransferStatusRequest(parse_task_id(_text(given["task_id"], "task_id", 64)))
+    except ValueError as error:
+        raise BodyError(str(error)) from error
+
+
+def _statement(params: object) -> StatementQuery:
+    given = _members(params, "params", frozenset({"account", "from", "to"}), frozenset())
+    query = StatementQuery(
+        account=_account(given["account"], "account"),
+        first_day=_day(given["from"], "from"),
+        last_day=_day(given["to"], "to"),
+    )
+    if query.last_day < query.first_day:
+        msg = "'to' must not be before 'from'"
+        raise BodyError(msg)
+    if (query.last_day - query.first_day).days >= STATEMENT_DAYS_MAX:
+        msg = f"a statement covers at most {STATEMENT_DAYS_MAX} days"
+        raise BodyError(msg)
+    return query
+
+
+_PARSERS: Final[Mapping[Kind, Callable[[object], Body]]] = {
+    Kind.BALANCE: _balance,
+    Kind.TRANSFER: _transfer,
+    Kind.TRANSFER_STATUS: _transfer_status,
+    Kind.STATEMENT: _statement,
+}
+
+
+def parse_body(kind: Kind, params: object) -> Body:
+    """Return the operation that a task body asks for.
+
+    Args:
+        kind: what the task was submitted as.
+        params: the decoded JSON value of the body's ``params``.
+
+    Raises:
+        BodyError: a member is missing, unknown or wrong; its message names it.
+    """
+    parser = _PARSERS.get(kind)
+    if parser is None:
+        msg = f"kind {kind.value!r} has no canonical parameters yet"
+        raise BodyError(msg)
+    return parser(params)
+
+
+def body_params(body: Body) -> dict[str, object]:
+    """Return the canonical JSON value of a body: what :func:`parse_body` reads back equal."""
+    match body:
+        case BalanceQuery():
+            return {"account": body.account}
+        case PaymentOrder():
+            payee = {"account": body.payee.account, "name": body.payee.name}
+            if body.payee.bank_code:
+                payee["bank_code"] = body.payee.bank_code
+            if body.payee.bank_name:
+                payee["bank_name"] = body.payee.bank_name
+            if body.payee.kind != "corporate":
+                payee["kind"] = body.payee.kind
+            params: dict[str, object] = {
+                "payer": {"account": body.payer},
+                "payee": payee,
+                "amount": str(body.amount),
+                "currency": body.currency,
+            }
+            if body.purpose:
+                params["purpose"] = body.purpose
+            if body.urgency is not Urgency.NORMAL:
+                params["urgency"] = body.urgency.value
+            return params
+        case TransferStatusRequest():
+            return {"task_id": body.task_id}
+        case StatementQuery():
+            return {
+                "account": body.account,
+                "from": body.first_day.isoformat(),
+                "to": body.last_day.isoformat(),
+            }
+        case _:
+            assert_never(body)
+
+
+def _entry_value(entry: StatementEntry) -> dict[str, object]:
+    value: dict[str, object] = {
+        "bank_ref": entry.bank_ref,
+        "booked_at": to_text(entry.booked_at),
+        "direction": entry.direction.value,
+        "amount": str(entry.amount),
+        "counterparty": {"account": entry.counterparty_account, "name": entry.counterparty_name},
+        "purpose": entry.purpose,
+    }
+    if entry.client_ref:
+        value["client_ref"] = entry.client_ref
+    if entry.balance_after is not None:
+        value["balance_after"] = str(entry.balance_after)
+    if entry.fee:
+        value["fee"] = True
+    if entry.reversal:
+        value["reversal"] = True
+    return value
+
+
+def result_value(result: OperationResult) -> dict[str, object]:
+    """Return the JSON value of a result as ``task.result`` carries it."""
+    match result:
+        case Balance():
+            value: dict[str, object] = {
+                "account": result.account,
+                "currency": result.currency,
+                "available": str(result.available),
+                "book": str(result.book),
+                "as_of": to_text(result.as_of),
+            }
+            if result.held is not None:
+                value["held"] = str(result.held)
+            if result.status:
+                value["status"] = result.status
+            return value
+        case PaymentReceipt():
+            value = {
+                "bank_ref": result.bank_ref,
+                "client_ref": result.client_ref,
+                "amount": str(result.amount),
+                "currency": result.currency,
+            }
+            if result.booked_on is not None:
+                value["booked_on"] = result.booked_on.isoformat()
+            if result.fee is not None:
+                value["fee"] = str(result.fee)
+            return value
+        case PaymentStatus():
+            value = {"state": result.state.value}
+            if result.bank_ref:
+                value["bank_ref"] = result.bank_ref
+            if result.state is PaymentState.RETURNED:
+                value["returned"] = True
+            return value
+        case Statement():
+            return {
+                "entries": [_entry_value(entry) for entry in result.entries],
+                "complete": not result.cursor,
+            }
+        case _:
+            assert_never(result)
+
+
+def total(amounts: list[Cny]) -> Cny:
+    """Return the sum, zero for none."""
+    return sum(amounts, start=ZERO)

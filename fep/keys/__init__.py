@@ -1,0 +1,1 @@
+"""USB-Key slots: everything between "sign these bytes" and the chip."""

@@ -1,0 +1,54 @@
+"""Is the bank still there? Decides from the time of its last answer when to probe and when to end.
+
+TCP answers for a hung front end, so its own keepalive is not enough: only an answer of the bank's
+program counts, and a frame that never gets complete does not.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+DEAD_FACTOR: Final = 2.5
+"""Silence, in heartbeats, after which the connection is dead; two probes went unanswered by then."""
+
+
+class Due(Enum):
+    """What to do now."""
+
+    NOTHING = "nothing"
+    PROBE = "probe"
+    END = "end"
+
+
+class Liveness:
+    """Follows the answers of one connection; times are seconds of one monotonic clock."""
+
+    def __init__(self, heartbeat_s: float, now: float) -> None:
+        self._heartbeat_s = heartbeat_s
+        self._heard_at = now
+        self._probe_at = now + heartbeat_s
+
+    def heard(self, now: float) -> None:
+        """Note that a complete frame came."""
+        self._heard_at = now
+        self._probe_at = now + self._heartbeat_s
+
+    def probed(self, now: float) -> None:
+        """Note that a probe is being sent; the next is due a heartbeat later."""
+        self._probe_at = now + self._heartbeat_s
+
+    def due(self, now: float) -> Due:
+        """Return what to do at this moment."""
+        if now >= self._dead_at:
+            return Due.END
+        return Due.PROBE if now >= self._probe_at else Due.NOTHING
+
+    @property
+    def next_at(self) -> float:
+        """When ``due`` changes, if nothing is heard until then."""
+        return min(self._probe_at, self._dead_at)
+
+    @property
+    def _dead_at(self) -> float:
+        return self._heard_at + DEAD_FACTOR * self._heartbeat_s

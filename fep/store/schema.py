@@ -1,0 +1,179 @@
+"""The tables, and the steps that bring an older file to the present shape.
+
+SQL both SQLite and PostgreSQL take; money in fen, times as RFC 3339 text in UTC (they sort).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+
+metadata: Final = sa.MetaData()
+
+task: Final = sa.Table(
+    "task",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("task_id", sa.Text, nullable=False, unique=True),
+    sa.Column("client", sa.Text, nullable=False),
+    sa.Column("bank", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("submitted_at", sa.Text, nullable=False),
+    sa.Column("expires_at", sa.Text, nullable=False),
+    sa.Column("offers", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("body", sa.LargeBinary),
+    sa.Column("body_digest", sa.Text),
+    sa.Column("client_ref", sa.Text),
+    sa.Column("sent_at", sa.Text),
+    sa.Column("sent_digest", sa.Text),
+    sa.Column("bank_ref", sa.Text, nullable=False, server_default=""),
+    sa.Column("inquiries", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("inquire_at", sa.Text),
+    sa.Column("result", sa.LargeBinary),
+    sa.Column("bank_code", sa.Text, nullable=False, server_default=""),
+    sa.Column("bank_message", sa.Text, nullable=False, server_default=""),
+    sa.Column("updated_at", sa.Text, nullable=False),
+    sa.Column("delivery", sa.Integer, nullable=False, server_default="0"),
+    sa.Index("task_open", "bank", "state", "seq"),
+    sa.Index("task_client_ref", "client_ref"),
+    sa.Index("task_delivery", "client", "delivery"),
+)
+"""``delivery``: 0 no result yet, 1 result owed to the client, 2 acknowledged by it."""
+
+task_event: Final = sa.Table(
+    "task_event",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("task_seq", sa.BigInteger, nullable=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("cause", sa.Text, nullable=False),
+    sa.Column("configuration", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False, server_default=""),
+    sa.Column("detail", sa.Text, nullable=False, server_default=""),
+    sa.Index("task_event_task", "task_seq"),
+)
+"""The causal chain of each task: what happened, why, under which configuration, which bytes."""
+
+message: Final = sa.Table(
+    "message",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("task_seq", sa.BigInteger, nullable=True),
+    sa.Column("bank", sa.Text, nullable=False),
+    sa.Column("direction", sa.Text, nullable=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("correlation", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("bytes", sa.LargeBinary, nullable=False),
+    sa.Index("message_task", "task_seq"),
+)
+"""Exact bytes of everything that moves money, and every answer that matched nothing."""
+
+resolution: Final = sa.Table(
+    "resolution",
+    metadata,
+    sa.Column("task_seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("evidence", sa.Text, nullable=False),
+    sa.Column("proposed_by", sa.Text, nullable=False),
+    sa.Column("proposed_at", sa.Text, nullable=False),
+)
+"""A person's proposal to close an unknown; another person confirms it."""
+
+lane: Final = sa.Table(
+    "lane",
+    metadata,
+    sa.Column("bank", sa.Text, primary_key=True),
+    sa.Column("drained", sa.Integer, nullable=False),
+)
+
+alarm: Final = sa.Table(
+    "alarm",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("cause", sa.Text, nullable=False),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("raised_at", sa.Text, nullable=False),
+    sa.Column("last_at", sa.Text, nullable=False),
+    sa.Column("acknowledged_at", sa.Text),
+    sa.Column("acknowledged_by", sa.Text),
+    sa.Column("cleared_at", sa.Text),
+    sa.Index("alarm_state", "state"),
+)
+
+pin_bar: Final = sa.Table(
+    "pin_bar",
+    metadata,
+    sa.Column("slot", sa.Text, primary_key=True),
+    sa.Column("credential", sa.Text, nullable=False),
+    sa.Column("tries_before", sa.Integer),
+    sa.Column("at", sa.Text, nullable=False),
+)
+"""A PIN the card refused is not sent again until its credential file is another one.
+
+``tries_before`` is set while an attempt has no recorded answer: the tries left before it."""
+
+pool_round: Final = sa.Table(
+    "pool_round",
+    metadata,
+    sa.Column("round_id", sa.Text, primary_key=True),
+    sa.Column("pool", sa.Text, nullable=False),
+    sa.Column("key", sa.Text, nullable=False, unique=True),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("started_at", sa.Text, nullable=False),
+    sa.Column("finished_at", sa.Text),
+    sa.Column("plan_only", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("note", sa.Text, nullable=False, server_default=""),
+)
+
+pool_item: Final = sa.Table(
+    "pool_item",
+    metadata,
+    sa.Column("round_id", sa.Text, primary_key=True),
+    sa.Column("account", sa.Text, primary_key=True),
+    sa.Column("place", sa.Integer, nullable=False),
+    sa.Column("bank", sa.Text, nullable=False),
+    sa.Column("balance_task", sa.Text, nullable=False),
+    sa.Column("sweep_task", sa.Text, nullable=False),
+    sa.Column("balance_fen", sa.BigInteger),
+    sa.Column("threshold_fen", sa.BigInteger, nullable=False),
+    sa.Column("amount_fen", sa.BigInteger),
+    sa.Column("reason", sa.Text, nullable=False, server_default=""),
+    sa.Column("rule", sa.Text, nullable=False, server_default=""),
+    sa.Column("working", sa.Text, nullable=False, server_default=""),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Index("pool_item_balance", "balance_task"),
+    sa.Index("pool_item_sweep", "sweep_task"),
+)
+
+VERSION: Final = 1
+
+
+def migrate(connection: sa.Connection) -> None:
+    """Make or update the tables in one transaction.
+
+    Raises:
+        RuntimeError: the file was written by a newer release; nothing was touched.
+    """
+    version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+    if version > VERSION:
+        msg = f"the store has version {version}, this release knows {VERSION}; run a newer release"
+        raise RuntimeError(msg)
+    if version == VERSION:
+        return
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    try:
+        metadata.create_all(connection)
+        connection.exec_driver_sql(f"PRAGMA user_version={VERSION}")
+        connection.exec_driver_sql("COMMIT")
+    except BaseException:
+        connection.exec_driver_sql("ROLLBACK")
+        raise

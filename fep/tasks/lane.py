@@ -1,0 +1,696 @@
+"""One bank's lane: offers, workers, inquiries. Owns every task of its bank while it is open.
+
+A lane has as many workers as the bank is configured threads (线程数). Each takes the next thing to
+do only while the bank's link is READY and its key slot holds the right key. The lane is started by
+the daemon's supervisor; when it ends by a defect it is started again and first settles what it held
+in its hands: what may have left the machine becomes ``unknown``, the rest waits again.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import heapq
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, assert_never
+
+import attrs
+import orjson
+import sqlalchemy as sa
+import structlog
+import trio
+
+from fep.adapters.api import (
+    Accepted,
+    BankCodec,
+    Context,
+    Draft,
+    Outcome,
+    Refusal,
+    Rejected,
+    Reply,
+    Unclear,
+)
+from fep.adapters.card import BehaviourCard, Throttle
+from fep.alarms.state import AlarmKind
+from fep.domain.clock import business_date, to_text
+from fep.domain.errors import BodyError, KeySlotError, LinkLostError, NothingSentError
+from fep.domain.ids import BankName, client_ref
+from fep.domain.order import (
+    Balance,
+    BalanceQuery,
+    Body,
+    Kind,
+    Operation,
+    OperationResult,
+    PaymentOrder,
+    PaymentReceipt,
+    PaymentState,
+    PaymentStatus,
+    Statement,
+    StatementEntry,
+    StatementQuery,
+    StatusQuery,
+    TransferStatusRequest,
+    result_value,
+)
+from fep.keys.service import Slot
+from fep.links.service import Link
+from fep.tasks import evidence, store
+from fep.tasks.queue import LaneQueue
+from fep.tasks.state import FINAL, OPEN_AT_BANK, Event, State, step
+from fep.tasks.task import Task
+
+if TYPE_CHECKING:
+    from fep.tasks.service import TaskService
+
+log = structlog.get_logger()
+
+OFFERS_OUTSTANDING_MAX: Final = 256
+QUERY_ATTEMPTS_MAX: Final = 5
+QUERY_RETRY_SECONDS: Final = 1.0
+SIGN_RETRY_SECONDS: Final = 0.5
+STATEMENT_PAGES_MAX: Final = 200
+STATEMENT_ENTRIES_MAX: Final = 2000
+"""A result must fit one protocol line of 1 MiB; a longer statement says ``complete: false``."""
+LATE_ANSWERS_MAX: Final = 10_000
+
+
+@attrs.frozen
+class LaneParts:
+    """What a lane is made of; the daemon puts it together."""
+
+    bank: BankName
+    codec: BankCodec
+    card: BehaviourCard
+    capabilities: frozenset[Kind]
+    link: Link
+    slot: Slot
+    workers: int
+    reply_timeout_s: float
+
+
+class _QueryLostError(Exception):
+    """A query got no clear answer; it may be asked again."""
+
+    def __init__(self, code: str, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.code = code
+        self.sent = sent
+
+
+class Lane:
+    """The waiting and running work of one bank."""
+
+    def __init__(self, parts: LaneParts, service: TaskService) -> None:
+        self.parts = parts
+        self.bank = parts.bank
+        self.drained = False
+        self.queue = LaneQueue()
+        self.offered: dict[Task, float] = {}
+        """Asked-for tasks and the monotonic time at which the offer lapses."""
+        self._service = service
+        self._in_hands: set[Task] = set()
+        self._inquiries: deque[Task] = deque()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_count = 0
+        self._timer_changed = trio.Event()
+        self._idle = trio.lowlevel.ParkingLot()
+        self._offer_wanted = trio.Event()
+        self._resumed = trio.Event()
+        self._next_submit_at = 0.0
+        self._next_query_at = 0.0
+        self._sent_as: dict[str, Task] = {}
+        """Correlation of what was sent without an answer, for answers that come late."""
+
+    # -- what the service tells the lane ------------------------------------------------------
+
+    def add(self, task: Task) -> None:
+        """Put a task where it waits, by its state."""
+        match task.state:
+            case State.QUEUED if task.body is None:
+                self.queue.add_to_fetch(task)
+                self.wake_offers()
+            case State.QUEUED | State.FETCHED:
+                self.queue.add_to_send(task)
+                self._idle.unpark()
+            case State.ACCEPTED | State.UNKNOWN:
+                self._schedule_inquiry(task)
+
+    def wake_offers(self) -> None:
+        """Look again for tasks to offer: a client came, an offer was answered or lapsed."""
+        self._offer_wanted.set()
+
+    def drain(self) -> None:
+        """Send nothing more to this bank; what is in flight ends as it ends."""
+        self.drained = True
+        self._resumed = trio.Event()
+
+    def resume(self) -> None:
+        """Send again."""
+        self.drained = False
+        self._resumed.set()
+        self._idle.unpark_all()
+        self.wake_offers()
+
+    @property
+    def in_flight(self) -> int:
+        """How many tasks the workers hold."""
+        return len(self._in_hands)
+
+    # -- running ------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Work until cancelled; ``started()`` when what an earlier run left is settled."""
+        with structlog.contextvars.bound_contextvars(bank=self.bank):
+            await self._settle()
+            async with trio.open_nursery() as nursery:
+                for _ in range(self.parts.workers):
+                    nursery.start_soon(self._work)
+                nursery.start_soon(self._offer)
+                nursery.start_soon(self._run_timers)
+                task_status.started()
+
+    async def _settle(self) -> None:
+        """Bring what an earlier run, or an earlier process, left behind to a safe state."""
+        for task in list(self._in_hands):
+            fresh = await self._service.store.read(lambda c, t=task: store.one(c, t.task_id))
+            assert fresh is not None
+            for name in ("state", "body", "client_ref", "bank_ref", "sent_at", "inquire_at"):
+                setattr(task, name, getattr(fresh, name))
+            task.claimed = False
+        self._in_hands.clear()
+        self.queue = LaneQueue()
+        self._inquiries.clear()
+        self._timers.clear()
+        for task in self._service.tasks_of(self.bank):
+            if task.state is State.SENDING:
+                if task.moves_money:
+                    await self._open_at_bank(
+                        task, Event.OUTCOME_LOST, "the process ended while it was being sent"
+                    )
+                else:
+                    await self._change(task, (Event.QUERY_LOST,), "the process ended")
+                    self.add(task)
+            elif task.state is State.OFFERED and task not in self.offered:
+                await self._change(task, (Event.OFFER_LAPSED,), "the process ended")
+                self.add(task)
+            elif task.state is not State.OFFERED and task.state not in FINAL:
+                self.add(task)
+
+    async def _open_gates(self) -> None:
+        """Wait until the bank may be talked to: not drained, the right key in, the link READY."""
+        while True:
+            if self.drained:
+                await self._resumed.wait()
+            elif not self.parts.slot.is_open:
+                await self.parts.slot.wait_open()
+            elif not self.parts.link.is_open:
+                await self.parts.link.wait_open()
+            else:
+                return
+
+    def _take(self) -> Task | None:
+        while self._inquiries:
+            task = self._inquiries.popleft()
+            if task.state in OPEN_AT_BANK and not task.claimed:
+                return task
+        return self.queue.take_to_send()
+
+    async def _work(self) -> None:
+        while True:
+            await self._open_gates()
+            task = self._take()
+            if task is None:
+                await self._idle.park()
+                continue
+            # In hands until settled: an exception leaves it there for the next run's _settle.
+            task.claimed = True
+            self._in_hands.add(task)
+            with structlog.contextvars.bound_contextvars(task_id=task.task_id):
+                await self._do(task)
+            self._in_hands.discard(task)
+            task.claimed = False
+
+    async def _do(self, task: Task) -> None:
+        if task.state in OPEN_AT_BANK:
+            await self._inquire(task)
+            return
+        if task.body is None:
+            task.body = await self._service.store.read(lambda c: _body_of(c, task.task_id))
+        body = task.body
+        assert body is not None
+        match body:
+            case PaymentOrder():
+                await self._pay(task, body)
+            case BalanceQuery() | StatementQuery() | TransferStatusRequest():
+                await self._query(task, body)
+            case _:
+                assert_never(body)
+
+    # -- payments -----------------------------------------------------------------------------
+
+    async def _pay(self, task: Task, order: PaymentOrder) -> None:
+        """Send one payment at most once; see the design's "path of one payment"."""
+        parts = self.parts
+        await self._pace(parts.card.throttle.submit_gap_s, submit=True)
+        now = self._service.clock.now()
+        reference = task.client_ref or client_ref(self._service.enterprise, task.task_id)
+        context = Context(now, self._service.sequence.next(now), reference)
+        try:
+            draft = parts.codec.prepare(order, context)
+        except BodyError as error:
+            await self._refuse_body(task, str(error))
+            return
+        try:
+            frame = parts.codec.seal(draft, await self._sign(draft))
+        except KeySlotError as error:
+            # Nothing left this machine: the task waits for the key like any other.
+            log.warning("task.not_signed", code=error.code, reason=str(error))
+            task.claimed = False
+            self._later(SIGN_RETRY_SECONDS, lambda: self.add(task))
+            return
+        begun = (Event.SEND_BEGUN,) if task.state is State.FETCHED else (
+            Event.BODY_TAKEN,
+            Event.SEND_BEGUN,
+        )
+        at = self._service.clock.now()
+        await self._change(
+            task,
+            begun,
+            f"sent as {draft.trade} under {reference}",
+            columns={"client_ref": reference, "sent_at": to_text(at)},
+            wire=store.Bytes(sent=True, correlation=draft.correlation, data=frame),
+        )
+        task.client_ref, task.sent_at = reference, at
+        self._remember_sent(draft.correlation, task)
+        try:
+            with trio.fail_after(parts.reply_timeout_s):
+                reply = await parts.link.exchange(frame, draft.correlation)
+        except NothingSentError as error:
+            self._sent_as.pop(draft.correlation, None)
+            await self._change(task, (Event.NOTHING_SENT,), f"no byte left: {error}")
+            task.claimed = False
+            self.add(task)
+            return
+        except LinkLostError as error:
+            await self._open_at_bank(task, Event.OUTCOME_LOST, f"the connection was lost: {error}")
+            return
+        except trio.TooSlowError:
+            await self._open_at_bank(
+                task, Event.OUTCOME_LOST, f"no answer within {parts.reply_timeout_s:g} s"
+            )
+            return
+        self._sent_as.pop(draft.correlation, None)
+        await self._take_answer(task, order, reply)
+
+    async def _take_answer(self, task: Task, order: PaymentOrder, reply: Reply) -> None:
+        outcome = self.parts.codec.outcome(order, reply)
+        wire = store.Bytes(sent=False, correlation=reply.correlation, data=reply.raw)
+        match outcome:
+            case Accepted(result=result, final=True):
+                await self._finish(task, (Event.BANK_DONE,), "the bank's answer", outcome, wire)
+            case Accepted(result=result):
+                task.bank_ref = _bank_ref(result)
+                await self._open_at_bank(
+                    task, Event.BANK_ACCEPTED, "the bank took it over", outcome, wire
+                )
+            case Rejected():
+                await self._finish(
+                    task, (Event.BANK_REFUSED,), "the bank's answer", outcome, wire
+                )
+            case Unclear():
+                await self._open_at_bank(
+                    task, Event.OUTCOME_LOST, "the bank's answer proves nothing", outcome, wire
+                )
+            case _:
+                assert_never(outcome)
+
+    async def _sign(self, draft: Draft) -> bytes | None:
+        if draft.to_sign is None:
+            return None
+        try:
+            with trio.fail_after(self.parts.slot.config.sign_deadline_s):
+                return await self.parts.slot.sign(draft.algorithm, draft.to_sign)
+        except trio.TooSlowError as error:
+            msg = "the key did not sign in time"
+            raise KeySlotError(msg) from error
+
+    async def _refuse_body(self, task: Task, reason: str) -> None:
+        await self._finish(
+            task, (Event.BODY_REFUSED,), reason, Rejected("BAD_BODY", reason), None
+        )
+
+    # -- queries ------------------------------------------------------------------------------
+
+    async def _query(
+        self, task: Task, body: BalanceQuery | StatementQuery | TransferStatusRequest
+    ) -> None:
+        """Ask; a query changes nothing at the bank, so a lost one is asked again."""
+        begun: tuple[Event, ...] = (Event.SEND_BEGUN,)
+        if task.state is State.QUEUED:
+            begun = (Event.BODY_TAKEN, Event.SEND_BEGUN)
+        try:
+            outcome = await self._ask_body(task, body)
+        except BodyError as error:
+            await self._refuse_body(task, str(error))
+            return
+        except _QueryLostError as lost:
+            task.attempts += lost.sent
+            if task.attempts < QUERY_ATTEMPTS_MAX:
+                log.info("task.query_lost", attempts=task.attempts, reason=str(lost))
+                task.claimed = False
+                self._later(QUERY_RETRY_SECONDS if lost.sent else 0.0, lambda: self.add(task))
+                return
+            given_up = Unclear(lost.code, str(lost))
+            await self._finish(
+                task, (*begun, Event.QUERY_GIVEN_UP), "no clear answer", given_up, None
+            )
+            return
+        event = Event.BANK_DONE if isinstance(outcome, Accepted) else Event.BANK_REFUSED
+        await self._finish(task, (*begun, event), "the bank's answer", outcome, None)
+
+    async def _ask_body(
+        self, task: Task, body: BalanceQuery | StatementQuery | TransferStatusRequest
+    ) -> Outcome:
+        match body:
+            case BalanceQuery():
+                return (await self._ask(body))[0]
+            case StatementQuery():
+                return await self._ask_statement(body)
+            case TransferStatusRequest():
+                return await self._ask_status_of(task, body)
+            case _:
+                assert_never(body)
+
+    async def _ask_status_of(self, task: Task, body: TransferStatusRequest) -> Outcome:
+        target = await self._service.store.read(lambda c: store.one(c, body.task_id))
+        if (
+            target is None
+            or target.client != task.client
+            or target.bank != self.bank
+            or not isinstance(target.body, PaymentOrder)
+        ):
+            msg = f"no transfer task {body.task_id} of this client at this bank"
+            raise BodyError(msg)
+        if target.client_ref is None or target.sent_at is None:
+            msg = f"task {body.task_id} was never sent to the bank; its state is {target.state}"
+            raise BodyError(msg)
+        query = StatusQuery(
+            target.client_ref, target.body, business_date(target.sent_at), target.bank_ref
+        )
+        return (await self._ask(query))[0]
+
+    async def _ask_statement(self, body: StatementQuery) -> Outcome:
+        entries: list[StatementEntry] = []
+        pages = 0
+        for part in self.parts.codec.split(body, business_date(self._service.clock.now())):
+            query = part
+            while True:
+                outcome, _ = await self._ask(query)
+                if not isinstance(outcome, Accepted):
+                    return outcome
+                page = outcome.result
+                assert isinstance(page, Statement)
+                entries.extend(page.entries)
+                pages += 1
+                if pages >= STATEMENT_PAGES_MAX or len(entries) >= STATEMENT_ENTRIES_MAX:
+                    kept = tuple(entries[:STATEMENT_ENTRIES_MAX])
+                    return Accepted(Statement(kept, cursor="more"), outcome.code)
+                if not page.cursor:
+                    break
+                query = attrs.evolve(part, cursor=page.cursor)
+        return Accepted(Statement(tuple(entries)))
+
+    async def _ask(self, operation: Operation) -> tuple[Outcome, Reply]:
+        """Make one query exchange.
+
+        Raises:
+            BodyError: the bank can't carry it.
+            _QueryLostError: no answer, or one that proves nothing.
+        """
+        parts = self.parts
+        await self._pace(parts.card.throttle.query_gap_s, submit=False)
+        now = self._service.clock.now()
+        draft = parts.codec.prepare(operation, Context(now, self._service.sequence.next(now)))
+        try:
+            frame = parts.codec.seal(draft, await self._sign(draft))
+            with trio.fail_after(parts.reply_timeout_s):
+                reply = await parts.link.exchange(frame, draft.correlation)
+        except KeySlotError as error:
+            raise _QueryLostError(error.code, str(error), sent=False) from error
+        except NothingSentError as error:
+            raise _QueryLostError(error.code, str(error), sent=False) from error
+        except LinkLostError as error:
+            raise _QueryLostError(error.code, str(error), sent=True) from error
+        except trio.TooSlowError as error:
+            msg = f"no answer within {parts.reply_timeout_s:g} s"
+            raise _QueryLostError("NO_REPLY", msg, sent=True) from error
+        outcome = parts.codec.outcome(operation, reply)
+        match outcome:
+            case Unclear(code=code, message=message):
+                raise _QueryLostError(code, message or "the answer proves nothing", sent=True)
+            case Rejected(code=code, message=message, why=Refusal.THROTTLED):
+                raise _QueryLostError(code, message or "asked too often", sent=True)
+            case _:
+                return outcome, reply
+
+    # -- evidence -----------------------------------------------------------------------------
+
+    async def _inquire(self, task: Task) -> None:
+        """Ask the bank what became of a payment, and act on what that proves."""
+        order = task.body
+        assert isinstance(order, PaymentOrder)
+        assert task.client_ref is not None
+        assert task.sent_at is not None
+        query = StatusQuery(task.client_ref, order, business_date(task.sent_at), task.bank_ref)
+        wire: store.Bytes | None = None
+        finding: Outcome
+        try:
+            finding, reply = await self._ask(query)
+            wire = store.Bytes(sent=False, correlation=reply.correlation, data=reply.raw)
+        except BodyError as error:
+            finding = Unclear("BAD_BODY", str(error))
+        except _QueryLostError as lost:
+            if not lost.sent:
+                task.claimed = False
+                self._inquiries.append(task)
+                return
+            finding = Unclear(lost.code, str(lost))
+        now = self._service.clock.now()
+        decision = evidence.decide(
+            self.parts.card, task.state, task.sent_at, task.inquiries, finding, now
+        )
+        match decision:
+            case evidence.Close(events=events, cause=cause):
+                await self._finish(task, events, cause, finding, wire)
+            case evidence.AskAgain(at=at, cause=cause):
+                await self._note_inquiry(task, at, cause, wire, now)
+            case _:
+                assert_never(decision)
+
+    async def _note_inquiry(
+        self,
+        task: Task,
+        at: dt.datetime,
+        cause: str,
+        wire: store.Bytes | None,
+        now: dt.datetime,
+    ) -> None:
+        task.inquiries += 1
+        task.inquire_at = at
+        columns = {"inquiries": task.inquiries, "inquire_at": to_text(at)}
+        await self._service.store.write(
+            lambda c: store.note(
+                c,
+                task.seq,
+                task.state,
+                "inquired",
+                cause,
+                now,
+                self._service.configuration,
+                wire=wire,
+                columns=columns,
+            )
+        )
+        log.info("task.inquired", state=task.state.value, cause=cause, again_at=to_text(at))
+        assert task.sent_at is not None
+        if evidence.overdue(self.parts.card, task.sent_at, now):
+            self._service.alarms.raise_alarm(
+                AlarmKind.UNKNOWN_OVERDUE,
+                task.task_id,
+                f"{task.state.value} for longer than {self.parts.card.inquiry.horizon_s:g} s",
+            )
+        task.claimed = False
+        self._schedule_inquiry(task)
+
+    async def take_late(self, reply: Reply) -> Task | None:
+        """Use an answer that came after its request was given up; return the task it belongs to."""
+        task = self._sent_as.pop(reply.correlation, None)
+        if task is None or task.state not in OPEN_AT_BANK or task.claimed:
+            return task
+        order = task.body
+        assert isinstance(order, PaymentOrder)
+        outcome = self.parts.codec.outcome(order, reply)
+        wire = store.Bytes(sent=False, correlation=reply.correlation, data=reply.raw)
+        task.claimed = True
+        try:
+            match outcome:
+                case Accepted(final=True):
+                    cause = "the bank's late answer says: done"
+                    await self._finish(task, (Event.PROVED_DONE,), cause, outcome, wire)
+                case Rejected():
+                    cause = "the bank's late answer says: not done"
+                    await self._finish(task, (Event.PROVED_REFUSED,), cause, outcome, wire)
+                case Accepted() | Unclear():
+                    pass
+                case _:
+                    assert_never(outcome)
+        finally:
+            task.claimed = False
+        return task
+
+    # -- state changes ------------------------------------------------------------------------
+
+    async def _change(
+        self,
+        task: Task,
+        events: tuple[Event, ...],
+        cause: str,
+        *,
+        columns: dict[str, Any] | None = None,
+        wire: store.Bytes | None = None,
+    ) -> None:
+        """Write the change, wait for the disk, then know it."""
+        await self._service.change(task, events, cause, columns=columns, wire=wire)
+
+    async def _open_at_bank(
+        self,
+        task: Task,
+        event: Event,
+        cause: str,
+        outcome: Outcome | None = None,
+        wire: store.Bytes | None = None,
+    ) -> None:
+        """Leave the payment to evidence: ask the bank after the card's cool-down."""
+        state = step(task.state, event)
+        at = evidence.first_inquiry(self.parts.card, state, self._service.clock.now())
+        columns: dict[str, Any] = {"inquire_at": to_text(at), "bank_ref": task.bank_ref}
+        if outcome is not None:
+            columns |= {"bank_code": outcome.code, "bank_message": outcome.message}
+        await self._change(task, (event,), cause, columns=columns, wire=wire)
+        task.inquire_at = at
+        log.warning("task.left_open", state=state.value, cause=cause, inquire_at=to_text(at))
+        task.claimed = False
+        self._schedule_inquiry(task)
+
+    async def _finish(
+        self,
+        task: Task,
+        events: tuple[Event, ...],
+        cause: str,
+        outcome: Outcome,
+        wire: store.Bytes | None,
+    ) -> None:
+        """Bring a task to its end and owe its client the result."""
+        columns: dict[str, Any] = {
+            "bank_code": outcome.code,
+            "bank_message": outcome.message,
+            "inquire_at": None,
+        }
+        if isinstance(outcome, Accepted):
+            result = _told(task, outcome.result)
+            columns["bank_code"] = outcome.code or _code_of(outcome.result)
+            columns["bank_message"] = outcome.message or _message_of(outcome.result)
+            columns["result"] = orjson.dumps(result_value(result))
+            if (reference := _bank_ref(outcome.result)) and task.moves_money:
+                columns["bank_ref"] = task.bank_ref = reference
+        await self._change(task, events, cause, columns=columns, wire=wire)
+
+    # -- timers, offers, pace -----------------------------------------------------------------
+
+    def _remember_sent(self, correlation: str, task: Task) -> None:
+        self._sent_as[correlation] = task
+        while len(self._sent_as) > LATE_ANSWERS_MAX:
+            del self._sent_as[next(iter(self._sent_as))]
+
+    def _later(self, seconds: float, action: Callable[[], None]) -> None:
+        self._timer_count += 1
+        due = trio.current_time() + max(seconds, 0.0)
+        heapq.heappush(self._timers, (due, self._timer_count, action))
+        self._timer_changed.set()
+
+    def _schedule_inquiry(self, task: Task) -> None:
+        now = self._service.clock.now()
+        wait = 0.0 if task.inquire_at is None else (task.inquire_at - now).total_seconds()
+
+        def due() -> None:
+            self._inquiries.append(task)
+            self._idle.unpark()
+
+        self._later(wait, due)
+
+    async def _run_timers(self) -> None:
+        while True:
+            self._timer_changed = trio.Event()
+            until = self._timers[0][0] if self._timers else float("inf")
+            with trio.move_on_at(until):
+                await self._timer_changed.wait()
+            while self._timers and self._timers[0][0] <= trio.current_time():
+                heapq.heappop(self._timers)[2]()
+
+    async def _pace(self, gap_s: float, *, submit: bool) -> None:
+        """Keep the bank's minimum gap between two requests of a kind; each waiter its turn."""
+        if gap_s <= 0.0:
+            return
+        now = trio.current_time()
+        if submit:
+            at = max(now, self._next_submit_at)
+            self._next_submit_at = at + gap_s
+        else:
+            at = max(now, self._next_query_at)
+            self._next_query_at = at + gap_s
+        await trio.sleep_until(at)
+
+    async def _offer(self) -> None:
+        """Ask connected clients for the bodies of what waits, a window at a time."""
+        while True:
+            self._offer_wanted = trio.Event()
+            await self._open_gates()
+            room = OFFERS_OUTSTANDING_MAX - len(self.offered) - self.queue.sendable
+            tasks = self.queue.take_to_fetch(room, self._service.present) if room > 0 else []
+            if tasks:
+                await self._service.offer(self, tasks)
+            else:
+                await self._offer_wanted.wait()
+
+
+def _told(task: Task, result: OperationResult) -> OperationResult:
+    """Return what the client is told: a payment's end is a receipt, however it was proved."""
+    if isinstance(result, PaymentStatus) and isinstance(task.body, PaymentOrder):
+        assert task.client_ref is not None
+        return PaymentReceipt(
+            client_ref=task.client_ref,
+            amount=task.body.amount,
+            bank_ref=result.bank_ref or task.bank_ref,
+            booked_on=result.booked_on,
+            fee=result.fee,
+        )
+    return result
+
+
+def _bank_ref(result: OperationResult) -> str:
+    return result.bank_ref if isinstance(result, PaymentReceipt | PaymentStatus) else ""
+
+
+def _code_of(result: OperationResult) -> str:
+    return result.code if isinstance(result, PaymentStatus) else ""
+
+
+def _message_of(result: OperationResult) -> str:
+    return result.message if isinstance(result, PaymentStatus) else ""
+
+
+def _body_of(connection: sa.Connection, task_id: str) -> Body | None:
+    found = store.one(connection, task_id)
+    return None if found is None else found.body

@@ -1,0 +1,116 @@
+"""What a client must still be asked and told, over any number of connections.
+
+Delivery is at least once: what a connection did not answer goes to the next one. Only the newest
+connection of a client gets messages; an older one that lives still may submit and ask.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import trio
+
+from fep.domain.ids import ClientName, TaskId
+from fep.tasks.task import Delivery, Fetch, Message
+
+
+class ClientBox:
+    """One client's unanswered messages; lives as long as the daemon."""
+
+    def __init__(self, client: ClientName, window: int) -> None:
+        self.client = client
+        self.window = window
+        self.fetches: OrderedDict[TaskId, int] = OrderedDict()
+        self.results: OrderedDict[TaskId, Delivery | None] = OrderedDict()
+        """None: owed since before this process, read from the store when its turn comes."""
+        self.asked: dict[TaskId, int] = {}
+        self.told: dict[TaskId, Delivery] = {}
+        self.connections: list[Mailbox] = []
+
+    @property
+    def present(self) -> bool:
+        """True while the client has a connection that takes messages."""
+        return bool(self.connections)
+
+    def ask(self, task_id: TaskId, attempt: int) -> None:
+        """Put a fetch."""
+        self.fetches[task_id] = attempt
+        self.wake()
+
+    def tell(self, delivery: Delivery) -> None:
+        """Put a result; a later one of the same task takes the place of an earlier one."""
+        self.told.pop(delivery.task_id, None)
+        self.results[delivery.task_id] = delivery
+        self.wake()
+
+    def forget_fetch(self, task_id: TaskId) -> None:
+        """Drop a fetch that was answered or lapsed."""
+        self.fetches.pop(task_id, None)
+        self.asked.pop(task_id, None)
+
+    def acknowledged(self, task_ids: Iterable[TaskId]) -> list[Delivery]:
+        """Drop results that the client has, and return them."""
+        got = [self.told.pop(task_id) for task_id in task_ids if task_id in self.told]
+        self.wake()
+        return got
+
+    def wake(self) -> None:
+        """Wake the newest connection."""
+        if self.connections:
+            self.connections[-1].changed.set()
+
+
+class Mailbox:
+    """One connection's view of its client's box."""
+
+    def __init__(self, box: ClientBox) -> None:
+        self.box = box
+        self.changed = trio.Event()
+        box.connections.append(self)
+        self._return_unanswered()
+
+    def close(self) -> None:
+        """End this connection's part: what it did not answer is for the next one."""
+        newest = self.box.connections[-1] is self
+        self.box.connections.remove(self)
+        if newest:
+            self._return_unanswered()
+
+    def _return_unanswered(self) -> None:
+        """Put back, in front and in order, what was sent and not answered."""
+        box = self.box
+        for task_id in reversed(list(box.told)):
+            box.results[task_id] = box.told[task_id]
+            box.results.move_to_end(task_id, last=False)
+        for task_id in reversed(list(box.asked)):
+            box.fetches[task_id] = box.asked[task_id]
+            box.fetches.move_to_end(task_id, last=False)
+        box.told.clear()
+        box.asked.clear()
+        box.wake()
+
+    def draw(self) -> tuple[list[Message], list[TaskId]]:
+        """Take what may be sent now: messages, and ids whose result must be read first."""
+        box = self.box
+        messages: list[Message] = []
+        unread: list[TaskId] = []
+        if not box.connections or box.connections[-1] is not self:
+            return messages, unread
+        while box.fetches and len(box.asked) < box.window:
+            task_id, attempt = box.fetches.popitem(last=False)
+            box.asked[task_id] = attempt
+            messages.append(Fetch(task_id, attempt))
+        while box.results and len(box.told) + len(unread) < box.window:
+            task_id, delivery = box.results.popitem(last=False)
+            if delivery is None:
+                unread.append(task_id)
+            else:
+                box.told[task_id] = delivery
+                messages.append(delivery)
+        return messages, unread
+
+    async def wait(self) -> None:
+        """Wait until there may be something to draw."""
+        await self.changed.wait()
+        self.changed = trio.Event()

@@ -1,0 +1,455 @@
+"""The SQL of the task queue: every state change is a compare-and-set with its event beside it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+import orjson
+import sqlalchemy as sa
+
+from fep.domain.clock import from_text, to_text
+from fep.domain.ids import BankName, ClientName, ClientRef, TaskId
+from fep.domain.order import Body, Kind, parse_body
+from fep.store.schema import lane, message, resolution, task, task_event
+from fep.tasks.state import FINAL, Event, State
+from fep.tasks.task import Delivery, Task, body_bytes, digest
+
+IDS_PER_QUERY_MAX: Final = 500
+"""Below SQLite's default limit of bound variables on every build since 2006 (999)."""
+OWED, ACKNOWLEDGED = 1, 2
+
+OPEN_STATES: Final = tuple(state.value for state in State if state not in FINAL)
+
+
+class StaleTaskError(AssertionError):
+    """A compare-and-set found another state on disk than in memory: a defect of ours."""
+
+
+@attrs.frozen
+class Bytes:
+    """Exact bytes on the wire, kept as evidence."""
+
+    sent: bool
+    correlation: str
+    data: bytes = attrs.field(repr=False)
+
+
+@attrs.frozen
+class Change:
+    """One step of one task, or several that belong to one moment."""
+
+    seq: int
+    before: State
+    after: State
+    events: tuple[Event, ...]
+    cause: str
+    at: dt.datetime
+    columns: Mapping[str, Any] = attrs.Factory(dict)
+    detail: str = ""
+    wire: Bytes | None = None
+
+
+@attrs.frozen
+class Known:
+    """What the store holds of an id that is submitted again."""
+
+    client: ClientName
+    bank: BankName
+    kind: Kind
+    state: State
+    body_digest: str | None
+
+
+@attrs.frozen
+class NewTask:
+    """A row to insert."""
+
+    task: Task
+    body: bytes | None
+
+
+_INSERT: Final = sa.insert(task)
+_INSERT_EVENT: Final = sa.insert(task_event)
+
+
+def _chunks(ids: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (ids[at : at + IDS_PER_QUERY_MAX] for at in range(0, len(ids), IDS_PER_QUERY_MAX))
+
+
+def known(connection: sa.Connection, ids: Sequence[str]) -> dict[TaskId, Known]:
+    """Return what is stored of these ids."""
+    columns = (
+        task.c.task_id,
+        task.c.client,
+        task.c.bank,
+        task.c.kind,
+        task.c.state,
+        task.c.body_digest,
+    )
+    found: dict[TaskId, Known] = {}
+    for chunk in _chunks(ids):
+        for row in connection.execute(sa.select(*columns).where(task.c.task_id.in_(chunk))):
+            found[TaskId(row[0])] = Known(
+                ClientName(row[1]), BankName(row[2]), Kind(row[3]), State(row[4]), row[5]
+            )
+    return found
+
+
+def insert(connection: sa.Connection, tasks: Sequence[NewTask], configuration: str) -> None:
+    """Insert new tasks with their first event, all in two statements."""
+    if not tasks:
+        return
+    at = to_text(tasks[0].task.submitted_at)
+    connection.execute(
+        _INSERT,
+        [
+            {
+                "seq": new.task.seq,
+                "task_id": new.task.task_id,
+                "client": new.task.client,
+                "bank": new.task.bank,
+                "kind": new.task.kind.value,
+                "priority": new.task.priority,
+                "state": new.task.state.value,
+                "submitted_at": at,
+                "expires_at": to_text(new.task.expires_at),
+                "body": new.body,
+                "body_digest": None if new.body is None else digest(new.body),
+                "updated_at": at,
+            }
+            for new in tasks
+        ],
+    )
+    connection.execute(
+        _INSERT_EVENT,
+        [
+            {
+                "task_seq": new.task.seq,
+                "at": at,
+                "event": "submitted",
+                "state": new.task.state.value,
+                "cause": f"task.submit of client {new.task.client}",
+                "configuration": configuration,
+                "digest": "" if new.body is None else digest(new.body),
+                "detail": "",
+            }
+            for new in tasks
+        ],
+    )
+
+
+def apply(connection: sa.Connection, changes: Iterable[Change], configuration: str) -> None:
+    """Write changes, each a compare-and-set on its state.
+
+    Raises:
+        StaleTaskError: a row was not in the state it must be in; roll the work back.
+    """
+    for change in changes:
+        at = to_text(change.at)
+        values = {"state": change.after.value, "updated_at": at, **change.columns}
+        done = connection.execute(
+            sa.update(task)
+            .where(task.c.seq == change.seq, task.c.state == change.before.value)
+            .values(values)
+        )
+        if done.rowcount != 1:
+            msg = f"task {change.seq} is not {change.before.value} on disk ({change.events})"
+            raise StaleTaskError(msg)
+        wire_digest = ""
+        if change.wire is not None:
+            wire_digest = digest(change.wire.data)
+            add_message(connection, change.seq, "", change.wire, change.at)
+        connection.execute(
+            _INSERT_EVENT,
+            [
+                {
+                    "task_seq": change.seq,
+                    "at": at,
+                    "event": event.value,
+                    "state": change.after.value,
+                    "cause": change.cause,
+                    "configuration": configuration,
+                    "digest": wire_digest,
+                    "detail": change.detail,
+                }
+                for event in change.events
+            ],
+        )
+
+
+def note(
+    connection: sa.Connection,
+    seq: int,
+    state: State,
+    event: str,
+    cause: str,
+    at: dt.datetime,
+    configuration: str,
+    *,
+    wire: Bytes | None = None,
+    columns: Mapping[str, Any] | None = None,
+) -> None:
+    """Record something that does not change the state: an inquiry, a late answer, a proposal."""
+    if columns:
+        connection.execute(sa.update(task).where(task.c.seq == seq).values(**columns))
+    if wire is not None:
+        add_message(connection, seq, "", wire, at)
+    connection.execute(
+        _INSERT_EVENT,
+        {
+            "task_seq": seq,
+            "at": to_text(at),
+            "event": event,
+            "state": state.value,
+            "cause": cause,
+            "configuration": configuration,
+            "digest": "" if wire is None else digest(wire.data),
+            "detail": "",
+        },
+    )
+
+
+def add_message(
+    connection: sa.Connection, seq: int | None, bank: str, wire: Bytes, at: dt.datetime
+) -> None:
+    """Keep exact bytes; ``seq`` is None for an answer that matched nothing."""
+    connection.execute(
+        sa.insert(message).values(
+            task_seq=seq,
+            bank=bank,
+            direction="sent" if wire.sent else "received",
+            at=to_text(at),
+            correlation=wire.correlation,
+            digest=digest(wire.data),
+            bytes=wire.data,
+        )
+    )
+
+
+def _task(row: Any) -> Task:  # noqa: ANN401 - a row is untyped by nature
+    kind = Kind(row.kind)
+    return Task(
+        seq=row.seq,
+        task_id=TaskId(row.task_id),
+        client=ClientName(row.client),
+        bank=BankName(row.bank),
+        kind=kind,
+        priority=row.priority,
+        state=State(row.state),
+        submitted_at=from_text(row.submitted_at),
+        expires_at=from_text(row.expires_at),
+        offers=row.offers,
+        body=None if row.body is None else stored_body(kind, row.body),
+        client_ref=None if row.client_ref is None else ClientRef(row.client_ref),
+        bank_ref=row.bank_ref,
+        sent_at=None if row.sent_at is None else from_text(row.sent_at),
+        inquiries=row.inquiries,
+        inquire_at=None if row.inquire_at is None else from_text(row.inquire_at),
+    )
+
+
+def stored_body(kind: Kind, data: bytes) -> Body:
+    """Return the body that :func:`body_bytes` wrote."""
+    return parse_body(kind, orjson.loads(data)["params"])
+
+
+def open_tasks(connection: sa.Connection) -> list[Task]:
+    """Return every task that is not at its end, in the order of admission."""
+    rows = connection.execute(
+        sa.select(task).where(task.c.state.in_(OPEN_STATES)).order_by(task.c.seq)
+    )
+    return [_task(row) for row in rows]
+
+
+def one(connection: sa.Connection, task_id: str) -> Task | None:
+    """Return one task with its body, at its end or not."""
+    row = connection.execute(sa.select(task).where(task.c.task_id == task_id)).first()
+    return None if row is None else _task(row)
+
+
+def last_seq(connection: sa.Connection) -> int:
+    """Return the highest place given so far, 0 at first."""
+    return connection.execute(sa.select(sa.func.coalesce(sa.func.max(task.c.seq), 0))).scalar_one()
+
+
+def owed(connection: sa.Connection) -> list[tuple[ClientName, TaskId]]:
+    """Return whose result was not acknowledged yet, oldest first."""
+    rows = connection.execute(
+        sa.select(task.c.client, task.c.task_id)
+        .where(task.c.delivery == OWED)
+        .order_by(task.c.seq)
+    )
+    return [(ClientName(row[0]), TaskId(row[1])) for row in rows]
+
+
+def deliveries(connection: sa.Connection, ids: Sequence[str]) -> list[Delivery]:
+    """Return the results of these tasks as the client is told them."""
+    found = []
+    for chunk in _chunks(ids):
+        for row in connection.execute(sa.select(task).where(task.c.task_id.in_(chunk))):
+            found.append(  # noqa: PERF401 - rows of several chunks
+                Delivery(
+                    task_id=TaskId(row.task_id),
+                    state=State(row.state),
+                    result=None if row.result is None else orjson.loads(row.result),
+                    bank_code=row.bank_code,
+                    bank_message=row.bank_message,
+                    at=row.updated_at,
+                )
+            )
+    return found
+
+
+def acknowledge(connection: sa.Connection, given: Sequence[tuple[str, str]]) -> None:
+    """Note that the client has the result of that state; a later state is owed anew.
+
+    Args:
+        connection: the writer's.
+        given: pairs of task id and the state that was delivered.
+    """
+    connection.execute(
+        sa.update(task)
+        .where(
+            task.c.task_id == sa.bindparam("b_task_id"),
+            task.c.state == sa.bindparam("b_state"),
+            task.c.delivery == OWED,
+        )
+        .values(delivery=ACKNOWLEDGED),
+        [{"b_task_id": task_id, "b_state": state} for task_id, state in given],
+    )
+
+
+def _view(row: Any) -> dict[str, Any]:  # noqa: ANN401
+    view: dict[str, Any] = {
+        "task_id": row.task_id,
+        "client": row.client,
+        "bank": row.bank,
+        "kind": row.kind,
+        "priority": row.priority,
+        "state": row.state,
+        "submitted_at": row.submitted_at,
+        "expires_at": row.expires_at,
+        "updated_at": row.updated_at,
+        "offers": row.offers,
+        "result": None if row.result is None else orjson.loads(row.result),
+        "bank_code": row.bank_code,
+        "bank_message": row.bank_message,
+        "acknowledged": row.delivery == ACKNOWLEDGED,
+    }
+    for name in ("client_ref", "sent_at", "inquire_at"):
+        if (value := getattr(row, name)) is not None:
+            view[name] = value
+    if row.bank_ref:
+        view["bank_ref"] = row.bank_ref
+    return view
+
+
+def view(connection: sa.Connection, task_id: str) -> dict[str, Any] | None:
+    """Return one task as ``task.get`` shows it, None when there is none."""
+    row = connection.execute(sa.select(task).where(task.c.task_id == task_id)).first()
+    return None if row is None else _view(row)
+
+
+def page(
+    connection: sa.Connection,
+    *,
+    client: str | None,
+    state: str | None,
+    bank: str | None,
+    limit: int,
+    before: int | None,
+) -> tuple[list[dict[str, Any]], int | None]:
+    """Return tasks newest first, and the ``before`` of the next page, None at the end."""
+    query = sa.select(task).order_by(task.c.seq.desc()).limit(limit + 1)
+    if client is not None:
+        query = query.where(task.c.client == client)
+    if state is not None:
+        query = query.where(task.c.state == state)
+    if bank is not None:
+        query = query.where(task.c.bank == bank)
+    if before is not None:
+        query = query.where(task.c.seq < before)
+    rows = connection.execute(query).all()
+    shown = rows[:limit]
+    return [_view(row) for row in shown], shown[-1].seq if len(rows) > limit else None
+
+
+def why(connection: sa.Connection, task_id: str) -> list[dict[str, Any]]:
+    """Return the causal chain of a task, oldest first."""
+    seq = sa.select(task.c.seq).where(task.c.task_id == task_id).scalar_subquery()
+    chain = [
+        {
+            "at": row.at,
+            "event": row.event,
+            "state": row.state,
+            "cause": row.cause,
+            "configuration": row.configuration,
+            **({"digest": row.digest} if row.digest else {}),
+            **({"detail": row.detail} if row.detail else {}),
+        }
+        for row in connection.execute(
+            sa.select(task_event).where(task_event.c.task_seq == seq).order_by(task_event.c.seq)
+        )
+    ]
+    return chain
+
+
+def counts(connection: sa.Connection) -> dict[str, dict[str, int]]:
+    """Return how many tasks stand in each state, by bank."""
+    rows = connection.execute(
+        sa.select(task.c.bank, task.c.state, sa.func.count()).group_by(task.c.bank, task.c.state)
+    )
+    found: dict[str, dict[str, int]] = {}
+    for bank, state, number in rows:
+        found.setdefault(bank, {})[state] = number
+    return found
+
+
+def drained(connection: sa.Connection) -> set[BankName]:
+    """Return the banks whose lane an operator stopped."""
+    rows = connection.execute(sa.select(lane.c.bank).where(lane.c.drained == 1))
+    return {BankName(row[0]) for row in rows}
+
+
+def set_drained(connection: sa.Connection, bank: str, *, value: bool) -> None:
+    """Stop or start a bank's lane, also over restarts."""
+    connection.execute(sa.delete(lane).where(lane.c.bank == bank))
+    connection.execute(sa.insert(lane).values(bank=bank, drained=int(value)))
+
+
+@attrs.frozen
+class Proposal:
+    """One person's proposal to close an unknown."""
+
+    outcome: State
+    evidence: str
+    by: str
+
+
+def proposal(connection: sa.Connection, seq: int) -> Proposal | None:
+    """Return the open proposal of a task."""
+    row = connection.execute(sa.select(resolution).where(resolution.c.task_seq == seq)).first()
+    return None if row is None else Proposal(State(row.outcome), row.evidence, row.proposed_by)
+
+
+def propose(connection: sa.Connection, seq: int, given: Proposal, at: dt.datetime) -> None:
+    """Store a proposal in place of an earlier one."""
+    connection.execute(sa.delete(resolution).where(resolution.c.task_seq == seq))
+    connection.execute(
+        sa.insert(resolution).values(
+            task_seq=seq,
+            outcome=given.outcome.value,
+            evidence=given.evidence,
+            proposed_by=given.by,
+            proposed_at=to_text(at),
+        )
+    )
+
+
+def encoded(kind: Kind, body: Body) -> dict[str, Any]:
+    """Return the columns that hold a body."""
+    data = body_bytes(kind, body)
+    return {"body": data, "body_digest": digest(data)}

@@ -1,0 +1,125 @@
+"""One task as the engine holds it in memory, and the messages to and from its client."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from typing import Any, Final, Literal
+
+import attrs
+import orjson
+
+from fep.domain.ids import BankName, ClientName, ClientRef, TaskId
+from fep.domain.order import MOVES_MONEY, Body, Kind, body_params
+from fep.tasks.state import State
+
+PRIORITY_MIN: Final = 0
+PRIORITY_MAX: Final = 9
+PRIORITY_DEFAULT: Final = 5
+
+
+@attrs.define(eq=False, slots=True)
+class Task:
+    """A task that is not at its end yet; the engine's lane owns it."""
+
+    seq: int
+    """Place in the queue: given once, grows with each admission."""
+    task_id: TaskId
+    client: ClientName
+    bank: BankName
+    kind: Kind
+    priority: int
+    state: State
+    submitted_at: dt.datetime
+    expires_at: dt.datetime
+    offers: int = 0
+    body: Body | None = None
+    client_ref: ClientRef | None = None
+    bank_ref: str = ""
+    sent_at: dt.datetime | None = None
+    inquiries: int = 0
+    inquire_at: dt.datetime | None = None
+    attempts: int = 0
+    """Times a query was sent without a clear answer, in this process."""
+    claimed: bool = False
+    """Somebody is changing it right now; nobody else may."""
+
+    @property
+    def moves_money(self) -> bool:
+        """True where a repetition would pay twice."""
+        return self.kind in MOVES_MONEY
+
+
+@attrs.frozen
+class Submission:
+    """One ``task.submit``, already parsed."""
+
+    task_id: TaskId
+    bank: BankName
+    kind: Kind
+    priority: int = PRIORITY_DEFAULT
+    expires_s: float | None = None
+    body: Body | None = None
+
+
+@attrs.frozen
+class Admitted:
+    """The task is on disk: newly, or it was there already (``known``)."""
+
+    task_id: TaskId
+    state: State
+    known: bool
+
+
+@attrs.frozen
+class Refused:
+    """Nothing was changed; ``code`` is one of the protocol's codes."""
+
+    code: Literal[
+        "NOT_FOUND",
+        "NOT_PERMITTED",
+        "TASK_CONFLICT",
+        "BAD_STATE",
+        "UNKNOWN_BANK",
+        "UNSUPPORTED_KIND",
+        "QUEUE_FULL",
+        "SHUTTING_DOWN",
+        "STORE_FULL",
+    ]
+    message: str
+
+
+@attrs.frozen
+class Fetch:
+    """Ask the client for the body of a task."""
+
+    task_id: TaskId
+    attempt: int
+
+
+@attrs.frozen
+class Delivery:
+    """Tell the client a task's end; repeated until it acknowledges."""
+
+    task_id: TaskId
+    state: State
+    result: Any
+    """The canonical result as a JSON value, or None."""
+    bank_code: str
+    bank_message: str
+    at: str
+
+
+Message = Fetch | Delivery
+
+
+def body_bytes(kind: Kind, body: Body) -> bytes:
+    """Return the body as stored and digested: canonical JSON with sorted keys."""
+    return orjson.dumps(
+        {"kind": kind.value, "params": body_params(body)}, option=orjson.OPT_SORT_KEYS
+    )
+
+
+def digest(data: bytes) -> str:
+    """Return the SHA-256 of exact bytes, hex."""
+    return hashlib.sha256(data).hexdigest()

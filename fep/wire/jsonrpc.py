@@ -1,0 +1,184 @@
+"""The control protocol's lines: JSON-RPC 2.0, one UTF-8 object a line, symmetric. Sans-I/O.
+
+Both sides send requests, so one class reads both sides' lines. Whatever can be wrong with a line is
+a value (``Fault``), never an exception: the session decides to answer, and whether to close.
+Source: JSON-RPC 2.0 specification (2013-01-04); our contract in ``docs/protocol.md``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import attrs
+import msgspec
+
+LINE_BYTES_MAX: Final = 1024 * 1024
+"""A line's length without its LF."""
+
+PARSE_ERROR: Final = -32700
+INVALID_REQUEST: Final = -32600
+METHOD_NOT_FOUND: Final = -32601
+INVALID_PARAMS: Final = -32602
+INTERNAL_ERROR: Final = -32603
+REFUSED: Final = -32000
+"""Our own refusals; ``data.code`` says which."""
+
+Id = int | str
+
+
+class Failure(msgspec.Struct, gc=False, omit_defaults=True):
+    """The ``error`` member of a response."""
+
+    code: int
+    message: str
+    data: Any = None
+
+
+class _Envelope(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    jsonrpc: str | None = None
+    id: int | str | None = None
+    method: str | None = None
+    params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    error: Failure | None = None
+
+
+@attrs.frozen
+class Request:
+    """The other side asks; ``id`` None is a notification, which gets no reply."""
+
+    id: Id | None
+    method: str
+    params: msgspec.Raw | None
+
+
+@attrs.frozen
+class Response:
+    """The other side answers one of our requests: exactly one of result and error."""
+
+    id: Id
+    result: msgspec.Raw | None
+    error: Failure | None
+
+
+@attrs.frozen
+class Fault:
+    """A line that is no message; ``fatal`` ones end the connection after the answer."""
+
+    code: int
+    message: str
+    id: Id | None = None
+    fatal: bool = False
+
+
+Message = Request | Response | Fault
+
+_DECODER: Final = msgspec.json.Decoder(_Envelope)
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+class LineReceiver:
+    """Cuts a byte stream into messages; keeps at most one unfinished line."""
+
+    def __init__(self, line_bytes_max: int = LINE_BYTES_MAX) -> None:
+        self._tail = b""
+        self._max = line_bytes_max
+        self._dead = False
+
+    def receive_data(self, data: bytes) -> list[Message]:
+        """Return the messages completed by these bytes; nothing more after a fatal fault."""
+        if self._dead:
+            return []
+        *lines, self._tail = (self._tail + data).split(b"\n")
+        messages: list[Message] = []
+        for line in lines:
+            message = self._too_long() if len(line) > self._max else decode(line)
+            messages.append(message)
+            if isinstance(message, Fault) and message.fatal:
+                self._dead, self._tail = True, b""
+                return messages
+        if len(self._tail) > self._max:
+            self._dead, self._tail = True, b""
+            messages.append(self._too_long())
+        return messages
+
+    def _too_long(self) -> Fault:
+        msg = f"a line may have at most {self._max} bytes; split the work into more lines"
+        return Fault(PARSE_ERROR, msg, fatal=True)
+
+
+def decode(line: bytes) -> Message:
+    """Return the message of one line without its LF."""
+    try:
+        # msgspec leaves the text inside raw members unchecked: check the whole line here, once.
+        str(line, "utf-8")
+        envelope = _DECODER.decode(line)
+    except UnicodeDecodeError as error:
+        msg = f"the line is not UTF-8 (byte {error.start})"
+        return Fault(PARSE_ERROR, msg, fatal=True)
+    except msgspec.ValidationError as error:
+        return Fault(INVALID_REQUEST, f"not a JSON-RPC 2.0 object: {error}")
+    except (msgspec.DecodeError, RecursionError) as error:
+        return Fault(PARSE_ERROR, f"the line is not JSON: {error}", fatal=True)
+    return _classified(envelope)
+
+
+def _classified(envelope: _Envelope) -> Message:
+    if envelope.jsonrpc != "2.0":
+        msg = 'every line must have "jsonrpc": "2.0"'
+        return Fault(INVALID_REQUEST, msg, envelope.id)
+    result, failed = envelope.result, envelope.error is not None
+    if envelope.method is not None:
+        if result is not msgspec.UNSET or failed:
+            msg = "a line is a request or a response, not both"
+            return Fault(INVALID_REQUEST, msg, envelope.id)
+        params = None if envelope.params is msgspec.UNSET else envelope.params
+        return Request(envelope.id, envelope.method, params)
+    if envelope.id is not None and failed != (result is not msgspec.UNSET):
+        return Response(envelope.id, None if result is msgspec.UNSET else result, envelope.error)
+    if envelope.error is not None:
+        # An error without an id answers a line of ours that could not be read at all.
+        return Fault(INVALID_REQUEST, f"the other side: {envelope.error.message}", fatal=True)
+    msg = "a line must have a method (request), or an id with a result or an error (response)"
+    return Fault(INVALID_REQUEST, msg, envelope.id)
+
+
+def request(id_: Id, method: str, params: Any) -> bytes:  # noqa: ANN401 - any JSON value
+    """Return the line of a request."""
+    return _line({"jsonrpc": "2.0", "id": id_, "method": method, "params": params})
+
+
+def notification(method: str, params: Any) -> bytes:  # noqa: ANN401
+    """Return the line of a notification."""
+    return _line({"jsonrpc": "2.0", "method": method, "params": params})
+
+
+def result(id_: Id, value: Any) -> bytes:  # noqa: ANN401
+    """Return the line of a response with a result."""
+    return _line({"jsonrpc": "2.0", "id": id_, "result": value})
+
+
+def error(id_: Id | None, code: int, message: str, data: Any = None) -> bytes:  # noqa: ANN401
+    """Return the line of a response with an error."""
+    failure: dict[str, Any] = {"code": code, "message": message}
+    if data is not None:
+        failure["data"] = data
+    return _line({"jsonrpc": "2.0", "id": id_, "error": failure})
+
+
+def refusal(id_: Id | None, code: str, message: str) -> bytes:
+    """Return the line of one of our own refusals; ``code`` such as ``TASK_CONFLICT``."""
+    return error(id_, REFUSED, message, {"code": code})
+
+
+def value(raw: msgspec.Raw | None) -> Any:  # noqa: ANN401
+    """Return the JSON value of a raw member, None for an absent one.
+
+    Raises:
+        msgspec.DecodeError: a defect: the line was checked when it was read.
+    """
+    return None if raw is None else msgspec.json.decode(raw)
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return _ENCODER.encode(message) + b"\n"

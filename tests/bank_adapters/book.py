@@ -1,0 +1,107 @@
+"""A small book of all banks in memory, for tests of adapters and their hosts."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import attrs
+
+from fep.adapters.host import (
+    BookAccount,
+    BookedState,
+    BookEntry,
+    BookPayment,
+    DuplicateReferenceError,
+    PaymentRequest,
+)
+from fep.domain.clock import BusinessDate, business_date
+from fep.domain.ids import AccountNumber, BankName
+from fep.domain.money import Cny
+
+
+class MemoryBook:
+    """The ``Book`` protocol over dicts; ``moved`` counts bookings."""
+
+    def __init__(self, *accounts: BookAccount) -> None:
+        self.accounts = {(one.bank, one.number): one for one in accounts}
+        self.payments: dict[tuple[BankName, str], BookPayment] = {}
+        self.lines: dict[tuple[BankName, AccountNumber], list[BookEntry]] = {}
+        self.moved = 0
+
+    def account(self, bank: BankName, number: AccountNumber) -> BookAccount | None:
+        return self.accounts.get((bank, number))
+
+    def payment(self, bank: BankName, client_ref: str) -> BookPayment | None:
+        return self.payments.get((bank, client_ref))
+
+    def entries(
+        self, bank: BankName, number: AccountNumber, first: BusinessDate, last: BusinessDate
+    ) -> list[BookEntry]:
+        lines = self.lines.get((bank, number), [])
+        return [one for one in lines if first <= business_date(one.at) <= last]
+
+    def pay(self, bank: BankName, request: PaymentRequest, now: dt.datetime) -> BookPayment:
+        known = self.payment(bank, request.client_ref)
+        if known is not None:
+            raise DuplicateReferenceError(known)
+        payer = self.account(bank, request.payer)
+        payee = self.account(bank, request.payee) or next(
+            (one for one in self.accounts.values() if one.number == request.payee), None
+        )
+        reason = ""
+        if payer is None:
+            reason = "no such payer"
+        elif payee is None:
+            reason = "no such payee"
+        elif payer.balance < request.amount:
+            reason = "not enough money"
+        state = BookedState.LANDED if request.landed else BookedState.DONE
+        payment = BookPayment(
+            bank=bank,
+            client_ref=request.client_ref,
+            bank_ref=f"{len(self.payments) + 1:022d}",
+            payer=request.payer,
+            payer_name=payer.name if payer else "",
+            payee=request.payee,
+            payee_name=request.payee_name,
+            payee_bank_name=request.payee_bank_name,
+            amount=request.amount,
+            purpose=request.purpose,
+            state=BookedState.REFUSED if reason else state,
+            same_bank=payee is not None and payee.bank == bank,
+            at=now,
+            reason=reason,
+        )
+        self.payments[bank, request.client_ref] = payment
+        if payment.state is BookedState.DONE:
+            assert payer is not None
+            assert payee is not None
+            self.moved += 1
+            self._book(payment, payer, payee, debit=True)
+            self._book(payment, payee, payer, debit=False)
+        return payment
+
+    def _book(
+        self, payment: BookPayment, own: BookAccount, other: BookAccount, *, debit: bool
+    ) -> None:
+        amount = payment.amount
+        after = own.balance - amount if debit else own.balance + amount
+        self.accounts[own.bank, own.number] = attrs.evolve(own, balance=after)
+        self.lines.setdefault((own.bank, own.number), []).append(
+            BookEntry(
+                payment_ref=payment.bank_ref,
+                client_ref=payment.client_ref if debit else "",
+                at=payment.at,
+                debit=debit,
+                amount=amount,
+                balance_after=after,
+                counterparty=other.number,
+                counterparty_name=other.name,
+                counterparty_bank_name=payment.payee_bank_name if debit else "",
+                purpose=payment.purpose,
+            )
+        )
+
+    def total(self) -> Cny:
+        """All money of all accounts; no payment may change it."""
+        return Cny(sum(one.balance.fen for one in self.accounts.values()))
