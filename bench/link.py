@@ -1,10 +1,11 @@
 """What the link adds to a bare socket: round trips over loopback, all systems in one run.
 
-``python -m bench.link [--quick] [--rounds N] [--seed N]``. A round measures every system once, in a
-shuffled order, each against an echo process of its own; ratios are taken inside a round, and their
-median and range are printed, so that a busy machine shows in the range and not in the ratio. The
-last line is one JSON object. Peers are real processes; frames have 200 bytes: 8 digits of length, 20
-of correlation, and filling.
+``python -m bench.link [--quick] [--rounds N] [--trips N] [--seed N]``. A round is cut into slices;
+in each slice every system runs once, in a shuffled order, against a process of its own. Ratios are
+taken inside a round, and their median and range are reported, so that a busy machine shows in the
+range more than in the ratio. The last line is one JSON object. Frames of the echo systems have 200
+bytes: 8 digits of length, 20 of correlation, and filling. The Ping An systems exchange that bank's
+probe with the bank's simulated half: there the host's and the framer's work is in both figures.
 """
 
 from __future__ import annotations
@@ -15,18 +16,33 @@ import multiprocessing
 import random
 import socket
 import statistics
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    closing,
+)
 from multiprocessing.connection import Connection
-from typing import Final
+from typing import Final, cast
 
 import attrs
+import structlog
 import trio
 
-from fep.adapters.api import Context, Draft, Outcome, Reply, Unclear
+from fep.adapters import registry
+from fep.adapters.api import (
+    BankCodec,
+    BankProfile,
+    Context,
+    Draft,
+    Outcome,
+    Reply,
+    Unclear,
+)
 from fep.adapters.card import SignAlgorithm
+from fep.adapters.host import Book, Faults, HostProfile
 from fep.alarms.service import Alarms
 from fep.alarms.state import AlarmKind
 from fep.domain.clock import BusinessDate, SystemClock
@@ -40,9 +56,11 @@ from fep.links.service import Link, run_link
 FRAME_BYTES: Final = 200
 LENGTH_BYTES: Final = 8
 CORRELATION_BYTES: Final = 20
+SLICES: Final = 10
 WARM_UP: Final = 200
 REPLY_SECONDS_MAX: Final = 60.0
 PIPELINES: Final = (16, 64)
+PINGAN: Final = BankName("pingan")
 _FILLING: Final = b"x" * (FRAME_BYTES - LENGTH_BYTES - CORRELATION_BYTES)
 _HEAD: Final = b"%08d" % (FRAME_BYTES - LENGTH_BYTES)
 
@@ -132,27 +150,47 @@ class _NoAlarms(Alarms):
         pass
 
 
-def _echo(told: Connection) -> None:
-    """Answer every byte with itself, one connection after the other, until killed."""
+def _serve(told: Connection, answer: Callable[[], Callable[[bytes], bytes]]) -> None:
+    """Answer one connection after the other, until killed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         told.send(listener.getsockname()[1])
         while True:
             connection, _ = listener.accept()
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            answers = answer()
             with connection:
                 while data := connection.recv(65_536):
-                    connection.sendall(data)
+                    if answered := answers(data):
+                        connection.sendall(answered)
+
+
+def _echo() -> Callable[[bytes], bytes]:
+    return lambda data: data
+
+
+def _pingan_host() -> Callable[[bytes], bytes]:
+    """Return the simulated bank; the probe needs no book."""
+    book = cast("Book", None)
+    profile = HostProfile(PINGAN, book, SystemClock(), Faults())
+    connection = registry.host("pingan_b2bi").open(profile)
+    return lambda data: b"".join(answer.data for answer in connection.receive_data(data))
+
+
+def _pingan_codec() -> BankCodec:
+    adapter = registry.adapter("pingan_b2bi")
+    options = adapter.options_class()
+    return adapter.open(BankProfile(PINGAN, adapter.card, options, "1" * 20, {}))
 
 
 @asynccontextmanager
-async def _echo_process() -> AsyncIterator[int]:
-    """Start an echo process, and give its port."""
+async def _process(answer: Callable[[], Callable[[bytes], bytes]]) -> AsyncIterator[int]:
+    """Start a peer, and give its port."""
     context = multiprocessing.get_context("spawn")
     told, tell = context.Pipe(duplex=False)
-    process = context.Process(target=_echo, args=(tell,), daemon=True)
+    process = context.Process(target=_serve, args=(tell, answer), daemon=True)
     process.start()
     try:
-        with told:
+        with told, tell:
             yield told.recv()
     finally:
         process.kill()
@@ -160,73 +198,88 @@ async def _echo_process() -> AsyncIterator[int]:
         process.close()
 
 
-System = Callable[[int], Awaitable[list[float]]]
-"""Makes so many round trips and returns their times in seconds."""
+System = Callable[[int], Awaitable[tuple[list[float], float]]]
+"""Makes so many round trips; returns their times, and how long they took together, in seconds."""
 
 
-def _numbers() -> Callable[[], str]:
-    count = 0
+Opener = Callable[[int], AbstractAsyncContextManager[System]]
+"""Connects a system to the peer at a port."""
 
-    def number() -> str:
-        nonlocal count
-        count += 1
-        return f"{count:020d}"
 
-    return number
+def _frames(codec: BankCodec) -> Callable[[], tuple[bytes, str]]:
+    """Return what makes the next request, and its correlation; outside of the times taken."""
+    clock, sequence = SystemClock(), Sequence()
+
+    def make() -> tuple[bytes, str]:
+        now = clock.now()
+        draft = codec.probe(Context(now=now, sequence=sequence.next(now)))
+        return codec.seal(draft, None), draft.correlation
+
+    return make
+
+
+def _raw(codec: BankCodec, *, read: bool = False) -> Opener:
+    """Return the blocking socket: what can't be beaten; ``read`` takes the framer's time too."""
+
+    @asynccontextmanager
+    async def system(port: int) -> AsyncIterator[System]:
+        make = _frames(codec)
+        with closing(socket.create_connection(("127.0.0.1", port))) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+            async def trips(count: int) -> tuple[list[float], float]:
+                framer = codec.framer()
+                times = []
+                for _ in range(count):
+                    frame, correlation = make()
+                    began = time.perf_counter()
+                    sock.sendall(frame)
+                    data = sock.recv(65_536)
+                    received = time.perf_counter()
+                    # A frame is one segment on loopback, so one recv has all of it.
+                    [reply] = framer.receive_data(data)
+                    times.append((time.perf_counter() if read else received) - began)
+                    assert reply.correlation == correlation
+                await trio.lowlevel.checkpoint()
+                return times, sum(times)
+
+            yield trips
+
+    return system
+
+
+def _trio(codec: BankCodec) -> Opener:
+    """Return a bare trio stream: what trio itself costs."""
+
+    @asynccontextmanager
+    async def system(port: int) -> AsyncIterator[System]:
+        make = _frames(codec)
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+
+            async def trips(count: int) -> tuple[list[float], float]:
+                framer = codec.framer()
+                times = []
+                for _ in range(count):
+                    frame, correlation = make()
+                    began = time.perf_counter()
+                    await stream.send_all(frame)
+                    data = await stream.receive_some(65_536)
+                    times.append(time.perf_counter() - began)
+                    [reply] = framer.receive_data(bytes(data))
+                    assert reply.correlation == correlation
+                return times, sum(times)
+
+            yield trips
+
+    return system
 
 
 @asynccontextmanager
-async def _raw(port: int) -> AsyncIterator[System]:
-    """Yield the blocking socket: what can't be beaten."""
-    number = _numbers()
-    with closing(socket.create_connection(("127.0.0.1", port))) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-        async def trips(count: int) -> list[float]:
-            times = []
-            for _ in range(count):
-                frame = _frame(number())
-                began = time.perf_counter()
-                sock.sendall(frame)
-                data = sock.recv(65_536)
-                while len(data) < FRAME_BYTES:
-                    data += sock.recv(65_536)
-                times.append(time.perf_counter() - began)
-                assert data == frame
-            await trio.lowlevel.checkpoint()
-            return times
-
-        yield trips
-
-
-@asynccontextmanager
-async def _trio(port: int) -> AsyncIterator[System]:
-    """Yield a bare trio stream: what trio itself costs."""
-    number = _numbers()
-    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-
-        async def trips(count: int) -> list[float]:
-            times = []
-            for _ in range(count):
-                frame = _frame(number())
-                began = time.perf_counter()
-                await stream.send_all(frame)
-                data = await stream.receive_some(65_536)
-                while len(data) < FRAME_BYTES:
-                    data += await stream.receive_some(65_536)
-                times.append(time.perf_counter() - began)
-                assert data == frame
-            return times
-
-        yield trips
-
-
-@asynccontextmanager
-async def _open_link(port: int) -> AsyncIterator[Link]:
-    config = LinkConfig(BankName("echo"), "127.0.0.1", port)
+async def _open_link(codec: BankCodec, port: int) -> AsyncIterator[Link]:
+    config = LinkConfig(BankName("bench"), "127.0.0.1", port)
     send, receive = trio.open_memory_channel[UnmatchedReply](16)
-    clock, rng = SystemClock(), random.Random(0)  # noqa: S311 - jitter, not a secret
-    link = Link(config, _EchoCodec(), Sequence(), clock, _NoAlarms(), send, rng)
+    clock, rng = SystemClock(), random.Random(0)
+    link = Link(config, codec, Sequence(500_000), clock, _NoAlarms(), send, rng)
     with send, receive:
         async with trio.open_nursery() as nursery:
             await nursery.start(run_link, link, _OpenGate())
@@ -236,50 +289,31 @@ async def _open_link(port: int) -> AsyncIterator[Link]:
             nursery.cancel_scope.cancel()
 
 
-@asynccontextmanager
-async def _link(port: int) -> AsyncIterator[System]:
-    """Yield ``Link.exchange`` as the task engine uses it: with a deadline around each request."""
-    number = _numbers()
-    async with _open_link(port) as link:
-
-        async def trips(count: int) -> list[float]:
-            times = []
-            for _ in range(count):
-                correlation = number()
-                frame = _frame(correlation)
-                began = time.perf_counter()
-                with trio.fail_after(REPLY_SECONDS_MAX):
-                    reply = await link.exchange(frame, correlation)
-                times.append(time.perf_counter() - began)
-                assert reply.raw == frame
-            return times
-
-        yield trips
-
-
-def _link_with(in_flight: int) -> Callable[[int], object]:
-    """Return the system that keeps so many requests under way on one link."""
+def _link(codec: BankCodec, in_flight: int = 1) -> Opener:
+    """Return ``Link.exchange`` as the task engine uses it: with a deadline around each request."""
 
     @asynccontextmanager
     async def system(port: int) -> AsyncIterator[System]:
-        number = _numbers()
-        async with _open_link(port) as link:
+        make = _frames(codec)
+        async with _open_link(codec, port) as link:
 
-            async def trips(count: int) -> list[float]:
+            async def work(requests: list[tuple[bytes, str]], times: list[float]) -> None:
+                for frame, correlation in requests:
+                    began = time.perf_counter()
+                    with trio.fail_after(REPLY_SECONDS_MAX):
+                        reply = await link.exchange(frame, correlation)
+                    times.append(time.perf_counter() - began)
+                    assert reply.correlation == correlation
+
+            async def trips(count: int) -> tuple[list[float], float]:
+                each = count // in_flight + 1
+                shares = [[make() for _ in range(each)] for _ in range(in_flight)]
                 times: list[float] = []
-
-                async def worker() -> None:
-                    while len(times) < count:
-                        correlation = number()
-                        began = time.perf_counter()
-                        with trio.fail_after(REPLY_SECONDS_MAX):
-                            await link.exchange(_frame(correlation), correlation)
-                        times.append(time.perf_counter() - began)
-
+                began = time.perf_counter()
                 async with trio.open_nursery() as nursery:
-                    for _ in range(in_flight):
-                        nursery.start_soon(worker)
-                return times
+                    for share in shares:
+                        nursery.start_soon(work, share, times)
+                return times, time.perf_counter() - began
 
             yield trips
 
@@ -296,99 +330,101 @@ class Figures:
     """Round trips a second."""
 
 
+Rounds = list[dict[str, Figures]]
+
+
 def _figures(times: list[float], elapsed: float) -> Figures:
     cuts = statistics.quantiles(times, n=100)
     return Figures(cuts[49] * 1e6, cuts[98] * 1e6, len(times) / elapsed)
 
 
-async def _measure(systems: dict[str, System], rounds: int, trips: int, seed: int) -> Rounds:
-    rng = random.Random(seed)  # noqa: S311 - an order, not a secret
-    measured: Rounds = []
-    for system in systems.values():
-        await system(WARM_UP)
-    for _ in range(rounds):
-        order = list(systems)
-        rng.shuffle(order)
-        figures = {}
-        for name in order:
-            began = time.perf_counter()
-            times = await systems[name](trips)
-            figures[name] = _figures(times, time.perf_counter() - began)
-        measured.append(figures)
-    return measured
+async def _round(systems: dict[str, System], trips: int, rng: random.Random) -> dict[str, Figures]:
+    times: dict[str, list[float]] = {name: [] for name in systems}
+    elapsed = dict.fromkeys(systems, 0.0)
+    for _ in range(SLICES):
+        for name in rng.sample(list(systems), len(systems)):
+            taken, span = await systems[name](trips // SLICES)
+            times[name] += taken
+            elapsed[name] += span
+    return {name: _figures(times[name], elapsed[name]) for name in systems}
 
 
-Rounds = list[dict[str, Figures]]
+def _median(rounds: Rounds, name: str, field: str) -> float:
+    return float(statistics.median(getattr(one[name], field) for one in rounds))
 
 
 def _row(name: str, rounds: Rounds) -> str:
     p50 = [one[name].p50_us for one in rounds]
-    p99 = statistics.median(one[name].p99_us for one in rounds)
-    rate = statistics.median(one[name].rate for one in rounds)
     span = f"{min(p50):.1f}-{max(p50):.1f}"
-    return f"{name:<24}{statistics.median(p50):>9.1f}{span:>16}{p99:>10.1f}{rate:>12,.0f}"
+    rate = _median(rounds, name, "rate")
+    return (
+        f"{name:<24}{_median(rounds, name, 'p50_us'):>9.1f}{span:>16}"
+        f"{_median(rounds, name, 'p99_us'):>10.1f}{rate:>12,.0f}"
+    )
 
 
-def _summary(rounds: Rounds, seed: int) -> dict[str, object]:
-    def added(name: str) -> list[float]:
-        return [one[name].p50_us - one["raw socket"].p50_us for one in rounds]
-
-    def ratio(name: str) -> float:
-        each = [one[name].p50_us / one["raw socket"].p50_us for one in rounds]
-        return round(statistics.median(each), 2)
-
-    link = added("link")
-    rates = {
-        f"link_rate_{count}": round(
-            statistics.median(one[f"link, {count} in flight"].rate for one in rounds)
-        )
-        for count in PIPELINES
-    }
+def _compared(rounds: Rounds, name: str, with_name: str, prefix: str) -> dict[str, float]:
+    """Return what a system adds to another, and their ratio, both taken inside each round."""
+    pairs = [(one[name].p50_us, one[with_name].p50_us) for one in rounds]
+    added = [ours - theirs for ours, theirs in pairs]
     return {
-        "bench": "link",
-        "rounds": len(rounds),
-        "seed": seed,
-        "raw_p50_us": round(statistics.median(one["raw socket"].p50_us for one in rounds), 1),
-        "trio_to_raw_p50": ratio("trio stream"),
-        "link_to_raw_p50": ratio("link"),
-        "trio_added_p50_us": round(statistics.median(added("trio stream")), 1),
-        "link_added_p50_us": round(statistics.median(link), 1),
-        "link_added_p50_us_min": round(min(link), 1),
-        "link_added_p50_us_max": round(max(link), 1),
-        **rates,
+        f"{prefix}_to_raw_p50": round(statistics.median(a / b for a, b in pairs), 2),
+        f"{prefix}_added_p50_us": round(statistics.median(added), 1),
+        f"{prefix}_added_p50_us_min": round(min(added), 1),
+        f"{prefix}_added_p50_us_max": round(max(added), 1),
     }
 
 
-async def main(rounds: int, trips: int, seed: int) -> dict[str, object]:
+async def main(rounds_count: int, trips: int, seed: int) -> dict[str, object]:
     """Measure all systems, print the table, return the summary."""
-    openers = {
-        "raw socket": _raw,
-        "trio stream": _trio,
-        "link": _link,
-        **{f"link, {count} in flight": _link_with(count) for count in PIPELINES},
+    echo = _EchoCodec()
+    plan: dict[str, tuple[Opener, Callable[[], Callable[[bytes], bytes]]]] = {
+        "raw socket": (_raw(echo), _echo),
+        "trio stream": (_trio(echo), _echo),
+        "link": (_link(echo), _echo),
+        **{f"link, {count} in flight": (_link(echo, count), _echo) for count in PIPELINES},
     }
+    if "pingan_b2bi" in registry.names():
+        pingan = _pingan_codec()
+        plan["pingan, raw socket"] = (_raw(pingan, read=True), _pingan_host)
+        plan["pingan, link"] = (_link(pingan), _pingan_host)
+    rng = random.Random(seed)
     async with AsyncExitStack() as stack:
         systems = {}
-        for name, opener in openers.items():
-            port = await stack.enter_async_context(_echo_process())
-            systems[name] = await stack.enter_async_context(opener(port))  # type: ignore[arg-type]
-        measured = await _measure(systems, rounds, trips, seed)
+        for name, (opener, peer) in plan.items():
+            port = await stack.enter_async_context(_process(peer))
+            systems[name] = await stack.enter_async_context(opener(port))
+            await systems[name](WARM_UP)
+        rounds = [await _round(systems, trips, rng) for _ in range(rounds_count)]
     head = f"{'system':<24}{'p50 us':>9}{'min-max':>16}{'p99 us':>10}{'trips/s':>12}"
-    print("\n".join([head, *(_row(name, measured) for name in openers)]))  # noqa: T201
-    return _summary(measured, seed)
+    print("\n".join([head, *(_row(name, rounds) for name in plan)]))
+    summary: dict[str, object] = {
+        "bench": "link",
+        "rounds": rounds_count,
+        "seed": seed,
+        "raw_p50_us": round(_median(rounds, "raw socket", "p50_us"), 1),
+        **_compared(rounds, "trio stream", "raw socket", "trio"),
+        **_compared(rounds, "link", "raw socket", "link"),
+    }
+    for count in PIPELINES:
+        summary[f"link_rate_{count}"] = round(_median(rounds, f"link, {count} in flight", "rate"))
+    if "pingan, link" in plan:
+        summary |= _compared(rounds, "pingan, link", "pingan, raw socket", "pingan_link")
+    return summary
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few and short rounds, for CI")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--trips", type=int)
+    parser.add_argument("--trips", type=int, help="round trips a system makes in one round")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("error"))
     summary = trio.run(
         main,
         chosen.rounds or (5 if chosen.quick else 21),
-        chosen.trips or (500 if chosen.quick else 2000),
+        chosen.trips or (1000 if chosen.quick else 2000),
         chosen.seed,
     )
-    sys.stdout.write(json.dumps(summary) + "\n")
+    print(json.dumps(summary))

@@ -1,4 +1,4 @@
-"""Structured logs (结构化日志): one JSON object a line, masked, and followed over the control socket.
+"""Structured logs (结构化日志): one JSON object a line, masked, followed over the control socket.
 
 What operators tail and what ``events.follow`` sends is the same record, made once.
 """

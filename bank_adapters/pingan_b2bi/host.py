@@ -264,7 +264,8 @@ class PinganHostConnection:
         if amount.fen <= 0 or amount > messages.AMOUNT_MAX or union not in ("0", "1"):
             raise _RefusalError(BAD_PARAMETER)
         same_bank = union == "1"
-        if same_bank and self._profile.book.account(self._profile.bank, payee) is None:
+        # One bank may stand in the book under several names, one for each direct connection.
+        if same_bank and self._profile.book.bank_of(payee) is None:
             raise _RefusalError(NO_ACCOUNT)
         lands = (
             amount > LANDS_ABOVE

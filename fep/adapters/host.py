@@ -109,6 +109,10 @@ class Book(Protocol):
         """Return one bank's account, or None."""
         ...
 
+    def bank_of(self, number: AccountNumber) -> BankName | None:
+        """Return which simulated bank keeps an account, None when none does."""
+        ...
+
     def pay(self, bank: BankName, request: PaymentRequest, now: dt.datetime) -> BookPayment:
         """Book one payment at most once for each (bank, client_ref).
 

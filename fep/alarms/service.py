@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -68,7 +69,7 @@ class Alarms:
             if alarm.id == alarm_id:
                 alarm.acknowledge(who, self._clock.now())
                 row = store.row_of(alarm)
-                await self._store.write(lambda c: store.put(c, row))
+                await self._store.write(partial(store.put, row=row))
                 log.info("alarm.acknowledged", alarm_id=alarm.id, kind=alarm.kind.value, who=who)
                 return alarm
         raise LookupError(alarm_id)

@@ -74,7 +74,7 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         "USB-Key PIN needed",
         "UKey 需要 PIN",
         Severity.CRITICAL,
-        "Correct the PIN credential, or run: fepctl call slot.unlock '{\"slot\":…,\"pin\":…}'.",
+        'Correct the PIN credential, or run: fepctl call slot.unlock \'{"slot":…,"pin":…}\'.',
     ),
     AlarmKind.KEY_EXPIRING: Meaning(
         "USB-Key certificate expires soon",

@@ -19,7 +19,9 @@ class Address:
     port: int = 0
 
     def __str__(self) -> str:
-        return f"unix:{self.path}" if self.kind == "unix" else f"{self.kind}:{self.host}:{self.port}"
+        return (
+            f"unix:{self.path}" if self.kind == "unix" else f"{self.kind}:{self.host}:{self.port}"
+        )
 
 
 def parse_address(text: str) -> Address:

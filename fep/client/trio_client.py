@@ -261,7 +261,7 @@ class Client:
             case Broken(reason=reason, permanent=permanent):
                 raise _LostError(reason, permanent=permanent)
             case FetchAsked() | ResultTold():
-                await room.acquire_on_behalf_of(happening)
+                await room.acquire_on_behalf_of(id(happening))
                 nursery.start_soon(self._serve, happening, room)
             case EventTold(record=record):
                 if self._event is not None:
@@ -270,8 +270,8 @@ class Client:
     async def _serve(self, asked: FetchAsked | ResultTold, room: trio.CapacityLimiter) -> None:
         try:
             if isinstance(asked, FetchAsked):
-                body = None if self._fetch is None else await self._fetch(
-                    asked.task_id, asked.attempt
+                body = (
+                    None if self._fetch is None else await self._fetch(asked.task_id, asked.attempt)
                 )
                 line = (
                     self._conversation.refuse(asked.id, "this client has no such task")
@@ -284,7 +284,7 @@ class Client:
                 await self._result(asked.result)
                 self._send(self._conversation.reply(asked.id, {}))
         finally:
-            room.release_on_behalf_of(asked)
+            room.release_on_behalf_of(id(asked))
 
     def _answered(self, answer: Answered) -> None:
         ticket: _Ticket = answer.ticket

@@ -79,7 +79,9 @@ async def run_control(
         await nursery.start(trio.serve_listeners, handler(_UnixPeers(config)), unix)
         for listener in config.tcp:
             opened = await _listen_tcp(listener)
-            identify = _TlsPeers(listener, config) if listener.tls else _TokenPeers(listener, config)
+            identify = (
+                _TlsPeers(listener, config) if listener.tls else _TokenPeers(listener, config)
+            )
             await nursery.start(trio.serve_listeners, handler(identify), opened)
             addresses.extend(_address(one.socket) for one in opened)
         log.info("control.listening", addresses=addresses)
@@ -90,7 +92,9 @@ class _UnixPeers:
     """Proves who is behind a Unix socket by the kernel's word (SO_PEERCRED)."""
 
     def __init__(self, config: ControlConfig) -> None:
-        self._users = {user.uid: (ClientName(name), user.role) for name, user in config.users.items()}
+        self._users = {
+            user.uid: (ClientName(name), user.role) for name, user in config.users.items()
+        }
 
     async def __call__(self, stream: trio.SocketStream) -> tuple[trio.abc.Stream, Peer] | None:
         raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)

@@ -322,9 +322,7 @@ class Session:
             told.append(asked)
         else:
             # Not acknowledged: it is told again on the next connection.
-            self._log.warning(
-                "session.result_refused", task_id=asked, reason=message.error.message
-            )
+            self._log.warning("session.result_refused", task_id=asked, reason=message.error.message)
 
     async def _call(self, request: Request, nursery: trio.Nursery) -> None:
         assert self._caller is not None
@@ -358,7 +356,7 @@ class Session:
                 self._send(jsonrpc.result(request.id, {}))
             case _:
                 # Waiting here, not in the task, keeps the excess in the client's socket.
-                await self._calls.acquire_on_behalf_of(request)
+                await self._calls.acquire_on_behalf_of(id(request))
                 nursery.start_soon(self._serve, request, params)
 
     async def _serve(self, request: Request, params: msgspec.Struct) -> None:
@@ -375,7 +373,7 @@ class Session:
         else:
             line = jsonrpc.result(request.id, value)
         finally:
-            self._calls.release_on_behalf_of(request)
+            self._calls.release_on_behalf_of(id(request))
         self._send(line)
 
     def _not_permitted(self, id_: Id, method: str) -> bytes:

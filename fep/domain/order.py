@@ -121,7 +121,6 @@ class StatementQuery:
     """The adapter's own mark of the next page; empty for the first."""
 
 
-
 Body = BalanceQuery | PaymentOrder | TransferStatusRequest | StatementQuery
 """What a client's task body parses to."""
 Operation = BalanceQuery | PaymentOrder | StatusQuery | StatementQuery

@@ -35,7 +35,8 @@ async def call(
         work: blocking function.
         limiter: of one token; a call that waits for it counts as running.
         interrupt: makes a blocked call return early; called again and again once cancelled.
-        overdue: called once when the work takes longer than ``overdue_seconds``; waiting goes on.
+        overdue: called once when the work takes longer than the next; waiting goes on.
+        overdue_seconds: from when the work is overdue.
         abandon: called when a cancelled caller gives up on the work.
 
     Raises:

@@ -41,7 +41,7 @@ def locate(reference: SecretRef, environ: Mapping[str, str]) -> Path:
     assert reference.credential is not None
     directory = environ.get("CREDENTIALS_DIRECTORY")
     if not directory:
-        msg = f"{reference}: the service has no CREDENTIALS_DIRECTORY; see LoadCredential= in its unit"
+        msg = f"{reference}: CREDENTIALS_DIRECTORY is not set; see LoadCredential= in the unit"
         raise KeyFileError(msg)
     return Path(directory) / reference.credential
 
@@ -69,7 +69,7 @@ def read_secret(reference: SecretRef, environ: Mapping[str, str]) -> Secret:
     except OSError as error:
         msg = f"{reference} can't be opened: {error.strerror}"
         raise KeyFileError(msg) from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             msg = f"{reference} is not a regular file"
@@ -78,7 +78,10 @@ def read_secret(reference: SecretRef, environ: Mapping[str, str]) -> Secret:
         if reference.file is not None and status.st_mode & 0o077:
             msg = f"{reference} is open to group or others; chmod 600"
             raise KeyFileError(msg)
-        content = file.read(SECRET_BYTES_MAX + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(SECRET_BYTES_MAX + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > SECRET_BYTES_MAX:
         msg = f"{reference} is longer than {SECRET_BYTES_MAX} bytes"
         raise KeyFileError(msg)

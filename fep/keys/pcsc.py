@@ -50,6 +50,8 @@ from fep.keys.signatures import (
 
 T = TypeVar("T")
 
+_SHORT_BYTES: Final = 5
+"""Header and Lc."""
 _FOR_EVER: Final = 0xFFFFFFFF
 _KEY_REFERENCES: Final[tuple[KeyReference, ...]] = ("9A", "9C", "9D", "9E")
 
@@ -195,7 +197,7 @@ class PcscCard:
         if self._protocol == scard.SCARD_PROTOCOL_T0:
             protocol = scard.SCARD_PCI_T0
             # T=0 has no Le beside a body: the card answers 61xx and GET RESPONSE follows.
-            if len(command) > 5 and len(command) == command[4] + 6:
+            if len(command) > _SHORT_BYTES and len(command) == command[4] + _SHORT_BYTES + 1:
                 command = command[:-1]
         result, reply = scard.SCardTransmit(self._card, protocol, list(command))
         _check(f"SCardTransmit {header(command)}", result)

@@ -38,11 +38,6 @@ class Send:
 
 
 @attrs.frozen
-class Pass:
-    """No PIN is needed."""
-
-
-@attrs.frozen
 class Blocked:
     """The counter is at zero."""
 
@@ -56,7 +51,7 @@ class Withhold:
     """The recorded attempt turned out to have been refused: record that."""
 
 
-Decision = Send | Pass | Blocked | Withhold
+Decision = Send | Blocked | Withhold
 
 
 def decide(

@@ -25,6 +25,10 @@ BODY_BYTES_MAX: Final = 255
 RESPONSE_BYTES_MAX: Final = 16384
 RESPONSE_PARTS_MAX: Final = 128
 CERTIFICATE_BYTES_MAX: Final = 16384
+GUID_BYTES: Final = 16
+LENGTH_BYTES_MAX: Final = 3
+PIN_CHARS_MIN: Final = 6
+PIN_CHARS_MAX: Final = 8
 PIN_TRIES_LEFT_MIN: Final = 2
 """With fewer tries left no PIN is sent by itself."""
 
@@ -35,6 +39,12 @@ NOT_SELECTED: Final = 0x6D00
 NOT_FOUND: Final = 0x6A82
 SUSPECT_WORDS: Final = frozenset({NOT_SATISFIED, NOT_SELECTED})
 """Answers of a card that is not in the state we left it in: a swap or a foreign reset."""
+
+_MORE: Final = 0x6100
+_TRIES_LEFT: Final = 0x63C0
+_WORD_BYTES: Final = 2
+_LONG_LENGTH: Final = 0x80
+_LONG_TAG: Final = 0x1F
 
 _APPLICATION: Final = bytes.fromhex("A000000308000010000100")
 _CHUID: Final = bytes.fromhex("5FC102")
@@ -107,7 +117,7 @@ def transmit(
     data, word = _split((yield command + b"\0" if answer else command))
     collected = bytearray(data)
     parts = 0
-    while word >> 8 == 0x61:
+    while word & 0xFF00 == _MORE:
         parts += 1
         if parts > RESPONSE_PARTS_MAX or len(collected) > RESPONSE_BYTES_MAX:
             raise CardDataError("the card's answer does not end")
@@ -135,7 +145,7 @@ def read_guid() -> Conversation[str]:
     """
     chuid = yield from _object("CHUID", _CHUID)
     guid = find(chuid, 0x34)
-    if guid is None or len(guid) != 16:
+    if guid is None or len(guid) != GUID_BYTES:
         raise CardDataError("the CHUID has no GUID of 16 bytes")
     return guid.hex()
 
@@ -167,7 +177,7 @@ def pin_counter() -> Conversation[PinCounter]:
         return PinCounter(None)
     if word == BLOCKED:
         return PinCounter(0)
-    if word & 0xFFF0 == 0x63C0:
+    if word & 0xFFF0 == _TRIES_LEFT:
         return PinCounter(word & 0x0F)
     raise StatusWordError("VERIFY (counter)", word)
 
@@ -181,13 +191,13 @@ def verify_pin(pin: str) -> Conversation[PinAnswer]:
     Raises:
         StatusWordError: an answer that says neither yes nor no.
     """
-    body = pin.encode("ascii").ljust(8, b"\xff")
+    body = pin.encode("ascii").ljust(PIN_CHARS_MAX, b"\xff")
     _, word = yield from transmit(0x20, 0x00, 0x80, body, answer=False)
     if word == OK:
         return PinAccepted()
     if word == BLOCKED:
         return PinRefused(0)
-    if word & 0xFFF0 == 0x63C0:
+    if word & 0xFFF0 == _TRIES_LEFT:
         return PinRefused(word & 0x0F)
     raise StatusWordError("VERIFY", word)
 
@@ -216,7 +226,7 @@ def parse_pin(text: str) -> str:
         ValueError: not 6 to 8 printable ASCII characters; the text is never in the message.
     """
     pin = text.strip("\r\n")
-    if not 6 <= len(pin) <= 8 or not pin.isascii() or not pin.isprintable():
+    if not PIN_CHARS_MIN <= len(pin) <= PIN_CHARS_MAX or not pin.isascii() or not pin.isprintable():
         msg = "a PIN is 6 to 8 printable ASCII characters"
         raise ValueError(msg)
     return pin
@@ -225,9 +235,9 @@ def parse_pin(text: str) -> str:
 def tlv(tag: int, value: bytes) -> bytes:
     """Return one BER-TLV element; the tag as its own bytes (0x7C, 0x5FC102)."""
     size = len(value)
-    if size < 0x80:
+    if size < _LONG_LENGTH:
         length = bytes((size,))
-    elif size < 0x100:
+    elif size <= 0xFF:  # noqa: PLR2004 - one byte
         length = bytes((0x81, size))
     else:
         length = b"\x82" + size.to_bytes(2, "big")
@@ -244,7 +254,7 @@ def elements(data: bytes) -> Iterator[tuple[int, bytes]]:
     while at < len(data):
         start = at
         at += 1
-        if data[start] & 0x1F == 0x1F:
+        if data[start] & _LONG_TAG == _LONG_TAG:
             while at < len(data) and data[at] & 0x80:
                 at += 1
             at += 1
@@ -253,9 +263,9 @@ def elements(data: bytes) -> Iterator[tuple[int, bytes]]:
             raise CardDataError("a TLV element has no length")
         size = data[at]
         at += 1
-        if size >= 0x80:
-            width = size & 0x7F
-            if not 1 <= width <= 3 or at + width > len(data):
+        if size >= _LONG_LENGTH:
+            width = size - _LONG_LENGTH
+            if not 1 <= width <= LENGTH_BYTES_MAX or at + width > len(data):
                 raise CardDataError("a TLV length can't be read")
             size = int.from_bytes(data[at : at + width], "big")
             at += width
@@ -280,7 +290,7 @@ def _pieces(body: bytes) -> list[bytes]:
 
 
 def _split(reply: bytes) -> tuple[bytes, int]:
-    if len(reply) < 2:
+    if len(reply) < _WORD_BYTES:
         raise CardDataError("an answer has no status word")
     return reply[:-2], int.from_bytes(reply[-2:], "big")
 

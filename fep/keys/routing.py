@@ -228,7 +228,7 @@ class Routing:
         return None
 
     def _place(self, slot: SlotName) -> Insertion | None:
-        """Return where the slot's card is; of two that claim to be it, the bound GUID, the first."""
+        """Return where the slot's card is; of two that claim it, the bound GUID, then the first."""
         bound = self._bindings[slot].guid
         places = [
             (card.look.guid != bound, card.number, reader, card.look.guid)
@@ -252,11 +252,15 @@ class Routing:
         return mute[0] if len(mute) == 1 and missing == [slot] else ""
 
 
+ENDINGS: Final = frozenset({SlotEvent.SERVICE_DOWN, SlotEvent.REMOVED, SlotEvent.READER_REMOVED})
+"""Events that still belong to the old view."""
+
+
 def change(before: View, after: View) -> list[SlotEvent]:
     """Return the events that lead a slot from one view to another: what ends, then what begins."""
-    events: list[SlotEvent] = []
     if before.service and not after.service:
         return [SlotEvent.SERVICE_DOWN]
+    events: list[SlotEvent] = []
     if after.service and not before.service:
         before = View(service=True)
         events.append(SlotEvent.SERVICE_UP)

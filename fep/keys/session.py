@@ -24,8 +24,8 @@ from fep.keys.credentials import identity, read_secret
 from fep.keys.device import (
     Identity,
     KeyDevice,
-    Pkcs11Device,
     PinNotAcceptedError,
+    Pkcs11Device,
     SoftwareDevice,
 )
 from fep.keys.errors import (
@@ -57,7 +57,7 @@ T = TypeVar("T")
 
 RETRY_FIRST_SECONDS: Final = 0.05
 RETRY_SECONDS_MAX: Final = 1.0
-CREDENTIAL_CHECK_SECONDS: Final = 5.0
+CREDENTIAL_CHECK_SECONDS: Final = 2.0
 """How often a slot that waits for its PIN looks whether the PIN's file was changed."""
 
 

@@ -32,7 +32,7 @@ from fep.keys.errors import (
 )
 from fep.keys.pin import Pin
 from fep.keys.piv import parse_pin
-from fep.keys.routing import Insertion, View, change
+from fep.keys.routing import ENDINGS, Insertion, View, change
 from fep.keys.signatures import EXPIRING_DAYS, Certificate, days_left
 from fep.keys.state import ALARM_OF, OPEN, SLOT_ALARMS, SlotEvent, SlotState, step
 from fep.store.database import Store
@@ -268,12 +268,12 @@ class Slot:
 
     def turn(self, view: View) -> None:
         """Take a new view and let what it means change the state."""
-        before, self.view = self.view, view
-        events = change(before, view)
-        for event in events:
+        for event in change(self.view, view):
+            if event not in ENDINGS:
+                self.view = view
             self.enter(event)
-        if not events:
-            self.update_alarms()
+        self.view = view
+        self.update_alarms()
 
     def enter(self, event: SlotEvent, detail: str = "", fault: DeviceError | None = None) -> None:
         """Let an event change the state, and do what the new state asks for."""

@@ -1,1 +1,1 @@
-"""The banks' persistent connections (银行长连接): connect, log on, correlate, prove life, reconnect."""
+"""The banks' persistent connections (银行长连接): connect, log on, correlate, reconnect."""

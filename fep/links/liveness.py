@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Final
 
 DEAD_FACTOR: Final = 2.5
-"""Silence, in heartbeats, after which the connection is dead; two probes went unanswered by then."""
+"""Heartbeats of silence after which the connection is dead; two probes are unanswered then."""
 
 
 class Due(Enum):

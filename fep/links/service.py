@@ -341,7 +341,7 @@ class Link:
         rng: draws the back-off's jitter.
     """
 
-    def __init__(  # noqa: PLR0913 - the contract between the parts names these
+    def __init__(
         self,
         config: LinkConfig,
         codec: BankCodec,
@@ -452,15 +452,14 @@ class Link:
             in_flight=self._connection.in_flight if self._connection is not None else 0,
         )
 
-    async def run(self, gate: Gate, task_status: trio.TaskStatus[None]) -> None:
-        """Do what ``run_link`` says."""
+    async def run(self, gate: Gate) -> None:
+        """Do what ``run_link`` says, which alone calls it."""
         structlog.contextvars.bind_contextvars(link=self.config.bank)
         self._gate = gate
         self._step(LinkEvent.STARTED)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._traffic.run)
-                task_status.started()
                 while True:
                     await self._wait_permitted(gate)
                     await self._run_permitted(gate)
@@ -512,9 +511,7 @@ class Link:
             self._connection = None
             unknown, unsent = connection.close()
             self.last_failure = connection.reason
-            log.info(
-                "link.disconnected", reason=connection.reason, unknown=unknown, unsent=unsent
-            )
+            log.info("link.disconnected", reason=connection.reason, unknown=unknown, unsent=unsent)
 
     async def _connect(self) -> _Connection | None:
         """Return a new connection, or None with the reason noted."""
@@ -531,7 +528,7 @@ class Link:
         framer = self._codec.framer()
         sock = socket.socket(fileno=stream.socket.detach())
         try:
-            sock.setblocking(False)
+            sock.settimeout(0.0)
             for level, option, value in _SOCKET_OPTIONS:
                 sock.setsockopt(level, option, value)
         except OSError as error:
@@ -679,7 +676,8 @@ async def run_link(
     (cancelled, or by a defect of the adapter, which it raises) every request in flight has ended
     with ``LinkLostError`` or ``NothingSentError``; it may then be started again with the same link.
     """
-    await link.run(gate, task_status)
+    task_status.started()
+    await link.run(gate)
 
 
 async def _first(*waits: Callable[[], Awaitable[None]]) -> None:

@@ -45,9 +45,7 @@ class ItemState(StrEnum):
     RETURNED = "returned"
 
 
-ENDED: Final = frozenset(
-    {ItemState.SWEPT, ItemState.NOTHING, ItemState.FAILED, ItemState.RETURNED}
-)
+ENDED: Final = frozenset({ItemState.SWEPT, ItemState.NOTHING, ItemState.FAILED, ItemState.RETURNED})
 
 
 @attrs.define

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -127,7 +128,7 @@ class PoolService:
         """Return the pools with their latest round, without its items."""
         shown = []
         for pool in self._pools.values():
-            latest = await self._store.read(lambda c, p=pool: store.latest(c, p.name))
+            latest = await self._store.read(partial(store.latest, pool=pool.name))
             due = next_due(parse_schedule(pool.schedule), self._clock.now())
             value = None if latest is None else latest.value()
             if value is not None:
@@ -297,9 +298,7 @@ class PoolService:
         if bodies:
             await self._tasks.fetched(CLIENT, bodies)
         for one, items in changed.values():
-            await self._store.write(
-                lambda c, i=one.round_id, items=items: store.update(c, i, items)
-            )
+            await self._store.write(partial(store.update, round_id=one.round_id, items=items))
             await self._push(one, items)
         if told:
             self._tasks.acknowledge(CLIENT, told)
@@ -324,9 +323,7 @@ class PoolService:
             return {"refused": "the pool is not configured any more"}
         return plan.sweep_body(item, self._accounts[pool.target])
 
-    def _take_result(
-        self, one: Round, item: Item, delivery: Delivery, under_way: Cny
-    ) -> None:
+    def _take_result(self, one: Round, item: Item, delivery: Delivery, under_way: Cny) -> None:
         if delivery.task_id == item.balance_task:
             if item.state is ItemState.ASKING:
                 self._take_balance(one, item, delivery, under_way)

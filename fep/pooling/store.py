@@ -113,9 +113,7 @@ def _item(row: Any) -> Item:  # noqa: ANN401 - a row is untyped by nature
 
 def _round(connection: sa.Connection, row: Any) -> Round:  # noqa: ANN401
     items = connection.execute(
-        sa.select(pool_item)
-        .where(pool_item.c.round_id == row.round_id)
-        .order_by(pool_item.c.place)
+        sa.select(pool_item).where(pool_item.c.round_id == row.round_id).order_by(pool_item.c.place)
     )
     return Round(
         round_id=row.round_id,
@@ -142,9 +140,7 @@ def running(connection: sa.Connection) -> list[Round]:
 
 def one(connection: sa.Connection, round_id: str) -> Round | None:
     """Return a round, None when there is none."""
-    row = connection.execute(
-        sa.select(pool_round).where(pool_round.c.round_id == round_id)
-    ).first()
+    row = connection.execute(sa.select(pool_round).where(pool_round.c.round_id == round_id)).first()
     return None if row is None else _round(connection, row)
 
 

@@ -99,6 +99,11 @@ class Store:
         return cls(f"sqlite:///{path}")
 
     @property
+    def failed(self) -> bool:
+        """True after a commit that failed for good: this process must end."""
+        return self._failed
+
+    @property
     def full(self) -> bool:
         """True from a commit refused by a full disk until one that succeeds."""
         return self._full
@@ -170,15 +175,11 @@ class Store:
                 await trio.to_thread.run_sync(self._close, limiter=self._writer_limiter)
 
     async def _commit_group(self) -> None:
-        group = [
-            self._waiting.popleft() for _ in range(min(GROUP_WORK_MAX, len(self._waiting)))
-        ]
+        group = [self._waiting.popleft() for _ in range(min(GROUP_WORK_MAX, len(self._waiting)))]
         # A commit can't be abandoned half-way: the shield lasts one sync.
         with trio.CancelScope(shield=True, relative_deadline=COMMIT_SECONDS_MAX):
             try:
-                await trio.to_thread.run_sync(
-                    self._commit, group, limiter=self._writer_limiter
-                )
+                await trio.to_thread.run_sync(self._commit, group, limiter=self._writer_limiter)
             except StoreFailedError as failure:
                 self._failed = True
                 log.error("store.failed", reason=str(failure))
@@ -238,9 +239,8 @@ def _answer(group: list[_Item]) -> None:
 
 
 def _in_transaction(connection: sa.Connection) -> bool:
-    raw = connection.connection.dbapi_connection
-    assert isinstance(raw, sqlite3.Connection)
-    return raw.in_transaction
+    raw: Any = connection.connection.dbapi_connection
+    return bool(raw.in_transaction)
 
 
 def _prepare_connection(raw: sqlite3.Connection, _record: object) -> None:

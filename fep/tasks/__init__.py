@@ -1,1 +1,1 @@
-"""The task-ID queue (任务ID队列) and the evidence engine: nothing is sent twice, nothing is lost."""
+"""The task-ID queue (任务ID队列) and the evidence engine: nothing sent twice, nothing lost."""

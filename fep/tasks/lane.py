@@ -12,6 +12,7 @@ import datetime as dt
 import heapq
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
 import attrs
@@ -31,13 +32,12 @@ from fep.adapters.api import (
     Reply,
     Unclear,
 )
-from fep.adapters.card import BehaviourCard, Throttle
+from fep.adapters.card import BehaviourCard
 from fep.alarms.state import AlarmKind
 from fep.domain.clock import business_date, to_text
 from fep.domain.errors import BodyError, KeySlotError, LinkLostError, NothingSentError
 from fep.domain.ids import BankName, client_ref
 from fep.domain.order import (
-    Balance,
     BalanceQuery,
     Body,
     Kind,
@@ -45,7 +45,6 @@ from fep.domain.order import (
     OperationResult,
     PaymentOrder,
     PaymentReceipt,
-    PaymentState,
     PaymentStatus,
     Statement,
     StatementEntry,
@@ -120,6 +119,8 @@ class Lane:
         self._resumed = trio.Event()
         self._next_submit_at = 0.0
         self._next_query_at = 0.0
+        self._idle_now = trio.Event()
+        self._idle_now.set()
         self._sent_as: dict[str, Task] = {}
         """Correlation of what was sent without an answer, for answers that come late."""
 
@@ -136,6 +137,9 @@ class Lane:
                 self._idle.unpark()
             case State.ACCEPTED | State.UNKNOWN:
                 self._schedule_inquiry(task)
+            case _:
+                msg = f"a task that is {task.state.value} does not wait in a lane"
+                raise AssertionError(msg)
 
     def wake_offers(self) -> None:
         """Look again for tasks to offer: a client came, an offer was answered or lapsed."""
@@ -158,6 +162,16 @@ class Lane:
         """How many tasks the workers hold."""
         return len(self._in_hands)
 
+    async def wait_idle(self) -> None:
+        """Wait until the workers hold nothing; meant for a drained lane."""
+        await self._idle_now.wait()
+
+    def take_over(self, earlier: Lane) -> None:
+        """Take over what an earlier lane of this bank left, before the first run."""
+        self.offered = earlier.offered
+        self._in_hands = earlier._in_hands
+        self._sent_as = earlier._sent_as
+
     # -- running ------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -174,7 +188,7 @@ class Lane:
     async def _settle(self) -> None:
         """Bring what an earlier run, or an earlier process, left behind to a safe state."""
         for task in list(self._in_hands):
-            fresh = await self._service.store.read(lambda c, t=task: store.one(c, t.task_id))
+            fresh = await self._service.store.read(partial(store.one, task_id=task.task_id))
             assert fresh is not None
             for name in ("state", "body", "client_ref", "bank_ref", "sent_at", "inquire_at"):
                 setattr(task, name, getattr(fresh, name))
@@ -227,10 +241,13 @@ class Lane:
             # In hands until settled: an exception leaves it there for the next run's _settle.
             task.claimed = True
             self._in_hands.add(task)
+            self._idle_now = trio.Event()
             with structlog.contextvars.bound_contextvars(task_id=task.task_id):
                 await self._do(task)
             self._in_hands.discard(task)
             task.claimed = False
+            if not self._in_hands:
+                self._idle_now.set()
 
     async def _do(self, task: Task) -> None:
         if task.state in OPEN_AT_BANK:
@@ -270,9 +287,13 @@ class Lane:
             task.claimed = False
             self._later(SIGN_RETRY_SECONDS, lambda: self.add(task))
             return
-        begun = (Event.SEND_BEGUN,) if task.state is State.FETCHED else (
-            Event.BODY_TAKEN,
-            Event.SEND_BEGUN,
+        begun = (
+            (Event.SEND_BEGUN,)
+            if task.state is State.FETCHED
+            else (
+                Event.BODY_TAKEN,
+                Event.SEND_BEGUN,
+            )
         )
         at = self._service.clock.now()
         await self._change(
@@ -316,9 +337,7 @@ class Lane:
                     task, Event.BANK_ACCEPTED, "the bank took it over", outcome, wire
                 )
             case Rejected():
-                await self._finish(
-                    task, (Event.BANK_REFUSED,), "the bank's answer", outcome, wire
-                )
+                await self._finish(task, (Event.BANK_REFUSED,), "the bank's answer", outcome, wire)
             case Unclear():
                 await self._open_at_bank(
                     task, Event.OUTCOME_LOST, "the bank's answer proves nothing", outcome, wire
@@ -337,9 +356,7 @@ class Lane:
             raise KeySlotError(msg) from error
 
     async def _refuse_body(self, task: Task, reason: str) -> None:
-        await self._finish(
-            task, (Event.BODY_REFUSED,), reason, Rejected("BAD_BODY", reason), None
-        )
+        await self._finish(task, (Event.BODY_REFUSED,), reason, Rejected("BAD_BODY", reason), None)
 
     # -- queries ------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -21,7 +22,9 @@ from fep.alarms.state import AlarmKind
 from fep.domain.account import Account
 from fep.domain.clock import Clock, to_text
 from fep.domain.errors import BodyError, FepError
-from fep.domain.ids import AccountNumber, BankName, ClientName, Sequence as Numbers, TaskId
+from fep.domain.ids import AccountNumber, BankName, ClientName, TaskId
+from fep.domain.ids import Sequence as Numbers
+from fep.domain.money import ZERO, Cny
 from fep.domain.order import (
     BalanceQuery,
     Body,
@@ -30,8 +33,7 @@ from fep.domain.order import (
     StatementQuery,
     parse_body,
 )
-from fep.domain.money import ZERO, Cny
-from fep.links.service import UnmatchedReply
+from fep.links.mux import UnmatchedReply
 from fep.store.database import Store, StoreBusyError, StoreFullError
 from fep.tasks import store
 from fep.tasks.config import TasksConfig
@@ -72,7 +74,7 @@ class TaskService:
     Call :meth:`load` once the store runs, then start :meth:`run` and each lane's ``run``.
     """
 
-    def __init__(  # noqa: PLR0913 - the composition root's own list of parts
+    def __init__(
         self,
         *,
         store: Store,
@@ -105,7 +107,10 @@ class TaskService:
 
     def add_lane(self, parts: LaneParts) -> Lane:
         """Make the lane of a bank; the daemon starts its ``run`` under its supervisor."""
-        lane = self.lanes[parts.bank] = Lane(parts, self)
+        lane = Lane(parts, self)
+        if (earlier := self.lanes.get(parts.bank)) is not None:
+            lane.take_over(earlier)
+        self.lanes[parts.bank] = lane
         return lane
 
     async def load(self) -> None:
@@ -276,7 +281,7 @@ class TaskService:
         while True:
             messages, unread = mailbox.draw()
             if unread:
-                read: list[Delivery] = await self.store.read(lambda c: store.deliveries(c, unread))
+                read: list[Delivery] = await self.store.read(partial(store.deliveries, ids=unread))
                 for delivery in read:
                     mailbox.box.told[delivery.task_id] = delivery
                 messages.extend(read)
@@ -413,7 +418,9 @@ class TaskService:
             msg = f"the task is {found['state']}: it can't be cancelled any more"
             raise TaskRefusedError(Refused("BAD_STATE", msg))
         if task.claimed or task.state not in BEFORE_SENDING:
-            msg = f"the task is {task.state.value} and may have left: it can't be cancelled any more"
+            msg = (
+                f"the task is {task.state.value} and may have left: it can't be cancelled any more"
+            )
             raise TaskRefusedError(Refused("BAD_STATE", msg))
         await self.change(
             task,
@@ -482,9 +489,7 @@ class TaskService:
         def propose(connection: Any) -> None:  # noqa: ANN401
             store.propose(connection, task.seq, proposal, now)
             cause = f"{who} proposes {outcome.value}: {evidence}"
-            store.note(
-                connection, task.seq, task.state, "proposed", cause, now, self.configuration
-            )
+            store.note(connection, task.seq, task.state, "proposed", cause, now, self.configuration)
 
         await self.store.write(propose)
         log.warning("task.resolution_proposed", task_id=task_id, who=who, outcome=outcome.value)
@@ -548,7 +553,7 @@ class TaskService:
 
     def status(self) -> dict[str, Any]:
         """Return the queue's figures by bank."""
-        banks: dict[str, dict[str, int]] = {bank: {} for bank in self.lanes}
+        banks: dict[BankName, dict[str, int]] = {bank: {} for bank in self.lanes}
         for task in self._open.values():
             states = banks.setdefault(task.bank, {})
             states[task.state.value] = states.get(task.state.value, 0) + 1
@@ -760,5 +765,3 @@ def _not_stored(error: Exception) -> Refused:
     if isinstance(error, FepError):
         return Refused("SHUTTING_DOWN", str(error))
     raise error
-
-

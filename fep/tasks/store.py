@@ -180,7 +180,7 @@ def apply(connection: sa.Connection, changes: Iterable[Change], configuration: s
         )
 
 
-def note(
+def note(  # noqa: PLR0913 - one row of the chain has so many columns
     connection: sa.Connection,
     seq: int,
     state: State,
@@ -272,15 +272,14 @@ def one(connection: sa.Connection, task_id: str) -> Task | None:
 
 def last_seq(connection: sa.Connection) -> int:
     """Return the highest place given so far, 0 at first."""
-    return connection.execute(sa.select(sa.func.coalesce(sa.func.max(task.c.seq), 0))).scalar_one()
+    found = connection.execute(sa.select(sa.func.coalesce(sa.func.max(task.c.seq), 0)))
+    return int(found.scalar_one())
 
 
 def owed(connection: sa.Connection) -> list[tuple[ClientName, TaskId]]:
     """Return whose result was not acknowledged yet, oldest first."""
     rows = connection.execute(
-        sa.select(task.c.client, task.c.task_id)
-        .where(task.c.delivery == OWED)
-        .order_by(task.c.seq)
+        sa.select(task.c.client, task.c.task_id).where(task.c.delivery == OWED).order_by(task.c.seq)
     )
     return [(ClientName(row[0]), TaskId(row[1])) for row in rows]
 
@@ -380,7 +379,7 @@ def page(
 def why(connection: sa.Connection, task_id: str) -> list[dict[str, Any]]:
     """Return the causal chain of a task, oldest first."""
     seq = sa.select(task.c.seq).where(task.c.task_id == task_id).scalar_subquery()
-    chain = [
+    return [
         {
             "at": row.at,
             "event": row.event,
@@ -394,7 +393,6 @@ def why(connection: sa.Connection, task_id: str) -> list[dict[str, Any]]:
             sa.select(task_event).where(task_event.c.task_seq == seq).order_by(task_event.c.seq)
         )
     ]
-    return chain
 
 
 def counts(connection: sa.Connection) -> dict[str, dict[str, int]]:

@@ -31,6 +31,9 @@ class MemoryBook:
     def account(self, bank: BankName, number: AccountNumber) -> BookAccount | None:
         return self.accounts.get((bank, number))
 
+    def bank_of(self, number: AccountNumber) -> BankName | None:
+        return next((one.bank for one in self.accounts.values() if one.number == number), None)
+
     def payment(self, bank: BankName, client_ref: str) -> BookPayment | None:
         return self.payments.get((bank, client_ref))
 

@@ -90,15 +90,19 @@ class ToyCodec:
         return reply.code == "0"
 
     def prepare(self, operation: Operation, context: Context) -> Draft:
+        del operation
         return self._draft(context, "T")
 
     def seal(self, draft: Draft, signature: bytes | None) -> bytes:
+        del signature
         return toy_frame(draft.correlation, trade=draft.trade)
 
     def outcome(self, operation: Operation, reply: Reply) -> Outcome:
+        del operation
         return Unclear(reply.code, reply.message)
 
     def split(self, query: StatementQuery, today: BusinessDate) -> list[StatementQuery]:
+        del today
         return [query]
 
     def _draft(self, context: Context, trade: str) -> Draft:

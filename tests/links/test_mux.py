@@ -127,7 +127,7 @@ class MuxMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.is_torn and len(self.requests) < 100)
     @rule(size=st.integers(1, 9), probe=st.booleans())
-    def register(self, size: int, probe: bool) -> None:  # noqa: FBT001 - hypothesis draws it
+    def register(self, size: int, probe: bool) -> None:
         number = len(self.requests)
         # A frame of one byte value of its own, so that the wire tells whose bytes it took.
         frame = bytes([number]) * size

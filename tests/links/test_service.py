@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import os
 import random
 import socket
+import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 
@@ -133,13 +139,13 @@ async def test_the_back_off_grows_to_its_cap_over_a_day(
     await rig.bank.close()
     await rig.start()
     began = trio.current_time()
-    times = []
+    times: list[float] = []
     while len(times) < 200:
         failures = rig.link.failures
         await rig.link._changed.wait()
         if rig.link.failures > failures:
             times.append(trio.current_time() - began)
-    gaps = [later - before for before, later in zip(times, times[1:], strict=False)]
+    gaps = [later - before for before, later in itertools.pairwise(times)]
     for attempt, gap in enumerate(gaps):
         assert gap <= min(0.5 * 2**attempt, 60.0) + 1e-6
     assert max(gaps) > 50.0, "the cap is reached"
@@ -247,7 +253,7 @@ async def test_pulling_the_key_withdraws_what_has_not_left(rig: Rig) -> None:
 @pytest.mark.parametrize("is_logged_on", [False, True])
 async def test_pulling_the_key_ends_a_log_on_and_an_idle_session(
     rig: Rig,
-    is_logged_on: bool,  # noqa: FBT001 - a parameter of the test
+    is_logged_on: bool,
 ) -> None:
     await rig.start()
     wire = await rig.bank.accept()
@@ -291,6 +297,26 @@ async def test_a_key_that_comes_back_at_once_wakes_who_waits(rig: Rig) -> None:
         await waited.wait()
 
 
+async def test_a_key_that_blinks_unseen_leaves_nobody_waiting(rig: Rig) -> None:
+    # As a slot whose ``wait_closed`` looks only now and then: no state of the link changes.
+    rig.gate.wait_closed = trio.sleep_forever  # type: ignore[method-assign]
+    await rig.started()
+    rig.gate.close()
+    waiting = trio.Event()
+
+    async def wait() -> None:
+        await rig.link.wait_open()
+        waiting.set()
+
+    rig.nursery.start_soon(wait)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not waiting.is_set()
+    rig.gate.open()
+    with trio.fail_after(5):
+        await waiting.wait()
+    assert rig.link.is_open
+
+
 async def test_a_lost_connection_while_draining_waits_for_the_key_too(rig: Rig) -> None:
     wire = await rig.started()
     asked = rig.ask("A1")
@@ -312,8 +338,13 @@ async def test_the_operator_drains_and_resumes(rig: Rig) -> None:
     assert not rig.link.is_open
     await rig.state(LinkState.DRAINING)
     await wire.answer(request)
-    await asked.reply()
-    await rig.state(LinkState.HELD)
+    with structlog.testing.capture_logs() as logs:
+        await asked.reply()
+        await rig.state(LinkState.HELD)
+    assert [(one["event"], one.get("state")) for one in logs] == [
+        ("link.disconnected", None),
+        ("link.closed", LinkState.HELD),
+    ]
     rig.gate.close()
     rig.gate.open()
     await trio.testing.wait_all_tasks_blocked()
@@ -385,7 +416,8 @@ async def test_an_answer_cut_at_any_byte_is_no_answer(rig: Rig) -> None:
         await wire.write(answer[:cut])
         await wire.close()
         assert await asked.error() is LinkLostError
-        await rig.link.wait_closed()
+        await rig.until(lambda: rig.link.failures == 1)
+        assert ("inside a frame" in rig.link.last_failure) == (cut > 0)
 
 
 async def test_an_answer_in_single_bytes_is_an_answer(rig: Rig) -> None:
@@ -448,6 +480,25 @@ async def test_a_deadline_that_has_passed_sends_nothing(rig: Rig) -> None:
     asked = rig.ask("A2")
     request = await wire.read()
     assert request.correlation == "A2"
+    await wire.answer(request)
+    await asked.reply()
+
+
+async def test_a_connection_that_has_just_ended_takes_no_byte(rig: Rig) -> None:
+    wire = await rig.started()
+    assert rig.link._connection is not None
+    rig.link._connection.end("seen by the reader a moment ago")
+    with pytest.raises(NothingSentError, match="a moment ago"):
+        await rig.link.exchange(frame("A1"), "A1")
+    assert await wire.read_bytes() == b""
+
+
+async def test_a_request_larger_than_the_socket_takes_arrives_whole(rig: Rig) -> None:
+    wire = await rig.started()
+    asked = rig.ask("A1", frame("A1", BIG))
+    await rig.in_flight(1)
+    request = await wire.read()
+    assert request.raw == frame("A1", BIG)
     await wire.answer(request)
     await asked.reply()
 
@@ -720,3 +771,17 @@ async def test_the_snapshot_tells_where_the_link_is(rig: Rig) -> None:
     await rig.link.wait_closed()
     await rig.until(lambda: rig.link.snapshot().failures == 1)
     assert "closed the connection" in rig.link.snapshot().last_failure
+
+
+async def test_a_peer_that_vanishes_without_a_word_is_found() -> None:
+    # A network namespace of its own, so that "the cable is pulled" (lo down) disturbs nobody.
+    child = Path(__file__).with_name("half_open_child.py")
+    own = [] if os.geteuid() == 0 else ["--map-root-user"]
+    with trio.fail_after(30):
+        done = await trio.run_process(
+            ["unshare", *own, "--net", sys.executable, str(child)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            capture_stdout=True,
+        )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {"idle": "the bank is silent", "in_flight": "LinkLostError"}

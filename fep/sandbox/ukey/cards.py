@@ -40,8 +40,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import attrs
 import trio
@@ -107,7 +108,7 @@ class FrameBuffer:
     def feed(self, data: bytes) -> list[bytes]:
         """Return the frames that ``data`` completes."""
         self._data += data
-        frames = []
+        frames: list[bytes] = []
         while len(self._data) >= _LENGTH_BYTES:
             end = _LENGTH_BYTES + int.from_bytes(self._data[:_LENGTH_BYTES], "big")
             if len(self._data) < end:
@@ -419,10 +420,10 @@ async def serve_control(rack: CardRack, stream: trio.SocketStream) -> None:
 def respond(rack: CardRack, line: bytes) -> dict[str, Any]:
     """Return the answer to one line of the control protocol."""
     try:
-        request = json.loads(line)
+        request: object = json.loads(line)
         if not isinstance(request, dict):
             return {"ok": False, "error": "a request is a JSON object"}
-        return {"ok": True, **rack.execute(request)}
+        return {"ok": True, **rack.execute(cast("dict[str, Any]", request))}
     except (ValueError, CardCommandError) as error:
         return {"ok": False, "error": str(error)}
 
@@ -522,10 +523,12 @@ async def make_rack(options: Options) -> CardRack:
     return CardRack(slots, ukeys, inserted=options.inserted)
 
 
-async def run_cards(options: Options) -> None:
+async def run_cards(
+    options: Options, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
     """Hold the cards until SIGTERM or the end of the lifeline.
 
-    The control socket appears when the cards are ready.
+    Started when the cards are personalised; from then on the control socket answers.
     """
     rack = await make_rack(options)
     rack.reset()
@@ -539,14 +542,15 @@ async def run_cards(options: Options) -> None:
             nursery.start_soon(slot.run)
         nursery.start_soon(
             trio.serve_listeners,
-            lambda stream: serve_control(rack, stream),
+            partial(serve_control, rack),
             [trio.SocketListener(control)],
         )
         if options.lifeline is not None:
             nursery.start_soon(_watch_lifeline, options.lifeline, nursery.cancel_scope)
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
-            async for _ in signals:
-                nursery.cancel_scope.cancel()
+            task_status.started()
+            await anext(signals)
+            nursery.cancel_scope.cancel()
     path.unlink(missing_ok=True)
 
 

@@ -470,6 +470,8 @@ class PivCard:
         session = self._session
         challenge, witness = session.challenge, session.witness
         session.challenge = session.witness = b""
+        # SP 800-78-4, table 6-2: 00 is 3DES too. OpenSC asks that way for random bytes.
+        algorithm = algorithm or Algorithm.TDES
         if algorithm != self._management_algorithm:
             raise CardStatusError(StatusWord.WRONG_DATA)
         size = _BLOCK_BYTES[algorithm]

@@ -197,12 +197,11 @@ class UkeyRig:
     @classmethod
     def available(cls) -> str | None:
         """Return why a rig cannot run on this machine, None if it can."""
-        missing = [program for program in _PROGRAMS if _which(program) is None]
-        if missing:
-            return f"not installed: {', '.join(missing)}"
-        if _succeeds("pkg-config", "--exists", "libpcsclite") is not None:
+        if missing := _missing_programs():
+            return missing
+        if _refusal("pkg-config", "--exists", "libpcsclite") is not None:
             return "the headers of pcsc-lite are not installed (libpcsclite-dev)"
-        refusal = _succeeds(*_namespace_command(), "true")
+        refusal = _refusal(*_namespace_command(), "true")
         return refusal and f"no mount namespace (be root, or allow user namespaces): {refusal}"
 
     @classmethod
@@ -237,16 +236,17 @@ class UkeyRig:
         if not 1 <= slots <= SLOTS_MAX:
             msg = f"a rig has 1 to {SLOTS_MAX} slots"
             raise UkeyRigError(msg)
+        if missing := _missing_programs():
+            raise UkeyRigError(missing)
         build_directory = build_directory or default_directory()
         rig = cls(directory, slots, common_names)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(rig.close)
             rig._driver = build(build_directory)
             rig._lay_out()
             rig._start_cards(guids, key_cache or build_directory / "keys", inserted=inserted)
             rig.start_pcscd()
-        except BaseException:
-            rig.close()
-            raise
+            undo.pop_all()
         return rig
 
     def __enter__(self) -> Self:
@@ -323,6 +323,14 @@ class UkeyRig:
         if self._pcscd is not None:
             self._wait(self._are_cards_recognised, "pcscd to read the cards")
 
+    def unplug_reader(self, slot: int) -> None:
+        """Make a reader act as if its device were gone, until :meth:`plug_reader`."""
+        self._gone_file(slot).touch()
+
+    def plug_reader(self, slot: int) -> None:
+        """Bring a reader's device back."""
+        self._gone_file(slot).unlink(missing_ok=True)
+
     def kill_pcscd(self) -> None:
         """End pcscd as a crash would (SIGKILL); the cards stay plugged in."""
         self._end_pcscd(signal.SIGKILL)
@@ -374,6 +382,9 @@ class UkeyRig:
         self._pcscd = None
         # Else the next start could take the old recognition for a new one.
         self._wait(lambda: not any(card["recognised"] for card in self.list_cards()), "the cards")
+
+    def _gone_file(self, slot: int) -> Path:
+        return self._base / "slots" / f"{slot:02}.gone"
 
     def _lay_out(self) -> None:
         assert self._driver is not None  # start() has built it
@@ -440,7 +451,7 @@ class UkeyRig:
             time.sleep(_POLL_SECONDS)
 
     def _log_tail(self) -> str:
-        tails = []
+        tails: list[str] = []
         for name in ("pcscd.log", "cards.log"):
             with contextlib.suppress(FileNotFoundError):
                 text = (self.directory / name).read_text(errors="replace")
@@ -489,11 +500,16 @@ def _namespace_command() -> list[str]:
     return ["unshare", *as_root, "--mount", "--net", "--propagation", "private", "--"]
 
 
+def _missing_programs() -> str | None:
+    missing = [program for program in _PROGRAMS if _which(program) is None]
+    return f"not installed: {', '.join(missing)}" if missing else None
+
+
 def _which(program: str) -> str | None:
     return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{_ADMIN_PATH}")
 
 
-def _succeeds(*command: str) -> str | None:
+def _refusal(*command: str) -> str | None:
     """Return None if the command ends well, else what it said."""
     done = _probe(*command)
     return None if done.returncode == 0 else done.stderr.strip() or f"status {done.returncode}"

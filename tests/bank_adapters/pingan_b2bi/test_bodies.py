@@ -16,7 +16,7 @@ LEAVES = st.dictionaries(NAMES, GBK_TEXT, max_size=5)
 def test_reads_what_it_writes(
     members: dict[str, str],
     rows: list[dict[str, str]],
-    ours: bool,  # noqa: FBT001
+    ours: bool,
 ) -> None:
     declaration = bodies.REQUEST_DECLARATION if ours else bodies.ANSWER_DECLARATION
     text = bodies.write(declaration, members.items(), [row.items() for row in rows])

@@ -102,7 +102,7 @@ def test_signature_and_attachments_are_consumed_and_kept() -> None:
 @given(st.lists(st.binary(max_size=600), max_size=8), st.booleans())
 def test_any_bytes_give_packets_or_a_protocol_error_in_bounded_memory(
     pieces: list[bytes],
-    magic: bool,  # noqa: FBT001
+    magic: bool,
 ) -> None:
     if magic:
         pieces = [b"A001", *pieces]

@@ -493,7 +493,7 @@ def test_queries_need_no_signature() -> None:
 @given(st.lists(st.binary(max_size=500), max_size=6), st.booleans())
 def test_any_bytes_are_answered_or_closed(
     pieces: list[bytes],
-    magic: bool,  # noqa: FBT001
+    magic: bool,
 ) -> None:
     connection = Bank().connection()
     closed = False

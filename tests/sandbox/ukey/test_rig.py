@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
+from fep.sandbox.ukey import rig as rig_module
 from fep.sandbox.ukey import tlv
 from fep.sandbox.ukey.apdu import Ins
 from fep.sandbox.ukey.build import DriverBuildError, build
@@ -30,6 +31,7 @@ from tests.sandbox.ukey.pcsc import (
     NO_SERVICE,
     NO_SMARTCARD,
     NOT_TRANSACTED,
+    READER_UNAVAILABLE,
     REMOVED_CARD,
     STATE_EMPTY,
     STATE_MUTE,
@@ -109,6 +111,21 @@ def test_swaps_faster_than_pcscd_looks_are_counted(fresh_ukeys: UkeyRig, pcsc: P
     assert pcsc.wait_for_counter(READER, counter + 10)[0] == SUCCESS
 
 
+def test_a_card_pulled_at_once_is_not_shown_for_ever(
+    fresh_ukeys: UkeyRig, pcsc: PcscClient
+) -> None:
+    card = fresh_ukeys.cards[0]
+    _, counter = pcsc.state(READER)
+    card.pull()
+    counter += 1
+    for number in range(100):
+        card.insert()
+        card.pull()
+        counter += 2
+        code, flags = pcsc.wait_for_counter(READER, counter)
+        assert (code, flags & STATE_EMPTY) == (SUCCESS, STATE_EMPTY), f"insertion {number}"
+
+
 def test_two_cards_exchange_their_slots(fresh_ukeys: UkeyRig, pcsc: PcscClient) -> None:
     first, second = fresh_ukeys.cards[:2]
     counters = [pcsc.state(reader_name(slot))[1] for slot in (0, 1)]
@@ -169,6 +186,8 @@ def test_a_card_pulled_inside_a_command(fresh_ukeys: UkeyRig, pcsc: PcscClient) 
     card.die_on_ins(Ins.GENERAL_AUTHENTICATE)
     first, _ = signature_commands(bytes(32), "9A")
     assert pcsc.transmit(first)[0] == NOT_TRANSACTED
+    # Before pcscd's event thread has noticed, a further command is not transacted either.
+    pcsc.wait_for_counter(READER, counter + 1)
     assert pcsc.transmit(PIN_QUERY)[0] == REMOVED_CARD
     assert card.slot is None
     pcsc.disconnect()
@@ -215,6 +234,35 @@ def test_block_pin(fresh_ukeys: UkeyRig, pcsc: PcscClient) -> None:
     fresh_ukeys.cards[0].block_pin()
     pcsc.connect(READER)
     assert pcsc.exchange(SELECT, VERIFY) == "6983"
+
+
+def test_a_card_that_never_gives_its_atr_holds_no_reader(
+    fresh_ukeys: UkeyRig, pcsc: PcscClient
+) -> None:
+    card = fresh_ukeys.cards[0]
+    _, counter = pcsc.state(READER)
+    card.pull()
+    pcsc.wait_for_counter(READER, counter + 1)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.connect(str(fresh_ukeys.control_path.parent / "slots" / "00.sock"))
+        code, flags = pcsc.wait_for_counter(READER, counter + 2)
+        assert (code, flags & STATE_MUTE) == (SUCCESS, STATE_MUTE)
+    assert pcsc.wait_for_counter(READER, counter + 3)[0] == SUCCESS
+
+
+def test_a_reader_whose_device_is_gone(tmp_path: Path) -> None:
+    with (
+        UkeyRig.start(tmp_path, slots=1) as rig,
+        PcscClient.start(rig.environment) as client,
+    ):
+        client.connect(READER)
+        client.exchange(SELECT)
+        rig.unplug_reader(0)
+        assert client.transmit(PIN_QUERY)[0] == READER_UNAVAILABLE
+        client.disconnect()
+        rig.plug_reader(0)
+        rig.kill_pcscd()
+        rig.start_pcscd()
 
 
 # Signatures and identity.
@@ -377,6 +425,13 @@ def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DriverBuildError, match="pkg-config is not installed"):
         build(tmp_path)
+
+
+def test_a_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rig_module, "_PROGRAMS", ("sh", "no-such-program"))
+    assert UkeyRig.available() == "not installed: no-such-program"
+    with pytest.raises(UkeyRigError, match="no-such-program"):
+        UkeyRig.start(tmp_path)
 
 
 def test_the_atr_reaches_the_client(fresh_ukeys: UkeyRig) -> None:

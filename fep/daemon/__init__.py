@@ -1,0 +1,1 @@
+"""The composition root: configuration, supervisor, life of the daemon, the ``fep`` command."""

@@ -1,0 +1,193 @@
+"""The ``fep`` command: run, check-config, host, demo, adapters."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+if TYPE_CHECKING:
+    from fep.daemon.app import Daemon
+
+CONFIG_DEFAULT: Final = Path("/etc/fep/fep.toml")
+
+log = structlog.get_logger()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 well, 1 not, 2 wrong usage."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # These two have parsers of their own, and load much that the daemon never needs.
+    if words[:1] == ["host"]:
+        from fep.sandbox import host  # noqa: PLC0415
+
+        return host.main(words[1:])
+    if words[:1] == ["demo"]:
+        from fep.sandbox import demo  # noqa: PLC0415
+
+        return demo.main(words[1:])
+    given = _parser().parse_args(words)
+    command: Callable[[argparse.Namespace], int] = given.command
+    return command(given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fep",
+        description="Enterprise bank front-end processor (企业端前置机, 银企直联).",
+        epilog="Operators' commands to a running daemon: fepctl --help",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="run the daemon in the foreground (systemd does this)")
+    run.add_argument("--config", type=Path, default=CONFIG_DEFAULT, help="default: %(default)s")
+    run.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
+    run.add_argument("--log-format", choices=("json", "console"), default="json")
+    run.set_defaults(command=_run)
+
+    check = commands.add_parser("check-config", help="say all that is wrong in a configuration")
+    check.add_argument("file", type=Path, nargs="?", default=CONFIG_DEFAULT)
+    check.add_argument(
+        "--secrets", action="store_true", help="also look at the files of keys, PINs and tokens"
+    )
+    check.set_defaults(command=_check)
+
+    adapters = commands.add_parser("adapters", help="list the installed bank adapters")
+    adapters.add_argument("--json", action="store_true", help="one JSON line for programs")
+    adapters.set_defaults(command=_adapters)
+
+    commands.add_parser(
+        "host", help="run a simulated bank on loopback (fep host --help)", add_help=False
+    )
+    commands.add_parser(
+        "demo", help="show the main job on this machine (fep demo --help)", add_help=False
+    )
+    return parser
+
+
+def _check(given: argparse.Namespace) -> int:
+    from fep.daemon import config  # noqa: PLC0415
+
+    faults = config.check(given.file)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if faults:
+        print(f"{len(faults)} faults in {given.file}", file=sys.stderr)
+        return 1
+    found = config.load(given.file)
+    secrets = config.secret_faults(found) if given.secrets else []
+    for line in secrets:
+        print(line, file=sys.stderr)
+    if secrets:
+        return 1
+    print(
+        f"{given.file}: OK: {len(found.banks)} banks, {len(found.slots)} slots, "
+        f"{len(found.accounts)} accounts, {len(found.pools)} pools (configuration {found.digest})"
+    )
+    return 0
+
+
+def _adapters(given: argparse.Namespace) -> int:
+    import orjson  # noqa: PLC0415
+
+    from fep.adapters import registry  # noqa: PLC0415
+
+    rows = [
+        {
+            "name": one.name,
+            "title": one.title,
+            "version": one.version,
+            "capabilities": sorted(one.capabilities),
+            "signed_by": one.card.signing.by.value,
+        }
+        for one in map(registry.adapter, registry.names())
+    ]
+    if given.json:
+        print(orjson.dumps({"adapters": rows}).decode())
+        return 0
+    for row in rows:
+        print(f"{row['name']:<14} {row['version']:<8} {row['title']}")
+        print(f"{'':<14} {', '.join(row['capabilities'])}")
+    return 0
+
+
+def _run(given: argparse.Namespace) -> int:
+    import gc  # noqa: PLC0415
+
+    import trio  # noqa: PLC0415
+
+    from fep import logs  # noqa: PLC0415
+    from fep.daemon import config as configuration  # noqa: PLC0415
+    from fep.daemon.app import Daemon  # noqa: PLC0415
+    from fep.domain.clock import SystemClock  # noqa: PLC0415
+    from fep.domain.errors import FepError  # noqa: PLC0415
+
+    try:
+        config = configuration.load(given.config)
+    except configuration.ConfigFaultsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if secrets := configuration.secret_faults(config):
+        print("\n".join(secrets), file=sys.stderr)
+        return 1
+    os.umask(0o077)
+    followers = logs.Followers()
+    logs.configure(sys.stdout, given.log_level or config.log_level, followers, given.log_format)
+    # Long-lived objects are made at start: collecting them over and over only costs time.
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
+    daemon = Daemon(config, SystemClock(), followers)
+    failed = False
+    try:
+        trio.run(_serve, daemon)
+    except* FepError as group:
+        failed = True
+        for one in _leaves(group):
+            log.error("daemon.failed", reason=str(one))
+            print(f"fep: {one}", file=sys.stderr)
+    return int(failed)
+
+
+async def _serve(daemon: Daemon) -> None:
+    """Run the daemon under the signals: TERM and INT stop it, HUP reloads."""
+    import trio  # noqa: PLC0415
+
+    from fep.control.commands import ProtocolRefusal  # noqa: PLC0415
+    from fep.daemon import notify  # noqa: PLC0415
+
+    async def obey() -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number != signal.SIGHUP:
+                    daemon.stop()
+                    continue
+                notify.reloading()
+                try:
+                    await daemon.apply("SIGHUP")
+                except ProtocolRefusal as error:
+                    print(error, file=sys.stderr)
+                notify.notify("READY=1")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(obey)
+        async with trio.open_nursery() as work:
+            await work.start(daemon.run)
+            notify.notify("READY=1", f"STATUS={daemon.status_line()}")
+        nursery.cancel_scope.cancel()
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[object]:
+    found: list[object] = []
+    for error in group.exceptions:
+        found.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""The supervisor: a defect in one lane is caught once, here, and the others do not notice.
+
+Expected loss (a bank that is down, a key that is out) is handled where it happens and never comes
+here. What comes here is a defect of ours: it is logged with its trace and the lane is started
+again, a few times; then it is FAILED, with an alarm, until the service is restarted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import structlog
+import trio
+
+from fep.alarms.service import Alarms
+from fep.alarms.state import AlarmKind
+
+log = structlog.get_logger()
+
+RESTARTS_MAX: Final = 5
+RESTART_WINDOW_SECONDS: Final = 600.0
+RESTART_PAUSE_SECONDS: Final = 1.0
+
+Lane = Callable[..., Awaitable[None]]
+Handler = Callable[[trio.SocketStream], Awaitable[None]]
+
+
+async def supervise(
+    name: str,
+    lane: Lane,
+    alarms: Alarms,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a lane for ever, starting it again after a defect; returns when it has FAILED.
+
+    ``started()`` when the lane is for the first time, or when it has failed before it ever was: a
+    lane that can't start must not keep the daemon from starting.
+
+    Args:
+        name: of the lane, for logs and the alarm, such as ``bank:pingan``.
+        lane: called with ``task_status``; it must not return.
+        alarms: where LANE_FAILED goes.
+        task_status: trio's.
+    """
+    crashes: deque[float] = deque()
+    first = _Once(task_status)
+    alarms.clear(AlarmKind.LANE_FAILED, name)
+    while True:
+        try:
+            await lane(task_status=first)
+        except Exception:  # the one place: see the module's docstring
+            log.exception("lane.crashed", lane=name, crashes=len(crashes) + 1)
+        else:
+            log.error("lane.returned", lane=name)
+        first.started()
+        now = trio.current_time()
+        crashes.append(now)
+        while crashes and crashes[0] < now - RESTART_WINDOW_SECONDS:
+            crashes.popleft()
+        if len(crashes) > RESTARTS_MAX:
+            cause = f"crashed {len(crashes)} times in {RESTART_WINDOW_SECONDS:g} s"
+            log.error("lane.failed", lane=name, cause=cause)
+            alarms.raise_alarm(AlarmKind.LANE_FAILED, name, cause)
+            return
+        await trio.sleep(RESTART_PAUSE_SECONDS)
+
+
+class _Once:
+    """A task status that passes on the first ``started`` only: a restarted lane says it again."""
+
+    def __init__(self, task_status: trio.TaskStatus[None]) -> None:
+        self._task_status = task_status
+        self._done = False
+
+    def started(self, _value: Any = None) -> None:  # noqa: ANN401 - trio's signature
+        if not self._done:
+            self._done = True
+            self._task_status.started()
+
+
+def guarded(handler: Handler) -> Handler:
+    """Wrap a connection's handler: what goes wrong in it ends that connection alone."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        try:
+            async with stream:
+                await handler(stream)
+        except Exception:  # an exception group too; Cancelled is no Exception and passes
+            log.exception("connection.crashed")
+
+    return serve

@@ -1,0 +1,470 @@
+"""A whole scene on one machine: banks, keys, accounts, the daemon; for the demo and the tests.
+
+Everything runs as processes of its own, in one directory, on loopback. The scene starts them, knows
+their addresses, and ends those it started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Final, Literal, Self
+
+import attrs
+import tomli_w
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
+
+from fep.adapters.host import BookAccount
+from fep.client import BlockingClient
+from fep.domain.clock import SystemClock
+from fep.domain.ids import AccountNumber, BankName
+from fep.domain.money import Cny
+from fep.sandbox.book import SqliteBook
+from fep.sandbox.ukey.rig import UkeyRig
+
+START_SECONDS_MAX: Final = 30.0
+STOP_SECONDS_MAX: Final = 15.0
+POLL_SECONDS: Final = 0.02
+PIN: Final = "123456"
+FINANCE_CLIENT: Final = "erp-1"
+
+
+@attrs.frozen
+class BankPlan:
+    """One bank of the scene."""
+
+    name: str
+    adapter: Literal["pingan_b2bi", "cmb_xml"]
+    bank_class: str
+    bank_code: str
+    title: str
+    account_prefix: str
+    options: Mapping[str, Any]
+
+
+BANKS: Final = (
+    BankPlan(
+        "pingan",
+        "pingan_b2bi",
+        "307",
+        "307584007998",
+        "平安银行",
+        "990000000001",
+        {"corp_code": "00102079900001234000"},
+    ),
+    BankPlan(
+        "cmb",
+        "cmb_xml",
+        "308",
+        "308584000013",
+        "招商银行",
+        "9999000000101",
+        {"login_name": "FEP01", "branch": "75", "payee_address_default": "广东省深圳市"},
+    ),
+    BankPlan(
+        "pingan-sh",
+        "pingan_b2bi",
+        "307",
+        "307584007998",
+        "平安银行",
+        "990000000002",
+        {"corp_code": "00102079900005678000"},
+    ),
+    BankPlan(
+        "cmb-bj",
+        "cmb_xml",
+        "308",
+        "308584000013",
+        "招商银行",
+        "9999000000202",
+        {"login_name": "FEP02", "branch": "10", "payee_address_default": "北京市"},
+    ),
+)
+"""Two banks of each kind; the CNAPS codes are the public ones of the head offices."""
+
+CARD_CHANGES: Final = {
+    "signing": {"by": "slot"},
+    "throttle": {"submit_gap_s": 0.0, "query_gap_s": 0.0, "concurrent_max": 0},
+    "inquiry": {
+        "cool_down_s": 0.5,
+        "accepted_interval_s": 0.2,
+        "backoff_factor": 1.5,
+        "interval_max_s": 2.0,
+        "horizon_s": 120.0,
+        "no_record": "after",
+        "no_record_after_s": 1.0,
+    },
+}
+"""The simulated banks book at once and forget nothing, so waits of minutes become fractions."""
+
+
+@attrs.define
+class HostProcess:
+    """One simulated bank."""
+
+    plan: BankPlan
+    directory: Path
+    certificates: Sequence[Path] = ()
+    faults: str = ""
+    seed: int = 0
+    port: int = 0
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; the second time on the same port."""
+        command = [sys.executable, "-m", "fep.daemon.main", "host", self.plan.adapter]
+        command += ["--bank", self.plan.name, "--listen", f"127.0.0.1:{self.port}"]
+        command += ["--ledger", str(self.directory / "book.sqlite"), "--seed", str(self.seed)]
+        for certificate in self.certificates:
+            command += ["--certificate", str(certificate)]
+        if self.faults:
+            command += ["--faults", self.faults]
+        with (self.directory / f"host-{self.plan.name}.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            msg = f"the simulated bank {self.plan.name} did not start; see its log"
+            raise RuntimeError(msg)
+        self.port = int(json.loads(line)["address"].rpartition(":")[2])
+
+    def kill(self) -> None:
+        """End it at once, as kill -9."""
+        end(self.process, signal.SIGKILL)
+        self.process = None
+
+    def stop(self) -> None:
+        """End it in order."""
+        end(self.process, signal.SIGTERM)
+        self.process = None
+
+    @property
+    def alive(self) -> bool:
+        """False when it has ended, or was never started."""
+        return self.process is not None and self.process.poll() is None
+
+
+def end(process: subprocess.Popen[Any] | None, number: signal.Signals) -> int | None:
+    """Send a signal to a process that we started, wait for its end, return its status."""
+    if process is None:
+        return None
+    if process.poll() is None:
+        process.send_signal(number)
+    try:
+        process.wait(STOP_SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(STOP_SECONDS_MAX)
+    if process.stdout is not None:
+        process.stdout.close()
+    return process.returncode
+
+
+def free_port() -> int:
+    """Return a loopback port that was free a moment ago."""
+    import socket  # noqa: PLC0415
+
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def make_software_key(directory: Path, name: str) -> Path:
+    """Make a key (PKCS#8, mode 0600) and its certificate beside it; returns the certificate."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = SystemClock().now()
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=3650))
+        .sign(key, hashes.SHA256())
+    )
+    path = directory / f"{name}.pem"
+    path.touch(0o600)
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    crt = directory / f"{name}.crt"
+    crt.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    return crt
+
+
+def write_secret(path: Path, text: str) -> Path:
+    """Write a file that only its owner can read."""
+    path.touch(0o600)
+    path.write_text(text + "\n", "utf-8")
+    return path
+
+
+class Scene:
+    """The scene in one directory; use it as a context manager.
+
+    Args:
+        directory: where everything is written.
+        banks: which banks take part.
+        accounts_per_bank: approved accounts at each.
+        seed: of the balances and thresholds.
+        rig: virtual UKeys, one a bank; None: software keys.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        banks: Sequence[BankPlan] = BANKS,
+        accounts_per_bank: int = 20,
+        seed: int = 1,
+        rig: UkeyRig | None = None,
+        heartbeat_s: float = 2.0,
+    ) -> None:
+        self.directory = directory
+        self.banks = tuple(banks)
+        self.rig = rig
+        self.port = free_port()
+        self.config = directory / "fep.toml"
+        self.token = directory / "token"
+        self.socket = directory / "control.sock"
+        self.hosts: dict[str, HostProcess] = {}
+        self.daemon: subprocess.Popen[bytes] | None = None
+        self._rng = random.Random(seed)
+        self._heartbeat_s = heartbeat_s
+        self.workers = 4
+        self.reply_timeout_s = 5.0
+        self.card_changes: dict[str, Any] = json.loads(json.dumps(CARD_CHANGES))
+        directory.mkdir(parents=True, exist_ok=True)
+        self.accounts = [
+            BookAccount(
+                BankName(plan.name),
+                AccountNumber(f"{plan.account_prefix}{number:02d}"),
+                f"江枫样例制造有限公司{plan.name}{number:02d}",
+                Cny(self._rng.randrange(5_000_00, 900_000_00)),
+            )
+            for plan in self.banks
+            for number in range(1, accounts_per_bank + 1)
+        ]
+        self.target = self.accounts[0]
+        self.thresholds = {
+            one.number: Cny(self._rng.randrange(100_000_00, 800_000_00, 1_000_00))
+            for one in self.accounts
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all that was started."""
+        self.stop_daemon()
+        for host in self.hosts.values():
+            host.stop()
+
+    # -- banks --------------------------------------------------------------------------------
+
+    def open_book(self) -> SqliteBook:
+        """Return a connection to the book; made with its accounts the first time."""
+        book = SqliteBook(self.directory / "book.sqlite")
+        book.open_accounts(self.accounts, SystemClock().now())
+        return book
+
+    def start_hosts(self, faults: str = "") -> None:
+        """Start the simulated banks; each demands signatures by its own key."""
+        self.open_book().close()
+        for place, plan in enumerate(self.banks):
+            host = self.hosts[plan.name] = HostProcess(
+                plan, self.directory, [self._certificate(place)], faults, seed=place
+            )
+            host.start()
+
+    def _certificate(self, place: int) -> Path:
+        plan = self.banks[place]
+        if self.rig is None:
+            path = self.directory / f"ukey-{plan.name}.crt"
+            return path if path.exists() else make_software_key(self.directory, path.stem)
+        path = self.directory / f"ukey-{plan.name}-9c.crt"
+        certificate = x509.load_der_x509_certificate(self.rig.cards[place].certificate_der("9C"))
+        path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        return path
+
+    # -- daemon -------------------------------------------------------------------------------
+
+    def configuration(self) -> dict[str, Any]:
+        """Return the configuration of the scene; change it before ``write_config``."""
+        write_secret(self.token, secrets.token_hex(16))
+        slots: list[dict[str, Any]] = []
+        for place, plan in enumerate(self.banks):
+            slot: dict[str, Any] = {"name": f"ukey-{plan.name}"}
+            if self.rig is None:
+                slot |= {"backend": "software", "key": {"file": f"ukey-{plan.name}.pem"}}
+            else:
+                card = self.rig.cards[place]
+                pin = write_secret(self.directory / f"ukey-{plan.name}.pin", PIN)
+                binding = {"guid": card.guid, "certificate_sha256": card.certificate_sha256("9C")}
+                slot |= {"backend": "pcsc", "card": binding, "pin": {"file": pin.name}}
+            slots.append(slot)
+        banks = [
+            {
+                "name": plan.name,
+                "adapter": plan.adapter,
+                "class": plan.bank_class,
+                "direct_connect_number": f"{plan.bank_class}-{plan.name}",
+                "host": "127.0.0.1",
+                "port": self.hosts[plan.name].port,
+                "slot": f"ukey-{plan.name}",
+                "workers": self.workers,
+                "reply_timeout_s": self.reply_timeout_s,
+                "heartbeat_s": 3.0,
+                "backoff_first_s": 0.1,
+                "backoff_max_s": 1.0,
+                "options": dict(plan.options),
+                "card": self.card_changes,
+            }
+            for plan in self.banks
+        ]
+        plans = {plan.name: plan for plan in self.banks}
+        return {
+            "mode": "demo",
+            "state_dir": "state",
+            "enterprise": {"id": "E0001", "fep_number": "FEP-01"},
+            "control": {
+                "socket": self.socket.name,
+                "heartbeat_s": self._heartbeat_s,
+                "tcp": [{"listen": f"127.0.0.1:{self.port}", "token_file": self.token.name}],
+                "clients": {FINANCE_CLIENT: {"role": "finance"}},
+            },
+            "tasks": {"fetch_timeout_s": 5.0},
+            "slot": slots,
+            "bank": banks,
+            "account": [
+                {
+                    "number": one.number,
+                    "bank": one.bank,
+                    "name": one.name,
+                    "bank_code": plans[one.bank].bank_code,
+                    "bank_title": plans[one.bank].title,
+                }
+                for one in self.accounts
+            ],
+            "pool": [
+                {
+                    "name": "main",
+                    "target": self.target.number,
+                    "member": [
+                        {"account": one.number, "threshold": str(self.thresholds[one.number])}
+                        for one in self.accounts
+                        if one is not self.target
+                    ],
+                }
+            ],
+        }
+
+    def write_config(self, config: Mapping[str, Any] | None = None) -> Path:
+        """Write the configuration file and return its path."""
+        self.config.write_text(tomli_w.dumps(config or self.configuration()), "utf-8")
+        return self.config
+
+    def start_daemon(self, *, log_name: str = "fep.log") -> None:
+        """Start ``fep run`` and wait until it answers on its control socket."""
+        environment = dict(os.environ)
+        if self.rig is not None:
+            environment |= self.rig.environment
+        with (self.directory / log_name).open("ab") as log:
+            self.daemon = subprocess.Popen(
+                [sys.executable, "-m", "fep.daemon.main", "run", "--config", str(self.config)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
+        limit = time.monotonic() + START_SECONDS_MAX
+        while time.monotonic() < limit:
+            if self.daemon.poll() is not None:
+                break
+            with contextlib.suppress(OSError), self._probe():
+                return
+            time.sleep(POLL_SECONDS)
+        tail = (self.directory / log_name).read_text("utf-8")[-2000:]
+        msg = f"the daemon did not start:\n{tail}"
+        raise RuntimeError(msg)
+
+    @contextlib.contextmanager
+    def _probe(self) -> Iterator[None]:
+        import socket  # noqa: PLC0415
+
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(self.socket))
+            yield
+
+    def stop_daemon(self) -> int | None:
+        """End the daemon in order (SIGTERM); returns its exit status."""
+        status = end(self.daemon, signal.SIGTERM)
+        self.daemon = None
+        return status
+
+    def kill_daemon(self) -> None:
+        """End the daemon at once, as kill -9."""
+        end(self.daemon, signal.SIGKILL)
+        self.daemon = None
+
+    def operator(self) -> BlockingClient:
+        """Return a client on the Unix socket, with the admin role of the daemon's own user."""
+        return BlockingClient(f"unix:{self.socket}", "operator")
+
+    def wait(self, client: BlockingClient, ready: Any, what: str, seconds: float = 30.0) -> Any:  # noqa: ANN401
+        """Poll ``ready(client)`` until it returns something true, and return that.
+
+        Raises:
+            TimeoutError: it did not within ``seconds``.
+        """
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            if found := ready(client):
+                return found
+            time.sleep(POLL_SECONDS)
+        msg = f"{what}: not within {seconds:g} s"
+        raise TimeoutError(msg)
+
+    def wait_ready(self, client: BlockingClient, seconds: float = 30.0) -> None:
+        """Wait until every key is in and every bank's connection is up."""
+
+        def ready(client: BlockingClient) -> bool:
+            status = client.call("status")
+            return all(state.upper() == "READY" for state in status["links"].values()) and all(
+                state.upper() in ("READY", "BUSY") for state in status["slots"].values()
+            )
+
+        self.wait(client, ready, "keys and links ready", seconds)
+
+
+def log_lines(file: IO[str]) -> Iterator[dict[str, Any]]:
+    """Yield the records of a JSON log, skipping what is none."""
+    for line in file:
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                yield record
