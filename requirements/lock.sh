@@ -3,7 +3,9 @@
 set -eu
 cd "$(dirname "$0")/.."
 compile() {
-    .venv/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --python-version 3.11 "$@"
+    .venv/bin/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header \
+        --python-version 3.11 "$@" >/dev/null
 }
-compile pyproject.toml --group build --output-file requirements/build.txt --no-emit-package fep >/dev/null
-compile pyproject.toml --group build --group test --group dev --output-file requirements/all.txt >/dev/null
+compile pyproject.toml --group build --group test --group dev --output-file requirements/all.txt
+compile --group pyproject.toml:build --constraint requirements/all.txt \
+    --output-file requirements/build.txt

@@ -1,0 +1,64 @@
+# For users and developers alike. `make` alone lists the targets.
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+DEBIAN := .build/debian.stamp
+VENV := .build/venv.stamp
+DRIVER := .build/driver.stamp
+
+.PHONY: help setup demo test check format lint types layers lock clean bench-link bench-submit
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(DRIVER) ## make .venv/ and everything else; all other targets begin with it
+
+demo: setup ## the main job on this machine: keys, banks, tasks, one pooling round
+	@$(BIN)/fep demo
+
+test: setup ## every test, with branch coverage
+	@$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q $(PYTEST)
+	$(BIN)/coverage report
+
+check: setup lint types layers test ## what developers run before a commit
+
+format: setup ## rewrite the code in the project's form
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+lint: setup ## form and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	git ls-files '*.py' | xargs $(BIN)/flake8 --select=ASYNC --extend-ignore=ASYNC109,ASYNC110,ASYNC119
+
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+layers: setup ## import contracts
+	$(BIN)/lint-imports
+
+bench-link: setup ## added latency of a bank link over a raw socket
+	@$(BIN)/python -m bench.link $(BENCH)
+
+bench-submit: setup ## acknowledged submits a second, at 1, 16 and 64 clients
+	@$(BIN)/python -m bench.submit $(BENCH)
+
+lock: setup ## remake the hashed requirement files from pyproject.toml
+	requirements/lock.sh
+
+clean: ## remove what set-up and tests made here
+	rm -rf .venv .build .coverage .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+
+$(DEBIAN): requirements/debian.txt requirements/setup.sh
+	@requirements/setup.sh debian
+	@mkdir -p .build && touch $@
+
+$(VENV): $(DEBIAN) requirements/build.txt requirements/all.txt pyproject.toml
+	@requirements/setup.sh venv
+	@touch $@
+
+$(DRIVER): $(VENV) fep/sandbox/ukey/ifd_vslot.c
+	@$(BIN)/python -m fep.sandbox.ukey.build
+	@touch $@
