@@ -1,5 +1,8 @@
 #!/bin/sh
 # Remakes the hashed requirement files from pyproject.toml. No file names a package index.
+#   all.txt    everything: what builds, runs, tests and checks
+#   build.txt  what builds the project and pyscard; installed first
+#   base.txt   what runs in production, in the versions of all.txt
 set -eu
 cd "$(dirname "$0")/.."
 compile() {
@@ -9,3 +12,4 @@ compile() {
 compile pyproject.toml --group build --group test --group dev --output-file requirements/all.txt
 compile --group pyproject.toml:build --constraint requirements/all.txt \
     --output-file requirements/build.txt
+compile pyproject.toml --constraint requirements/all.txt --output-file requirements/base.txt

@@ -48,18 +48,19 @@ python_3_11() {
             return
         fi
     done
-    say "Python 3.11 or later is needed" >&2
+    say "Python 3.11 or later is needed; python3 here is $(python3 --version 2>&1 || true)" >&2
     exit 1
 }
 
 venv() {
     begun=$(seconds)
     python=$(python_3_11)
-    if [ ! -x .venv/bin/python ]; then
+    # One that was left half-made, or whose Python has gone, is made again.
+    if ! .venv/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
         say "Python environment: making .venv with $("$python" --version)"
-        "$python" -m venv .venv
+        "$python" -m venv --clear .venv
     fi
-    pip=".venv/bin/python -m pip --quiet --disable-pip-version-check"
+    pip=".venv/bin/python -m pip --quiet --quiet --disable-pip-version-check"
     say "Python environment: what builds (hashes are checked)"
     $pip install --require-hashes -r requirements/build.txt
     say "Python environment: what runs and tests (hashes are checked)"

@@ -12,7 +12,8 @@ from enum import StrEnum
 from typing import Any, Final
 
 import attrs
-import cattrs
+
+from fep.adapters import strict
 
 
 class SignAlgorithm(StrEnum):
@@ -173,7 +174,7 @@ class BehaviourCard:
     limits: Limits = attrs.Factory(Limits)
 
 
-_CONVERTER: Final = cattrs.Converter(forbid_extra_keys=True)
+_CONVERTER: Final = strict.converter()
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

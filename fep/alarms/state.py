@@ -9,6 +9,7 @@ from typing import Any, Final
 import attrs
 
 from fep.domain.clock import to_text
+from fep.domain.errors import LocalProtocolError
 
 
 class AlarmKind(StrEnum):
@@ -49,6 +50,9 @@ class Meaning:
     title_zh: str
     severity: Severity
     action: str
+    """What an operator does."""
+    momentary: bool = False
+    """True for what happened once and is over: no cause will go away, so acknowledging clears."""
 
 
 MEANINGS: Final[dict[AlarmKind, Meaning]] = {
@@ -123,6 +127,7 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         "任务过期未发送",
         Severity.MAJOR,
         "Nothing was sent. If still wanted, the finance system submits a new task id.",
+        momentary=True,
     ),
     AlarmKind.QUEUE_NEARLY_FULL: Meaning(
         "Queue nearly full",
@@ -153,6 +158,7 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         "收到无法匹配的银行应答",
         Severity.MINOR,
         "Its bytes are kept as evidence; look at it beside the payments that are unknown.",
+        momentary=True,
     ),
 }
 
@@ -188,21 +194,23 @@ TRANSITIONS: Final[dict[AlarmState, dict[AlarmEvent, AlarmState]]] = {
 }
 
 
-class IllegalAlarmError(AssertionError):
+class IllegalTransitionError(LocalProtocolError):
     """An event came in a state without a row for it: a defect of ours."""
+
+    code = "ILLEGAL_TRANSITION"
 
 
 def step(state: AlarmState, event: AlarmEvent) -> AlarmState:
     """Return the state that follows.
 
     Raises:
-        IllegalAlarmError: the table has no such row.
+        IllegalTransitionError: the table has no such row.
     """
     try:
         return TRANSITIONS[state][event]
     except KeyError:
         msg = f"{event.value} can't happen to an alarm that is {state.value}"
-        raise IllegalAlarmError(msg) from None
+        raise IllegalTransitionError(msg) from None
 
 
 @attrs.define

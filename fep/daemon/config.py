@@ -1,28 +1,25 @@
 """The configuration file, read once into attrs classes; every fault is reported at once.
 
-Each fault says ``file:line:column: key: what is wrong and what would be right``, with the line and
-a caret. Secrets are never in the file: it names credentials or files of mode 0600.
+The file holds no secrets: it names systemd credentials or files of mode 0600. Nothing here opens
+those; :func:`secret_faults` looks at them, since a file is often checked where its secrets are not.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import ipaddress
+import os
+import re
 import stat
+import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal, cast
 
 import attrs
-import cattrs
 
-from fep.adapters import card as cards
-from fep.adapters import registry
-from fep.adapters.api import BankAdapter
-from fep.adapters.card import BehaviourCard
 from fep.control.config import (
     ClientConfig,
     ControlConfig,
@@ -31,9 +28,10 @@ from fep.control.config import (
     TlsFiles,
     UserConfig,
 )
-from fep.daemon.positions import Positions
+from fep.daemon.bank_section import BankConfig, read_banks, try_codecs
+from fep.daemon.pool_section import read_pools
+from fep.daemon.tables import ConfigFaultsError, Fault, Reader, Table, hint, without_secrets
 from fep.domain.account import Account
-from fep.domain.errors import ConfigError
 from fep.domain.ids import (
     AccountNumber,
     BankName,
@@ -42,8 +40,9 @@ from fep.domain.ids import (
     parse_account_number,
     parse_name,
 )
-from fep.domain.money import Cny
+from fep.domain.order import NAME_CHARS_MAX
 from fep.keys.config import (
+    SIGN_SECONDS_MAX,
     Backend,
     CardBinding,
     KeyReference,
@@ -51,42 +50,29 @@ from fep.keys.config import (
     SlotConfig,
     ring_faults,
 )
-from fep.links.config import LinkConfig
-from fep.pooling import config as pooling
+from fep.logs import is_secret
+from fep.pooling.config import PoolConfig
 from fep.tasks.config import TasksConfig
 
+__all__ = [
+    "BankConfig",
+    "Config",
+    "ConfigFaultsError",
+    "Enterprise",
+    "Fault",
+    "check",
+    "load",
+    "redacted",
+    "secret_faults",
+]
+
 FILE_BYTES_MAX: Final = 4 * 1024 * 1024
-WORKERS_MAX: Final = 64
+ENTERPRISE_CHARS_MAX: Final = 64
+INTEGER_DIGITS_MAX: Final = sys.int_info.default_max_str_digits
+PORT_MAX: Final = 65_535
+UID_MAX: Final = 2**32 - 2
 ROLES: Final = ("finance", "viewer", "operator", "admin")
-
-Path_ = tuple[str | int, ...]
-T = TypeVar("T")
-
-
-@attrs.frozen
-class Fault:
-    """One thing that is wrong in the file."""
-
-    file: str
-    line: int
-    column: int
-    key: str
-    message: str
-    source: str
-
-    def __str__(self) -> str:
-        text = f"{self.file}:{self.line}:{self.column}: {self.key}: {self.message}"
-        if not self.source.strip():
-            return text
-        return f"{text}\n    {self.source}\n    {' ' * (self.column - 1)}^"
-
-
-class ConfigFaultsError(ConfigError):
-    """The file can't be used; ``faults`` has all that is wrong, in the order of the file."""
-
-    def __init__(self, faults: list[Fault]) -> None:
-        super().__init__("\n".join(str(fault) for fault in faults))
-        self.faults = faults
+IN_WORDS: Final = "allow_software_keys_in_production"
 
 
 @attrs.frozen
@@ -100,32 +86,8 @@ class Enterprise:
 
 
 @attrs.frozen
-class BankConfig:
-    """One ``[[bank]]``: the bank's front-end machine and how we speak to it."""
-
-    name: BankName
-    adapter: BankAdapter
-    card: BehaviourCard
-    """The adapter's card with the bank's own ``card`` table laid over it."""
-    options: Any
-    """An instance of the adapter's options class."""
-    bank_class: str
-    """银行大类."""
-    version: str
-    """银行端前置机的版本号."""
-    direct_connect_number: str
-    """银企直联编号."""
-    link: LinkConfig
-    slot: SlotName
-    workers: int
-    """线程数: requests worked on at once."""
-    digest: str
-    """Of this bank's own part of the file: what decides whether a reload touches it."""
-
-
-@attrs.frozen
 class Config:
-    """The whole file."""
+    """The whole file; one that exists is valid."""
 
     path: Path
     digest: str
@@ -139,184 +101,25 @@ class Config:
     slots: tuple[SlotConfig, ...]
     banks: tuple[BankConfig, ...]
     accounts: Mapping[AccountNumber, Account]
-    pools: tuple[pooling.PoolConfig, ...]
+    pools: tuple[PoolConfig, ...]
     raw: Mapping[str, Any] = attrs.field(repr=False)
 
 
-class _Reader:
-    """Collects the faults of one file."""
-
-    def __init__(self, path: Path, text: str) -> None:
-        self.file = str(path)
-        self.base = path.parent
-        self.positions = Positions(text)
-        self.faults: list[Fault] = []
-
-    def fault(self, path: Path_, message: str) -> None:
-        place = self.positions.of(path)
-        source = self.positions.source(place.line)
-        key = ".".join(str(part) for part in path) or "(file)"
-        self.faults.append(Fault(self.file, place.line, place.column, key, message, source))
-
-
-class _Table:
-    """One table being read; ``close`` reports the keys that nobody asked for."""
-
-    def __init__(self, reader: _Reader, path: Path_, value: object) -> None:
-        self.reader = reader
-        self.path = path
-        self.values: dict[str, Any] = value if isinstance(value, dict) else {}
-        self._asked: list[str] = []
-        if not isinstance(value, dict):
-            reader.fault(path, "must be a table")
-
-    def fault(self, name: str, message: str) -> None:
-        self.reader.fault((*self.path, name) if name else self.path, message)
-
-    def has(self, name: str) -> bool:
-        return name in self.values
-
-    def _get(self, name: str, *, required: bool) -> Any:  # noqa: ANN401
-        self._asked.append(name)
-        if name not in self.values and required:
-            self.fault("", f"the key {name!r} is missing")
-        return self.values.get(name)
-
-    def text(self, name: str, default: str | None = None) -> str:
-        value = self._get(name, required=default is None)
-        if value is None:
-            return default or ""
-        if not isinstance(value, str) or (default is None and not value.strip()):
-            self.fault(name, "must be text in quotes, not empty")
-            return default or ""
-        return value
-
-    def number(self, name: str, default: float, low: float, high: float) -> float:
-        value = self._get(name, required=False)
-        if value is None:
-            return default
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not low <= value <= high
-        ):
-            self.fault(name, f"must be a number from {low:g} to {high:g}")
-            return default
-        return float(value)
-
-    def integer(self, name: str, default: int | None, low: int, high: int) -> int:
-        value = self._get(name, required=default is None)
-        if value is None:
-            return default if default is not None else low
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            self.fault(name, f"must be a whole number from {low} to {high}")
-            return default if default is not None else low
-        return value
-
-    def flag(self, name: str) -> bool:
-        value = self._get(name, required=False)
-        if value is not None and not isinstance(value, bool):
-            self.fault(name, "must be true or false")
-        return value is True
-
-    def choice(self, name: str, among: tuple[str, ...], default: str | None = None) -> str:
-        value = self.text(name, default)
-        if value not in among and (value or default is not None):
-            near = difflib.get_close_matches(value, among, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            self.fault(name, f"must be one of {', '.join(among)}{hint}")
-            return default or among[0]
-        return value or among[0]
-
-    def parsed(self, name: str, parse: Callable[[str], T], default: T | None = None) -> T | None:
-        """Return text parsed by a function that raises ValueError, None after a fault."""
-        value = self._get(name, required=default is None)
-        if value is None:
-            return default
-        try:
-            if not isinstance(value, str):
-                raise ValueError("must be text in quotes")  # noqa: TRY004, TRY301
-            return parse(value)
-        except ValueError as error:
-            self.fault(name, str(error))
-            return None
-
-    def path_of(self, name: str, default: str | None = None) -> Path:
-        return self.reader.base / self.text(name, default)
-
-    def table(self, name: str, *, required: bool = False) -> _Table | None:
-        value = self._get(name, required=required)
-        return None if value is None else _Table(self.reader, (*self.path, name), value)
-
-    def tables(self, name: str) -> Iterator[_Table]:
-        value = self._get(name, required=False)
-        if value is None:
-            return
-        if not isinstance(value, list):
-            self.fault(name, f"must be an array of tables: [[{name}]]")
-            return
-        for index, one in enumerate(value):
-            yield _Table(self.reader, (*self.path, name, index), one)
-
-    def named(self, name: str) -> Iterator[tuple[str, _Table]]:
-        """Yield the tables below a table whose keys are names."""
-        outer = self.table(name)
-        if outer is not None:
-            for key, value in outer.values.items():
-                yield key, _Table(self.reader, (*outer.path, key), value)
-
-    def free(self, name: str) -> dict[str, Any]:
-        """Return a table whose keys somebody else knows."""
-        value = self._get(name, required=False)
-        if value is not None and not isinstance(value, dict):
-            self.fault(name, "must be a table")
-            return {}
-        return value or {}
-
-    def made(self, make: Callable[[], T], name: str = "") -> T | None:
-        """Return what ``make`` returns, or report its ValueError at a key."""
-        try:
-            return make()
-        except ValueError as error:
-            self.fault(name, str(error))
-            return None
-
-    def close(self) -> None:
-        for name in self.values:
-            if name not in self._asked:
-                near = difflib.get_close_matches(name, self._asked, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are: {self._known()}"
-                self.fault(name, f"unknown key; {hint}")
-
-    def _known(self) -> str:
-        return ", ".join(sorted(self._asked)) or "none"
-
-
 def load(path: Path) -> Config:
-    """Return the configuration of a file.
+    """Return the configuration of a file; relative paths in it begin at the file's directory.
 
     Raises:
-        ConfigFaultsError: it can't be used; all faults at once.
+        ConfigFaultsError: it can't be used; all faults at once, in the order of the file.
     """
+    data, text = _read(path)
+    reader = Reader(path, text)
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigFaultsError([_whole(path, f"can't be read: {error.strerror}")]) from error
-    if len(data) > FILE_BYTES_MAX:
-        raise ConfigFaultsError([_whole(path, f"is larger than {FILE_BYTES_MAX} bytes")])
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigFaultsError([_whole(path, "is not UTF-8 here", line)]) from error
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigFaultsError([_syntax(path, text, str(error))]) from error
-    reader = _Reader(path, text)
-    config = _config(reader, raw, path, hashlib.sha256(data).hexdigest()[:12])
+        raw = _toml(path, text)
+        config = _config(reader, raw, path, hashlib.sha256(data).hexdigest()[:12])
+    except RecursionError as error:
+        raise ConfigFaultsError([_whole(path, "is nested too deeply")]) from error
     if reader.faults:
-        raise ConfigFaultsError(sorted(reader.faults, key=lambda fault: (fault.line, fault.column)))
+        raise ConfigFaultsError(reader.faults)
     return config
 
 
@@ -329,35 +132,115 @@ def check(path: Path) -> list[Fault]:
     return []
 
 
-def _whole(path: Path, message: str, line: int = 1) -> Fault:
-    return Fault(str(path), line, 1, "(file)", message, "")
+def redacted(config: Config) -> dict[str, Any]:
+    """Return the configuration in force as ``config.show`` tells it."""
+    return {"path": str(config.path), "digest": config.digest, "config": _hidden("", config.raw)}
+
+
+def secret_faults(config: Config) -> list[str]:
+    """Return what is wrong with the files it names: not there, or a secret others can read."""
+    secrets = [
+        reference.file
+        for slot in config.slots
+        for reference in (slot.pin, slot.key)
+        if reference is not None and reference.file is not None
+    ]
+    secrets += [one.token_file for one in config.control.tcp if one.token_file is not None]
+    tls = [one.tls for one in config.control.tcp if one.tls is not None]
+    secrets += [one.key for one in tls]
+    public = [file for one in tls for file in (one.certificate, one.client_ca)]
+    faults = [_file_fault(file, secret=True) for file in dict.fromkeys(secrets)]
+    faults += [_file_fault(file, secret=False) for file in dict.fromkeys(public)]
+    return [fault for fault in faults if fault]
+
+
+def _file_fault(file: Path, *, secret: bool) -> str:
+    try:
+        mode = file.stat().st_mode
+    except OSError as error:
+        return f"{file}: {error.strerror}"
+    if not stat.S_ISREG(mode):
+        return f"{file}: is not a file"
+    if secret and stat.S_IMODE(mode) & 0o077:
+        return f"{file}: can be read by others; chmod 600 it"
+    if not os.access(file, os.R_OK):
+        return f"{file}: can't be read by uid {os.geteuid()}; chown it"
+    return ""
+
+
+def _hidden(name: str, value: Any) -> Any:  # noqa: ANN401 - any TOML value
+    """Return a value without secrets; ``pin = { file = … }`` is a place and stays."""
+    if isinstance(value, Mapping):
+        return {key: _hidden(key, one) for key, one in value.items()}
+    if is_secret(name):
+        return "***"
+    if isinstance(value, list):
+        return [_hidden("", one) for one in value]
+    return value if isinstance(value, str | int | float) else str(value)
+
+
+def _read(path: Path) -> tuple[bytes, str]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigFaultsError([_whole(path, f"can't be read: {error.strerror}")]) from error
+    if len(data) > FILE_BYTES_MAX:
+        raise ConfigFaultsError([_whole(path, f"is larger than {FILE_BYTES_MAX} bytes")])
+    try:
+        return data, data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        before = data[data.rfind(b"\n", 0, error.start) + 1 : error.start].decode("utf-8")
+        msg = "is not UTF-8 here; save the file as UTF-8 (not GBK)"
+        raise ConfigFaultsError([_whole(path, msg, line, len(before) + 1)]) from error
+
+
+def _toml(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigFaultsError([_syntax(path, text, str(error))]) from error
+    except ValueError as error:
+        # Python refuses such an integer with an error that has no place.
+        digits = re.search(rf"[0-9_]{{{INTEGER_DIGITS_MAX},}}", text)
+        line = text.count("\n", 0, digits.start()) + 1 if digits else 1
+        msg = f"a number has more than {INTEGER_DIGITS_MAX} digits"
+        raise ConfigFaultsError([_whole(path, msg, line)]) from error
+
+
+def _whole(path: Path, message: str, line: int = 1, column: int = 1) -> Fault:
+    return Fault(str(path), line, column, "(file)", message, "")
 
 
 def _syntax(path: Path, text: str, message: str) -> Fault:
-    """Turn tomllib's "... (at line 3, column 7)" into a fault."""
+    """Turn tomllib's "… (at line 3, column 7)" or "… (at end of document)" into a fault."""
     what, _, place = message.rpartition(" (at ")
-    words = place.rstrip(")").replace(",", "").split()
-    if len(words) == 4 and words[0] == "line":
-        line, column = int(words[1]), int(words[3])
+    lines = text.split("\n")
+    if found := re.fullmatch(r"line (\d+), column (\d+)\)", place):
+        line, column = int(found[1]), int(found[2])
     else:
-        line, column = text.count("\n") + 1, 1
-    source = Positions("").source(1) if not text else text.split("\n")[line - 1].rstrip("\r")
+        line, column = len(lines), len(lines[-1]) + 1
+    source = without_secrets(lines[line - 1].rstrip("\r"))
     return Fault(str(path), line, column, "(syntax)", what or message, source)
 
 
-def _config(reader: _Reader, raw: dict[str, Any], path: Path, digest: str) -> Config:
-    top = _Table(reader, (), raw)
+def _config(reader: Reader, raw: dict[str, Any], path: Path, digest: str) -> Config:
+    top = Table(reader, (), raw)
     mode = top.choice("mode", ("production", "demo"), "production")
-    in_words = top.flag("allow_software_keys_in_production")
+    in_words = top.flag(IN_WORDS)
+    # With a fault in the mode it is not known which slots it forbids.
+    strict = mode == "production" and not in_words and reader.is_clean(("mode",))
     state_dir = top.path_of("state_dir")
     log_level = top.choice("log_level", ("debug", "info", "warning", "error"), "info")
     enterprise = _enterprise(top)
     control = _control(top)
     tasks = _tasks(top)
-    slots = _slots(top, production=mode == "production" and not in_words)
-    banks = _banks(top, {slot.name for slot in slots})
-    accounts = _accounts(top, {bank.name for bank in banks})
-    pools = _pools(top, accounts)
+    slots, slot_names = _slots(top, strict=strict)
+    banks, bank_names, bank_tables = read_banks(top, slot_names)
+    accounts = _accounts(top, bank_names)
+    pools = read_pools(top, accounts)
+    try_codecs(banks, accounts, bank_tables)
     top.close()
     return Config(
         path=path,
@@ -376,57 +259,94 @@ def _config(reader: _Reader, raw: dict[str, Any], path: Path, digest: str) -> Co
     )
 
 
-def _enterprise(top: _Table) -> Enterprise:
+def _enterprise(top: Table) -> Enterprise:
     table = top.table("enterprise", required=True)
     if table is None:
         return Enterprise("", "")
     found = Enterprise(table.text("id"), table.text("fep_number"))
+    for key in ("id", "fep_number"):
+        _printable(table, key, ENTERPRISE_CHARS_MAX)
     table.close()
     return found
 
 
-def _name(table: _Table, what: str) -> str:
-    return table.parsed("name", lambda text: parse_name(text, what)) or ""
+def _printable(table: Table, key: str, chars_max: int) -> None:
+    value = table.value(key)
+    if isinstance(value, str) and not (len(value) <= chars_max and value.isprintable()):
+        table.fault(key, f"must be printable text of at most {chars_max} characters")
 
 
-def _control(top: _Table) -> ControlConfig:
+# -- [control] ------------------------------------------------------------------------------------
+
+
+def _control(top: Table) -> ControlConfig:
     table = top.table("control", required=True)
     if table is None:
         return ControlConfig(socket=Path("unset"))
-    mode = table.parsed("socket_mode", lambda text: int(text, 8), 0o660)
+    mode = table.parsed("socket_mode", _socket_mode, 0o660)
     found = ControlConfig(
         socket=table.path_of("socket"),
         socket_mode=0o660 if mode is None else mode,
         heartbeat_s=table.number("heartbeat_s", 10.0, 0.05, 3600.0),
-        tcp=tuple(one for row in table.tables("tcp") if (one := _listener(row)) is not None),
+        tcp=_listeners(table),
         clients={
             ClientName(name): ClientConfig(role=_role(row, name))
             for name, row in table.named("clients")
         },
-        users={name: _user(row, name) for name, row in table.named("users")},
+        users=_users(table),
     )
     table.close()
     return found
 
 
-def _role(table: _Table, name: str) -> RoleName:
-    table.made(lambda: parse_name(name, "client"))
+def _socket_mode(text: str) -> int:
+    if not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ValueError("must be three octal digits in quotes, such as '0660'")
+    return int(text, 8)
+
+
+def _role(table: Table, name: str) -> RoleName:
+    _name_is_good(table, name, "a client's name")
     role = table.choice("role", ROLES, "finance")
     table.close()
     return cast(RoleName, role)
 
 
-def _user(table: _Table, name: str) -> UserConfig:
-    table.made(lambda: parse_name(name, "user"))
-    found = UserConfig(
-        uid=table.integer("uid", None, 0, 2**32 - 2),
-        role=cast(RoleName, table.choice("role", ROLES)),
-    )
-    table.close()
+def _name_is_good(table: Table, name: str, what: str) -> None:
+    try:
+        parse_name(name, what)
+    except ValueError as error:
+        table.fault("", str(error))
+
+
+def _users(control: Table) -> dict[str, UserConfig]:
+    found: dict[str, UserConfig] = {}
+    by_uid: dict[int, str] = {}
+    for name, table in control.named("users"):
+        _name_is_good(table, name, "a user's name")
+        uid = table.integer("uid", None, 0, UID_MAX)
+        role = table.choice("role", ROLES)
+        if table.has("uid") and (other := by_uid.setdefault(uid, name)) != name:
+            table.fault("uid", f"user {other!r} has this uid already; one person, one name")
+        table.close()
+        found[name] = UserConfig(uid, cast(RoleName, role))
     return found
 
 
-def _listener(table: _Table) -> TcpListener | None:
+def _listeners(control: Table) -> tuple[TcpListener, ...]:
+    found: list[TcpListener] = []
+    for table in control.tables("tcp"):
+        listener = _listener(table)
+        if listener is None:
+            continue
+        address = (listener.host, listener.port)
+        if listener.port and address in [(one.host, one.port) for one in found]:
+            table.fault("listen", "another [[control.tcp]] listens there")
+        found.append(listener)
+    return tuple(found)
+
+
+def _listener(table: Table) -> TcpListener | None:
     where = table.parsed("listen", _host_port)
     tls = table.table("tls")
     files = None
@@ -434,25 +354,29 @@ def _listener(table: _Table) -> TcpListener | None:
         files = TlsFiles(tls.path_of("certificate"), tls.path_of("key"), tls.path_of("client_ca"))
         tls.close()
     token_file = table.path_of("token_file") if table.has("token_file") else None
-    table.close()
-    if where is None:
-        return None
     if files is not None and token_file is not None:
-        table.fault("token_file", "give either tls or token_file")
-    elif files is None and token_file is None:
-        table.fault("listen", "needs tls = { certificate, key, client_ca }, or token_file")
+        table.fault("token_file", "give tls or token_file, not both")
+    elif where is None:
+        pass
     elif files is None and not _is_loopback(where[0]):
-        msg = "plain TCP is for loopback only; other addresses need tls (client certificates)"
-        table.fault("listen", msg)
-    return TcpListener(where[0], where[1], files, token_file)
+        msg = "is not loopback: plain TCP is refused there; give it tls = { certificate, key, "
+        table.fault("listen", msg + "client_ca }")
+    elif files is None and token_file is None and table.values.keys() <= {"listen"}:
+        table.fault("listen", "needs token_file, or tls = { certificate, key, client_ca }")
+    table.close()
+    return None if where is None else TcpListener(where[0], where[1], files, token_file)
 
 
 def _host_port(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
-        msg = "must be HOST:PORT, such as '127.0.0.1:7071'"
-        raise ValueError(msg)
-    return host.strip("[]"), int(port)
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if (
+        not bare
+        or ":" in host.replace(f"[{bare}]", "")  # an IPv6 address stands in brackets
+        or not (port.isascii() and port.isdigit() and int(port) <= PORT_MAX)
+    ):
+        raise ValueError("must be HOST:PORT, such as '127.0.0.1:7071' or '[::1]:7071'")
+    return bare, int(port)
 
 
 def _is_loopback(host: str) -> bool:
@@ -464,7 +388,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _tasks(top: _Table) -> TasksConfig:
+def _tasks(top: Table) -> TasksConfig:
     table = top.table("tasks")
     if table is None:
         return TasksConfig()
@@ -478,335 +402,90 @@ def _tasks(top: _Table) -> TasksConfig:
     return found
 
 
-def _secret(table: _Table | None) -> SecretRef | None:
-    if table is None:
-        return None
-    credential = table.text("credential", "") or None
-    file = table.path_of("file") if table.has("file") else None
-    table.text("file", "")
-    found = table.made(lambda: SecretRef(credential, file))
-    table.close()
-    return found
+# -- [[slot]] -------------------------------------------------------------------------------------
 
 
-def _slots(top: _Table, *, production: bool) -> tuple[SlotConfig, ...]:
+def _slots(top: Table, *, strict: bool) -> tuple[tuple[SlotConfig, ...], frozenset[str]]:
+    """Return the slots that can be used, and the names of all."""
     found: list[SlotConfig] = []
+    names: set[str] = set()
     for table in top.tables("slot"):
-        name = SlotName(_name(table, "slot"))
-        backend = table.choice("backend", ("pcsc", "pkcs11", "software"))
-        binding = None
-        if (row := table.table("card")) is not None:
-            guid, certificate = row.text("guid"), row.text("certificate_sha256")
-            row.close()
-            binding = row.made(partial(CardBinding, guid, certificate))
-        pin, key = _secret(table.table("pin")), _secret(table.table("key"))
-        reference = table.choice("key_reference", ("9A", "9C", "9D", "9E"), "9C")
-        seconds = table.number("sign_deadline_s", 10.0, 0.1, 600.0)
-        table.close()
-        if backend == "software" and production:
-            msg = (
-                'a software key is for mode = "demo"; in production say so in words: '
-                "allow_software_keys_in_production = true"
-            )
-            table.fault("backend", msg)
-        slot = table.made(
-            partial(
-                SlotConfig,
-                name,
-                cast(Backend, backend),
-                binding,
-                pin,
-                key,
-                cast(KeyReference, reference),
-                seconds,
-            )
-        )
-        if slot is not None:
-            found.append(slot)
-            if faults := ring_faults(found):
-                table.fault("name", faults[-1])
-                found.pop()
-    return tuple(found)
-
-
-def _banks(top: _Table, slots: set[SlotName]) -> tuple[BankConfig, ...]:
-    found: dict[BankName, BankConfig] = {}
-    for table in top.tables("bank"):
-        bank = _bank(table, slots)
-        table.close()
-        if bank is None:
+        slot = _slot(table, strict=strict)
+        if isinstance(name := table.values.get("name"), str):
+            names.add(name)
+        if slot is None:
             continue
-        if bank.name in found:
-            table.fault("name", f"bank {bank.name} is there twice")
-        found[bank.name] = bank
-    return tuple(found.values())
+        if faults := ring_faults([*found, slot]):
+            table.fault("card" if "card" in faults[-1] else "name", faults[-1])
+        else:
+            found.append(slot)
+    return tuple(found), frozenset(names)
 
 
-def _bank(table: _Table, slots: set[SlotName]) -> BankConfig | None:
-    name = BankName(_name(table, "bank"))
-    adapter = table.parsed("adapter", _adapter)
-    bank_class = table.text("class", "")
-    version = table.text("version", "")
-    number = table.text("direct_connect_number", "")
-    host = table.text("host")
-    port = table.integer("port", None, 1, 65_535)
-    slot = SlotName(table.text("slot"))
-    if slot and slot not in slots:
-        near = difflib.get_close_matches(slot, slots, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        table.fault("slot", f"there is no [[slot]] named {slot!r}{hint}")
-    workers = table.integer("workers", 4, 1, WORKERS_MAX)
-    heartbeat = table.number("heartbeat_s", 30.0, 0.05, 3600.0)
-    reply = table.number("reply_timeout_s", 60.0, 0.05, 3600.0)
-    connect = table.number("connect_timeout_s", 10.0, 0.05, 600.0)
-    logon = table.number("logon_timeout_s", 10.0, 0.05, 600.0)
-    first = table.number("backoff_first_s", 0.5, 0.01, 600.0)
-    longest = table.number("backoff_max_s", 60.0, 0.01, 3600.0)
-    options, changes = table.free("options"), table.free("card")
-    if adapter is None:
+def _slot(table: Table, *, strict: bool) -> SlotConfig | None:
+    name = table.parsed("name", lambda text: parse_name(text, "a slot's name")) or ""
+    backend = table.choice("backend", ("pcsc", "pkcs11", "software"))
+    binding = None
+    if (row := table.table("card")) is not None:
+        guid, certificate = row.text("guid"), row.text("certificate_sha256")
+        row.close()
+        if row.is_clean():
+            binding = row.made(partial(CardBinding, guid, certificate))
+    pin, key = _secret(table.table("pin")), _secret(table.table("key"))
+    reference = table.choice("key_reference", ("9A", "9C", "9D", "9E"), "9C")
+    seconds = table.number("sign_deadline_s", 10.0, 0.1, SIGN_SECONDS_MAX)
+    table.close()
+    good = table.is_clean()
+    if backend == "software" and strict:
+        msg = f'software keys are for mode = "demo"; or say so in words: {IN_WORDS} = true'
+        table.fault("backend", msg)
+    if not good:
         return None
-    card = _card(table, adapter, changes)
-    made = _options(table, adapter, options)
-    if card is None or made is None or not host:
-        return None
-    return BankConfig(
-        name=name,
-        adapter=adapter,
-        card=card,
-        options=made,
-        bank_class=bank_class,
-        version=version or adapter.version,
-        direct_connect_number=number,
-        link=LinkConfig(
-            bank=name,
-            host=host,
-            port=port,
-            heartbeat_s=heartbeat,
-            reply_timeout_s=reply,
-            connect_timeout_s=connect,
-            logon_timeout_s=logon,
-            backoff_first_s=first,
-            backoff_max_s=longest,
-        ),
-        slot=slot,
-        workers=workers,
-        digest=hashlib.sha256(repr(sorted(table.values.items(), key=str)).encode()).hexdigest(),
+    return table.made(
+        partial(
+            SlotConfig,
+            SlotName(name),
+            cast(Backend, backend),
+            binding,
+            pin,
+            key,
+            cast(KeyReference, reference),
+            seconds,
+        )
     )
 
 
-def _adapter(name: str) -> BankAdapter:
-    try:
-        return registry.adapter(name)
-    except registry.UnknownAdapterError as error:
-        near = difflib.get_close_matches(name, registry.names(), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(str(error) + hint) from error
-
-
-def _card(table: _Table, adapter: BankAdapter, changes: dict[str, Any]) -> BehaviourCard | None:
-    try:
-        return cards.override(adapter.card, changes)
-    except (cattrs.BaseValidationError, ValueError, TypeError) as error:
-        for path, message in _leaves(error, ()):
-            table.reader.fault((*table.path, "card", *path), message)
+def _secret(table: Table | None) -> SecretRef | None:
+    if table is None:
         return None
+    credential = table.text("credential") if table.has("credential") else None
+    file = table.path_of("file") if table.has("file") else None
+    table.close()
+    return table.made(lambda: SecretRef(credential, file)) if table.is_clean() else None
 
 
-def _options(table: _Table, adapter: BankAdapter, given: dict[str, Any]) -> Any:  # noqa: ANN401
-    converter = cattrs.Converter(forbid_extra_keys=True)
-    try:
-        return converter.structure(given, adapter.options_class)
-    except (cattrs.BaseValidationError, ValueError, TypeError) as error:
-        for path, message in _leaves(error, ()):
-            table.reader.fault((*table.path, "options", *path), message)
-        return None
+# -- [[account]] ----------------------------------------------------------------------------------
 
 
-def _leaves(error: BaseException, path: Path_) -> Iterator[tuple[Path_, str]]:
-    """Yield where and what of a cattrs error tree."""
-    if isinstance(error, cattrs.BaseValidationError):
-        for inner in error.exceptions:
-            note = next(
-                (
-                    one.name
-                    for one in getattr(inner, "__notes__", ())
-                    if isinstance(one, cattrs.AttributeValidationNote)
-                ),
-                None,
-            )
-            yield from _leaves(inner, path if note is None else (*path, note))
-    elif isinstance(error, cattrs.ForbiddenExtraKeysError):
-        known = [field.name for field in attrs.fields(error.cl)]
-        for extra in sorted(error.extra_fields):
-            near = difflib.get_close_matches(extra, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
-            yield (*path, extra), f"unknown key; {hint}"
-    elif isinstance(error, KeyError):
-        yield path, f"the key {error} is missing"
-    else:
-        yield path, str(error)
-
-
-def _accounts(top: _Table, banks: set[BankName]) -> dict[AccountNumber, Account]:
+def _accounts(top: Table, banks: frozenset[str]) -> dict[AccountNumber, Account]:
+    """Return the approved accounts (FEP-21); one with a fault is there too, so that it is known."""
     found: dict[AccountNumber, Account] = {}
     for table in top.tables("account"):
         number = table.parsed("number", parse_account_number)
-        bank = BankName(table.text("bank"))
-        account = Account(
-            number=number or AccountNumber(""),
-            bank=bank,
-            name=table.text("name"),
-            bank_code=table.text("bank_code", ""),
-            bank_title=table.text("bank_title", ""),
-        )
-        table.close()
+        bank = table.text("bank")
+        name = table.text("name")
+        bank_code = table.text("bank_code", "")
+        bank_title = table.text("bank_title", "")
         if bank and bank not in banks:
-            near = difflib.get_close_matches(bank, banks, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            table.fault("bank", f"there is no [[bank]] named {bank!r}{hint}")
-        if account.bank_code and not (len(account.bank_code) == 12 and account.bank_code.isdigit()):
+            table.fault("bank", f"there is no [[bank]] named {bank!r}{hint(bank, banks)}")
+        if bank_code and not re.fullmatch("[0-9]{12}", bank_code):
             table.fault("bank_code", "must be 12 digits (CNAPS 行号) or left out")
-        if number is not None:
-            if number in found:
-                table.fault("number", f"account {number} is there twice")
-            found[number] = account
-    return found
-
-
-def _pools(
-    top: _Table, accounts: Mapping[AccountNumber, Account]
-) -> tuple[pooling.PoolConfig, ...]:
-    found: dict[str, pooling.PoolConfig] = {}
-    for table in top.tables("pool"):
-        name = _name(table, "pool")
-        target = table.parsed("target", parse_account_number)
-        _approved(table, "target", target, accounts)
-        members = [_member(row, accounts) for row in table.tables("member")]
-        schedule = table.text("schedule", "")
+        for key in ("name", "bank_title"):
+            _printable(table, key, NAME_CHARS_MAX)
         table.close()
-        kept = tuple(member for member in members if member is not None)
-        if target is None or len(kept) != len(members):
+        if number is None:
             continue
-        pool = table.made(partial(pooling.PoolConfig, name, target, kept, schedule))
-        if pool is not None:
-            if pool.name in found:
-                table.fault("name", f"pool {pool.name} is there twice")
-            found[pool.name] = pool
-    return tuple(found.values())
-
-
-def _approved(
-    table: _Table,
-    key: str,
-    number: AccountNumber | None,
-    accounts: Mapping[AccountNumber, Account],
-) -> None:
-    """Pooling moves money between approved accounts only (POOL-15)."""
-    if number is not None and number not in accounts:
-        near = difflib.get_close_matches(number, accounts, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        table.fault(key, f"account {number} is not among the approved [[account]]s{hint}")
-
-
-def _amount(text: str) -> Cny:
-    amount = Cny.parse(text)
-    if amount.fen < 0:
-        msg = "must not be negative"
-        raise ValueError(msg)
-    return amount
-
-
-def _member(
-    table: _Table, accounts: Mapping[AccountNumber, Account]
-) -> pooling.MemberConfig | None:
-    account = table.parsed("account", parse_account_number)
-    _approved(table, "account", account, accounts)
-    threshold = table.parsed("threshold", _amount)
-    reserve = table.parsed("reserve", _amount, Cny(0))
-    minimum = table.parsed("minimum", _amount, Cny(1))
-    maximum = table.parsed("maximum", _amount) if table.has("maximum") else None
-    unit = table.parsed("unit", _amount, Cny(1))
-    row = table.table("rule")
-    rule: pooling.RuleConfig | None = pooling.Excess() if row is None else _rule(row)
-    bad_maximum = table.has("maximum") and maximum is None
-    table.close()
-    if (
-        account is None
-        or threshold is None
-        or reserve is None
-        or minimum is None
-        or unit is None
-        or rule is None
-        or bad_maximum
-    ):
-        return None
-    return table.made(
-        lambda: pooling.MemberConfig(account, threshold, reserve, minimum, maximum, unit, rule)
-    )
-
-
-def _rule(table: _Table) -> pooling.RuleConfig | None:
-    kinds = ("excess", "zero", "target", "fixed", "percentage", "range", "tiered")
-    kind = table.choice("kind", kinds)
-    before = len(table.reader.faults)
-    made: pooling.RuleConfig | None
-    match kind:
-        case "zero":
-            made = pooling.Zero()
-        case "target" | "fixed":
-            amount = table.parsed("amount", _amount)
-            cls = pooling.Target if kind == "target" else pooling.Fixed
-            made = None if amount is None else cls(amount)
-        case "percentage":
-            share = table.integer("basis_points", None, 1, pooling.BASIS_POINTS_MAX)
-            made = table.made(lambda: pooling.Percentage(share))
-        case "range":
-            low, high = table.parsed("low", _amount), table.parsed("high", _amount)
-            made = None
-            if low is not None and high is not None:
-                made = table.made(lambda: pooling.Range(low, high))
-        case "tiered":
-            tiers = tuple(one for row in table.tables("tiers") if (one := _tier(row)) is not None)
-            made = table.made(lambda: pooling.Tiered(tiers))
-        case _:
-            made = pooling.Excess()
-    table.close()
-    return made if len(table.reader.faults) == before else None
-
-
-def _tier(table: _Table) -> pooling.Tier | None:
-    low = table.parsed("from", _amount)
-    high = table.parsed("to", _amount) if table.has("to") else None
-    share = table.integer("basis_points", None, 1, pooling.BASIS_POINTS_MAX)
-    table.close()
-    return None if low is None else table.made(lambda: pooling.Tier(low, high, share))
-
-
-def secret_faults(config: Config) -> list[str]:
-    """Return what is wrong with the secret files: missing, or readable by others.
-
-    Apart from :func:`load`, since a configuration is often checked where its secrets are not.
-    """
-    faults = []
-    files = [
-        reference.file
-        for slot in config.slots
-        for reference in (slot.pin, slot.key)
-        if reference is not None and reference.file is not None
-    ]
-    files += [one.token_file for one in config.control.tcp if one.token_file is not None]
-    files += [one.tls.key for one in config.control.tcp if one.tls is not None]
-    for file in files:
-        try:
-            mode = file.stat().st_mode
-        except OSError as error:
-            faults.append(f"{file}: {error.strerror}")
-            continue
-        if stat.S_IMODE(mode) & 0o077:
-            faults.append(f"{file}: can be read by others; chmod 600 it")
-    return faults
-
-
-def redacted(config: Config) -> dict[str, Any]:
-    """Return the configuration in force as ``config.show`` tells it; it holds no secrets."""
-    return {"path": str(config.path), "digest": config.digest, "config": dict(config.raw)}
+        if number in found:
+            table.fault("number", f"account {number} is there twice")
+        found[number] = Account(number, BankName(bank), name, bank_code, bank_title)
+    return found

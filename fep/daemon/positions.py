@@ -5,6 +5,7 @@ The text was read by ``tomllib`` before, so it is valid TOML 1.0 and the scan ne
 
 from __future__ import annotations
 
+import tomllib
 from typing import Final
 
 import attrs
@@ -52,6 +53,8 @@ class _Scanner:
         self.at += 2 if is_array else 1
         path: Path = ()
         for place, (name, _) in enumerate(names):
+            if path:
+                self.found.setdefault(path, start)  # a table that only its tables' headers name
             path = (*path, name)
             last = place == len(names) - 1
             if last and is_array:
@@ -80,7 +83,10 @@ class _Scanner:
             self._skip(_SPACE)
             start = self.at
             if self.text[self.at] in "\"'":
-                names.append((self._string(), start))
+                name = self._string()
+                if "\\" in name and self.text[start] == '"':
+                    name = tomllib.loads(f'name = "{name}"')["name"]
+                names.append((name, start))
             else:
                 while self.text[self.at] not in _BARE_END:
                     self.at += 1

@@ -52,13 +52,13 @@ async def supervise(
         try:
             await lane(task_status=first)
         except Exception:  # the one place: see the module's docstring
-            log.exception("lane.crashed", lane=name, crashes=len(crashes) + 1)
+            log.exception("lane.crashed", lane=name)
         else:
             log.error("lane.returned", lane=name)
         first.started()
         now = trio.current_time()
         crashes.append(now)
-        while crashes and crashes[0] < now - RESTART_WINDOW_SECONDS:
+        while crashes[0] < now - RESTART_WINDOW_SECONDS:
             crashes.popleft()
         if len(crashes) > RESTARTS_MAX:
             cause = f"crashed {len(crashes)} times in {RESTART_WINDOW_SECONDS:g} s"

@@ -237,7 +237,7 @@ def tlv(tag: int, value: bytes) -> bytes:
     size = len(value)
     if size < _LONG_LENGTH:
         length = bytes((size,))
-    elif size <= 0xFF:  # noqa: PLR2004 - one byte
+    elif size <= 0xFF:
         length = bytes((0x81, size))
     else:
         length = b"\x82" + size.to_bytes(2, "big")

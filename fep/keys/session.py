@@ -57,7 +57,7 @@ T = TypeVar("T")
 
 RETRY_FIRST_SECONDS: Final = 0.05
 RETRY_SECONDS_MAX: Final = 1.0
-CREDENTIAL_CHECK_SECONDS: Final = 2.0
+CREDENTIAL_CHECK_SECONDS: Final = 1.0
 """How often a slot that waits for its PIN looks whether the PIN's file was changed."""
 
 
@@ -213,6 +213,8 @@ class _Session:
             await self._grant()
             return None
         while True:
+            # Seen before it is read: a file changed in between is another one in the end.
+            known = await self._in_thread(partial(_source, slot.config))
             counter = await self._call(self._device.pin_counter)
             offered = await self._offered_pin()
             bar = await slot.store.read(partial(load_bar, slot=slot.name))
@@ -230,7 +232,6 @@ class _Session:
                         return following
                 case _:
                     assert_never(decision)
-            known = await self._in_thread(partial(_source, slot.config))
             following = await self._wait_for_pin(known)
             if following is not None or slot.is_open:
                 return following
@@ -276,15 +277,21 @@ class _Session:
         await self.enter(SlotEvent.IDENTIFIED if identifying else SlotEvent.UNLOCKED)
 
     async def _wait_for_pin(self, known: str) -> _Next | None:
-        """Serve unlock requests; return when one succeeded or the PIN's file is another one."""
+        """Serve unlock requests; return when one succeeded or the PIN's file is another one.
+
+        A file counts as another one when two looks agree: half of a PIN must not be sent.
+        """
         slot = self._slot
+        last = known
         while True:
             request = None
             with trio.move_on_after(CREDENTIAL_CHECK_SECONDS):
                 request = await slot.take()
             if request is None:
-                if await self._in_thread(partial(_source, slot.config)) != known:
+                now = await self._in_thread(partial(_source, slot.config))
+                if now == last != known:
                     return None
+                last = now
                 continue
             assert isinstance(request, UnlockRequest)
             try:

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from fep.adapters.host import (
     BookAccount,
@@ -29,7 +29,11 @@ from fep.domain.money import Cny
 
 EQUITY: Final = ("-", "EQUITY")
 OUTSIDE: Final = ("-", "OUTSIDE")
+NOT_ENOUGH: Final = "not enough money"
 BUSY_SECONDS_MAX: Final = 30.0
+DAY_MIN: Final = dt.date(1900, 1, 1)
+DAY_MAX: Final = dt.date(9998, 12, 31)
+"""Days asked for beyond these mean these: the calendar's own ends have no midnight in UTC."""
 
 _TABLES: Final = """
 create table if not exists account (
@@ -46,15 +50,128 @@ create table if not exists entry (
     id integer primary key, payment integer, bank text not null, number text not null,
     amount integer not null, balance integer not null, at text not null);
 create index if not exists entry_account on entry (bank, number, at);
+create index if not exists entry_payment on entry (payment);
+create index if not exists payment_ref on payment (client_ref);
 """
+
+# Each query finds what breaks one rule of the book; its columns fill the sentence's places.
+_RULES: Final = (
+    (
+        "payment {0} has entries that sum to {1} fen in {2} lines",
+        (
+            "select payment, sum(amount), count(*) from entry where payment is not null"
+            " group by payment having sum(amount) <> 0 or count(*) <> 2"
+        ),
+    ),
+    (
+        "the opening entries sum to {0} fen",
+        "select * from (select sum(amount) as total from entry where payment is null) where total",
+    ),
+    (
+        "entry {0} belongs to no payment or account",
+        (
+            "select e.id from entry e left join payment p on p.id = e.payment"
+            " left join account a on a.bank = e.bank and a.number = e.number"
+            " where a.number is null or (e.payment is not null and p.id is null)"
+        ),
+    ),
+    (
+        "entry {0} of payment {1} moves {2} fen at {3}/{4}, which is not what was ordered",
+        (
+            "select e.id, p.id, e.amount, e.bank, e.number from entry e"
+            " join payment p on p.id = e.payment where not"
+            " case when e.amount < 0 then"
+            "  e.amount = -p.amount and e.bank = p.bank and e.number = p.payer"
+            " else e.amount = p.amount and e.bank = p.payee_bank and e.number ="
+            "  case p.payee_bank when '-' then 'OUTSIDE' else p.payee end end"
+        ),
+    ),
+    (
+        "account {0}/{1} shows {2} fen but its lines sum to {3}",
+        (
+            "select a.bank, a.number, a.balance, coalesce(sum(e.amount), 0) as lines"
+            " from account a left join entry e on e.bank = a.bank and e.number = a.number"
+            " group by a.bank, a.number having a.balance <> lines"
+        ),
+    ),
+    (
+        "entry {0} shows {1} fen left but {2} were",
+        (
+            "select * from (select id, balance, sum(amount) over"
+            " (partition by bank, number order by id) as run from entry) where balance <> run"
+        ),
+    ),
+    (
+        "payment {0} is {1} and was booked in {2} lines",
+        (
+            "select p.id, p.state, count(e.id) as lines from payment p"
+            " left join entry e on e.payment = p.id"
+            " group by p.id having lines <> case p.state when 'done' then 2 else 0 end"
+        ),
+    ),
+    (
+        "reference {1} of bank {0} has {2} payments",
+        (
+            "select bank, client_ref, count(*) as times from payment"
+            " group by bank, client_ref having times > 1"
+        ),
+    ),
+    (
+        "account {0}/{1} is overdrawn: {2} fen",
+        "select bank, number, balance from account where bank <> '-' and balance < 0",
+    ),
+    (
+        "the sum over all accounts is {0} fen, not zero",
+        "select * from (select sum(balance) as total from account) where total",
+    ),
+)
 
 
 class SqliteBook:
-    """One connection to the book; each process opens its own."""
+    """One connection to the book; each process opens its own.
+
+    Made by itself it opens a book or makes an empty one; ``create`` and ``open`` insist.
+    """
+
+    @classmethod
+    def create(cls, path: Path, accounts: Iterable[BookAccount], now: dt.datetime) -> Self:
+        """Return a new book with these accounts.
+
+        Raises:
+            FileExistsError: there is a file of this name.
+            ValueError: an opening balance is below zero; no file is left.
+        """
+        path.touch(exist_ok=False)
+        book = cls(path)
+        try:
+            book.open_accounts(accounts, now)
+        except ValueError:
+            book.close()
+            path.unlink()
+            raise
+        return book
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Return a connection to a book that is there.
+
+        Raises:
+            FileNotFoundError: it isn't.
+            sqlite3.DatabaseError: the file is something else.
+        """
+        path.stat()
+        return cls(path)
 
     def __init__(self, path: Path) -> None:
         self._db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_SECONDS_MAX)
         self._db.row_factory = sqlite3.Row
+        try:
+            self._prepare()
+        except sqlite3.Error:
+            self._db.close()
+            raise
+
+    def _prepare(self) -> None:
         self._db.execute("pragma journal_mode=wal")
         # A process that dies loses nothing; only a power cut could, and this is a simulation.
         self._db.execute("pragma synchronous=normal")
@@ -66,20 +183,24 @@ class SqliteBook:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        # Immediate: who only reads first and writes then could find its view out of date.
         self._db.execute("begin immediate")
-        try:
+        with self._db:
             yield self._db
-        except BaseException:
-            self._db.execute("rollback")
-            raise
-        self._db.execute("commit")
 
     def open_accounts(self, accounts: Iterable[BookAccount], now: dt.datetime) -> None:
-        """Add accounts with their opening balances; accounts that are there stay as they are."""
+        """Add accounts with their opening balances; accounts that are there stay as they are.
+
+        Raises:
+            ValueError: an opening balance is below zero; nothing was added.
+        """
         with self._transaction() as db:
             for special in (EQUITY, OUTSIDE):
                 db.execute("insert or ignore into account values (?, ?, '', 0)", special)
             for one in accounts:
+                if one.balance.fen < 0:
+                    msg = f"account {one.number} can't open with {one.balance}"
+                    raise ValueError(msg)
                 added = db.execute(
                     "insert or ignore into account values (?, ?, ?, 0)",
                     (one.bank, one.number, one.name),
@@ -105,6 +226,10 @@ class SqliteBook:
 
     def pay(self, bank: BankName, request: PaymentRequest, now: dt.datetime) -> BookPayment:
         """Book one payment at most once for each (bank, client_ref).
+
+        Refused, with nothing moved: no such payer, not enough money, an amount that is not above
+        zero, a payee whom a bank of the book knows by another name. A landed payment is judged
+        now and moves its money in ``settle_landed``.
 
         Raises:
             DuplicateReferenceError: the reference is known; nothing was booked.
@@ -158,8 +283,7 @@ class SqliteBook:
         self, bank: BankName, number: AccountNumber, first: BusinessDate, last: BusinessDate
     ) -> list[BookEntry]:
         """Return the account's lines of these days (Asia/Shanghai), oldest first."""
-        begin = dt.datetime.combine(first, dt.time(), SHANGHAI)
-        end = dt.datetime.combine(last, dt.time(), SHANGHAI) + dt.timedelta(days=1)
+        begin, end = _midnight(first), _midnight(last) + dt.timedelta(days=1)
         rows = self._db.execute(
             "select entry.amount as moved, entry.balance as left, entry.at as booked, payment.*"
             " from entry join payment on payment.id = entry.payment"
@@ -171,8 +295,12 @@ class SqliteBook:
 
     # -- what tests and the demo use ----------------------------------------------------------
 
-    def settle_landed(self, bank: BankName, client_ref: str, now: dt.datetime, *, ok: bool) -> None:
-        """Let the person at the bank decide a landed payment.
+    def settle_landed(
+        self, bank: BankName, client_ref: str, now: dt.datetime, *, ok: bool
+    ) -> BookPayment:
+        """Let the person at the bank decide a landed payment; returns it as it is then.
+
+        A payment that is let through is refused all the same when the money has gone meanwhile.
 
         Raises:
             LookupError: there is no landed payment of this reference.
@@ -184,15 +312,25 @@ class SqliteBook:
             ).fetchone()
             if row is None:
                 raise LookupError(client_ref)
-            state = BookedState.DONE if ok else BookedState.REFUSED
-            db.execute("update payment set state = ? where id = ?", (state.value, row["id"]))
-            if ok:
-                to = (
-                    OUTSIDE
-                    if row["payee_bank"] == OUTSIDE[0]
-                    else (row["payee_bank"], row["payee"])
-                )
+            left = db.execute(
+                "select balance from account where bank = ? and number = ?", (bank, row["payer"])
+            ).fetchone()[0]
+            state, reason = BookedState.DONE, ""
+            if not ok:
+                state, reason = BookedState.REFUSED, "refused by a person at the bank"
+            elif left < row["amount"]:
+                state, reason = BookedState.REFUSED, NOT_ENOUGH
+            db.execute(
+                "update payment set state = ?, reason = ? where id = ?",
+                (state.value, reason, row["id"]),
+            )
+            if state is BookedState.DONE:
+                outside = row["payee_bank"] == OUTSIDE[0]
+                to = OUTSIDE if outside else (row["payee_bank"], row["payee"])
                 self._move(db, row["id"], (bank, row["payer"]), to, row["amount"], now)
+            settled = self._payment(bank, client_ref)
+        assert settled is not None
+        return settled
 
     def accounts(self) -> list[BookAccount]:
         """Return all accounts of banks, in order."""
@@ -207,7 +345,8 @@ class SqliteBook:
         """Return what the banks' accounts and OUTSIDE hold: what was opened, for ever."""
         return Cny(
             self._db.execute(
-                "select coalesce(sum(balance), 0) from account where number <> 'EQUITY'"
+                "select coalesce(sum(balance), 0) from account where (bank, number) <> (?, ?)",
+                EQUITY,
             ).fetchone()[0]
         )
 
@@ -230,32 +369,14 @@ class SqliteBook:
 
     def check(self) -> list[str]:
         """Return what is wrong with the book: empty when every rule of it holds."""
-        faults = [
-            f"payment {row[0]} has entries that sum to {row[1]} fen in {row[2]} lines"
-            for row in self._db.execute(
-                "select payment, sum(amount), count(*) from entry where payment is not null"
-                " group by payment having sum(amount) <> 0 or count(*) <> 2"
-            )
-        ]
-        faults += [
-            f"account {row[0]}/{row[1]} shows {row[2]} fen but its lines sum to {row[3]}"
-            for row in self._db.execute(
-                "select a.bank, a.number, a.balance, coalesce(sum(e.amount), 0) as lines"
-                " from account a left join entry e on e.bank = a.bank and e.number = a.number"
-                " group by a.bank, a.number having a.balance <> lines"
-            )
-        ]
-        faults += [
-            f"payment {row[0]} is done and was booked {row[1]} times"
-            for row in self._db.execute(
-                "select p.id, count(e.id) as lines from payment p"
-                " left join entry e on e.payment = p.id"
-                " group by p.id having lines <> case p.state when 'done' then 2 else 0 end"
-            )
-        ]
-        if self.total().fen:
-            faults.append(f"the sum over all accounts is {self.total()}, not zero")
-        return faults
+        # One snapshot, or a host that books between two queries would look like a fault.
+        self._db.execute("begin")
+        with self._db:
+            return [
+                sentence.format(*row)
+                for sentence, query in _RULES
+                for row in self._db.execute(query)
+            ]
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -287,13 +408,20 @@ class SqliteBook:
             )
 
 
+def _midnight(day: dt.date) -> dt.datetime:
+    return dt.datetime.combine(min(max(day, DAY_MIN), DAY_MAX), dt.time(), SHANGHAI)
+
+
 def _judged(
     request: PaymentRequest, payer: sqlite3.Row | None, payee: sqlite3.Row | None
 ) -> tuple[BookedState, str]:
     if payer is None:
         return BookedState.REFUSED, "no such payer account"
+    if request.amount.fen <= 0:
+        # A payment of less than nothing would fetch money from the payee.
+        return BookedState.REFUSED, "the amount is not above zero"
     if payer["balance"] < request.amount.fen:
-        return BookedState.REFUSED, "not enough money"
+        return BookedState.REFUSED, NOT_ENOUGH
     if payee is not None and payee["name"] != request.payee_name:
         return BookedState.REFUSED, "payee name differs"
     if request.landed:

@@ -3,7 +3,8 @@
 What waits while a sync runs is the next group: no timer, no added delay when idle. Each piece of
 work runs in a savepoint of its own, so a failing one does not sink its group. A failed sync is
 fail-stop: what the disk holds then is not known to us, so the daemon ends and reads it afresh. A
-full disk refuses the group's work, keeps what was there, and recovers.
+full disk, or another program that holds the file, refuses the group's work, keeps what was there,
+and recovers.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ GROUP_WORK_MAX: Final = 512
 WAITING_WORK_MAX: Final = 8192
 READERS_MAX: Final = 2
 BUSY_TIMEOUT_MS: Final = 5000
+"""How long another program, such as a backup, may hold the file before work is refused."""
+CLOSE_SECONDS_MAX: Final = 30.0
+COMMIT_SECONDS_MAX: Final = 60.0
+"""A thread in a commit can't be abandoned: these bound nothing but what waits beside it."""
 
 
 class StoreFailedError(FepError):
@@ -44,10 +49,13 @@ class StoreFullError(FepError):
 
 
 class StoreBusyError(FepError):
-    """More work waits than the store holds in memory; ask again later."""
+    """More work waits than memory holds, or another program holds the file; ask again later."""
 
     code = "STORE_BUSY"
 
+
+FATAL: Final = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+"""What no work can be blamed for, even where SQLite would go on with the next statement."""
 
 Work = Callable[[sa.Connection], Any]
 Done = Callable[[Any, Exception | None], None]
@@ -62,9 +70,22 @@ class _Item:
     error: Exception | None = None
 
 
-def _is_full(error: BaseException) -> bool:
+def _refusal(error: Exception) -> FepError | None:
+    """Return what to tell the submitters when nothing was lost, None when the store has failed."""
+    match _code(error):
+        case sqlite3.SQLITE_FULL:
+            return StoreFullError("the disk is full; free space, nothing stored is lost")
+        case sqlite3.SQLITE_BUSY:
+            return StoreBusyError("another program holds the store; end it, nothing stored is lost")
+        case _:
+            return None
+
+
+def _code(error: Exception) -> int | None:
+    """Return SQLite's primary result code, None of what is no error of the database."""
     origin = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-    return getattr(origin, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    code: int | None = getattr(origin, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
 
 
 class Store:
@@ -72,10 +93,10 @@ class Store:
 
     Start :meth:`run` in the daemon's nursery; it is ``started()`` when the schema is current. It
     ends when cancelled, after the work that was accepted is committed, and raises
-    ``StoreFailedError`` when a commit fails for any reason but a full disk.
+    ``StoreFailedError`` when a commit fails for any reason but a full or busy disk. It runs once.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | sa.URL) -> None:
         self._engine = sa.create_engine(
             url,
             isolation_level="AUTOCOMMIT",
@@ -90,13 +111,14 @@ class Store:
         self._reader_limiter = trio.CapacityLimiter(READERS_MAX)
         self._connection: sa.Connection | None = None
         self._full = False
+        self._opened = False
         self._failed = False
         self._closed = False
 
     @classmethod
     def at(cls, path: Path) -> Store:
         """Return the store of an SQLite file, made when it is not there."""
-        return cls(f"sqlite:///{path}")
+        return cls(sa.URL.create("sqlite", database=str(path)))
 
     @property
     def failed(self) -> bool:
@@ -115,9 +137,7 @@ class Store:
             StoreBusyError: too much waits; nothing was queued.
             StoreFailedError: the store has ended.
         """
-        if self._failed or self._closed:
-            msg = "the store has ended; restart the service"
-            raise StoreFailedError(msg)
+        self._check_open()
         if len(self._waiting) >= WAITING_WORK_MAX:
             msg = f"{WAITING_WORK_MAX} changes wait for the disk; try again later"
             raise StoreBusyError(msg)
@@ -148,31 +168,83 @@ class Store:
         return result
 
     async def read(self, work: Callable[[sa.Connection], Any]) -> Any:  # noqa: ANN401
-        """Run a query in a reader thread and return its result; it sees committed data only."""
+        """Run queries in a reader thread and return their result.
+
+        They see committed data only, and all of them the same moment. They can't write.
+
+        Raises:
+            StoreFailedError: the store has ended.
+            sqlalchemy.exc.DBAPIError: the file can't be read.
+            Exception: whatever the work itself raised.
+        """
 
         def run() -> Any:  # noqa: ANN401
             with self._engine.connect() as connection:
-                return work(connection)
+                connection.exec_driver_sql("PRAGMA query_only=ON")
+                connection.exec_driver_sql("BEGIN")
+                try:
+                    return work(connection)
+                finally:
+                    if _in_transaction(connection):
+                        connection.exec_driver_sql("ROLLBACK")
 
+        self._check_open()
         return await trio.to_thread.run_sync(run, limiter=self._reader_limiter)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Commit group after group until cancelled; then commit what was accepted, and close."""
-        self._connection = await trio.to_thread.run_sync(self._open, limiter=self._writer_limiter)
-        task_status.started()
+        """Commit group after group until cancelled; then commit what was accepted, and close.
+
+        Raises:
+            NewerStoreError: a newer release wrote the file.
+            StoreFailedError: it can't be opened, or a commit failed.
+        """
         try:
+            await self._start()
+            task_status.started()
             while True:
                 if not self._waiting:
                     self._wake = trio.Event()
                     await self._wake.wait()
+                # The commit is shielded: under load this is where a cancellation is seen.
+                await trio.lowlevel.checkpoint_if_cancelled()
                 await self._commit_group()
         finally:
             self._closed = True
-            # The accepted work is drained: one sync each, bounded by WAITING_WORK_MAX.
             with trio.CancelScope(shield=True, relative_deadline=CLOSE_SECONDS_MAX):
-                while self._waiting and not self._failed:
-                    await self._commit_group()
-                await trio.to_thread.run_sync(self._close, limiter=self._writer_limiter)
+                await self._finish()
+
+    async def _start(self) -> None:
+        try:
+            await trio.to_thread.run_sync(self._open, limiter=self._writer_limiter)
+        except FepError as failure:
+            self._fail([], failure)
+            raise
+        self._opened = True
+
+    async def _finish(self) -> None:
+        """Commit what was accepted, and close; nothing more is accepted, so this ends."""
+        if not self._opened and not self._failed:
+            self._fail([], StoreFailedError("the store ended before it began"))
+        try:
+            while self._waiting:
+                await self._commit_group()
+        finally:
+            await trio.to_thread.run_sync(self._close, limiter=self._writer_limiter)
+
+    def _check_open(self) -> None:
+        if self._failed or self._closed:
+            msg = "the store has ended; restart the service"
+            raise StoreFailedError(msg)
+
+    def _fail(self, group: list[_Item], failure: FepError) -> None:
+        """Tell everybody who waits that nothing more is written."""
+        self._failed = True
+        log.error("store.failed", reason=str(failure))
+        group.extend(self._waiting)
+        self._waiting.clear()
+        for item in group:
+            item.result, item.error = None, failure
+        _answer(group)
 
     async def _commit_group(self) -> None:
         group = [self._waiting.popleft() for _ in range(min(GROUP_WORK_MAX, len(self._waiting)))]
@@ -181,24 +253,28 @@ class Store:
             try:
                 await trio.to_thread.run_sync(self._commit, group, limiter=self._writer_limiter)
             except StoreFailedError as failure:
-                self._failed = True
-                log.error("store.failed", reason=str(failure))
-                group.extend(self._waiting)
-                self._waiting.clear()
-                for item in group:
-                    item.error = failure
-                _answer(group)
+                self._fail(group, failure)
                 raise
-        full = any(isinstance(item.error, StoreFullError) for item in group)
-        if full != self._full:
-            self._full = full
-            log.error("store.filled") if full else log.info("store.recovered")
+        if all(isinstance(item.error, StoreBusyError) for item in group):
+            log.warning("store.held", refused=len(group))
+        else:
+            self._note_full(full=any(isinstance(item.error, StoreFullError) for item in group))
         _answer(group)
 
-    def _open(self) -> sa.Connection:
-        connection = self._engine.connect()
-        schema.migrate(connection)
-        return connection
+    def _note_full(self, *, full: bool) -> None:
+        if full and not self._full:
+            log.error("store.filled")
+        elif self._full and not full:
+            log.info("store.recovered")
+        self._full = full
+
+    def _open(self) -> None:
+        try:
+            self._connection = self._engine.connect()
+            schema.migrate(self._connection)
+        except (sa.exc.DBAPIError, sqlite3.Error) as error:
+            msg = f"the store can't be opened: {_told(error)}"
+            raise StoreFailedError(msg) from error
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -206,31 +282,54 @@ class Store:
         self._engine.dispose()
 
     def _commit(self, group: list[_Item]) -> None:
-        """Run one group in one transaction (writer thread)."""
+        """Run one group in one transaction (writer thread).
+
+        Raises:
+            StoreFailedError: what of the group is on disk is not known.
+        """
         connection = self._connection
         assert connection is not None
         try:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             for item in group:
-                connection.exec_driver_sql("SAVEPOINT work")
-                try:
-                    item.result = item.work(connection)
-                except Exception as error:  # belongs to its submitter; the group lives on
-                    if not _in_transaction(connection):
-                        raise  # the database rolled everything back: full disk, I/O error
-                    item.error = error
-                    connection.exec_driver_sql("ROLLBACK TO work")
-                connection.exec_driver_sql("RELEASE work")
+                _run_in_savepoint(connection, item)
             connection.exec_driver_sql("COMMIT")
         except (sa.exc.DBAPIError, sqlite3.Error) as error:
             if _in_transaction(connection):
                 with suppress(sa.exc.DBAPIError):
                     connection.exec_driver_sql("ROLLBACK")
-            if not _is_full(error):
-                raise StoreFailedError(str(error)) from error
-            refusal = StoreFullError("the disk is full; free space, nothing stored is lost")
+            refusal = _refusal(error)
+            if refusal is None:
+                raise StoreFailedError(_told(error)) from error
             for item in group:
                 item.result, item.error = None, refusal
+
+
+def _run_in_savepoint(connection: sa.Connection, item: _Item) -> None:
+    """Do one piece of work; what it raises is kept for its submitter, and the group lives on.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database rolled the whole group back (full disk, I/O error),
+            or is broken.
+    """
+    connection.exec_driver_sql("SAVEPOINT work")
+    try:
+        item.result = item.work(connection)
+    except Exception as error:  # belongs to its submitter: see above
+        if _code(error) in FATAL or (_code(error) and not _in_transaction(connection)):
+            raise
+        if _in_transaction(connection):
+            connection.exec_driver_sql("ROLLBACK TO work")
+        # SQLite may undo only the one statement that found the disk full.
+        item.error = _refusal(error) or error
+    # Fails when the group's transaction is gone, whatever the work made of that.
+    connection.exec_driver_sql("RELEASE work")
+
+
+def _told(error: Exception) -> str:
+    """Return SQLite's own words, without the statement and its values."""
+    origin = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    return f"{origin} ({getattr(origin, 'sqlite_errorname', type(origin).__name__)})"
 
 
 def _answer(group: list[_Item]) -> None:
@@ -253,8 +352,3 @@ def _prepare_connection(raw: sqlite3.Connection, _record: object) -> None:
         "wal_autocheckpoint=4000",
     ):
         raw.execute(f"PRAGMA {pragma}")
-
-
-CLOSE_SECONDS_MAX: Final = 30.0
-COMMIT_SECONDS_MAX: Final = 60.0
-"""trio threads can't be abandoned: this bounds nothing but a stuck disk's silence in the logs."""

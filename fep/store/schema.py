@@ -5,9 +5,12 @@ SQL both SQLite and PostgreSQL take; money in fen, times as RFC 3339 text in UTC
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 import sqlalchemy as sa
+
+from fep.domain.errors import FepError
 
 metadata: Final = sa.MetaData()
 
@@ -157,16 +160,23 @@ pool_item: Final = sa.Table(
 VERSION: Final = 1
 
 
+class NewerStoreError(FepError):
+    """The store was written by a newer release; this one must not touch it."""
+
+    code = "STORE_NEWER"
+
+
 def migrate(connection: sa.Connection) -> None:
     """Make or update the tables in one transaction.
 
     Raises:
-        RuntimeError: the file was written by a newer release; nothing was touched.
+        NewerStoreError: the file was written by a newer release; nothing was touched.
+        sqlalchemy.exc.DBAPIError: the file is no database, or can't be written; nothing changed.
     """
     version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
     if version > VERSION:
         msg = f"the store has version {version}, this release knows {VERSION}; run a newer release"
-        raise RuntimeError(msg)
+        raise NewerStoreError(msg)
     if version == VERSION:
         return
     connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -174,6 +184,8 @@ def migrate(connection: sa.Connection) -> None:
         metadata.create_all(connection)
         connection.exec_driver_sql(f"PRAGMA user_version={VERSION}")
         connection.exec_driver_sql("COMMIT")
-    except BaseException:
-        connection.exec_driver_sql("ROLLBACK")
+    except sa.exc.DBAPIError:
+        # A full disk has rolled it back already.
+        with suppress(sa.exc.DBAPIError):
+            connection.exec_driver_sql("ROLLBACK")
         raise

@@ -28,7 +28,7 @@ async def until(condition: Callable[[], object], seconds: float = WAIT_SECONDS_M
     """Wait until it holds; return the seconds that took."""
     started = trio.current_time()
     with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - conditions of objects that signal nothing
+        while not condition():
             await trio.sleep(0.001)
     return trio.current_time() - started
 

@@ -53,7 +53,7 @@ async def test_an_overdue_call_is_reported_once_and_still_waited_for() -> None:
         nursery.start_soon(caller)
         with trio.fail_after(5):
             while not reports:
-                await trio.sleep(0.001)  # noqa: ASYNC110 - reported from a plain function
+                await trio.sleep(0.001)
         assert reports == ["overdue"]
         blocker.end.set()
     assert reports == ["overdue", "done"]

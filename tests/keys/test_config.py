@@ -28,9 +28,10 @@ def test_a_binding_has_the_right_length_and_digits(guid: str, certificate: str) 
 def test_a_secret_is_in_exactly_one_place() -> None:
     assert str(SecretRef(credential="pin-1")) == "credential pin-1"
     assert str(KEY) == "file key.pem"
-    for wrong in ({}, {"credential": "a", "file": Path("b")}):
-        with pytest.raises(ValueError, match="either"):
-            SecretRef(**wrong)
+    with pytest.raises(ValueError, match="either"):
+        SecretRef()
+    with pytest.raises(ValueError, match="either"):
+        SecretRef(credential="a", file=Path("b"))
     for name in ("../pin", "a/b", "", "..", "."):
         with pytest.raises(ValueError, match="plain name"):
             SecretRef(credential=name)
@@ -51,7 +52,7 @@ def test_a_secret_is_in_exactly_one_place() -> None:
     ],
 )
 def test_what_does_not_fit_together_is_refused(members: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="slot|must"):
+    with pytest.raises(ValueError, match=r"slot|must"):
         SlotConfig(name=SlotName("s"), **members)
 
 

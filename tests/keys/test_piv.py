@@ -77,7 +77,7 @@ def test_identity(card: PivCard) -> None:
     assert run(read_guid(), card.process) == GUID.hex()
     for reference in ("9A", "9C", "9D", "9E"):
         expected = card.certificate(KeyReference(int(reference, 16)))
-        assert run(read_certificate(reference), card.process) == expected  # type: ignore[arg-type]
+        assert run(read_certificate(reference), card.process) == expected
 
 
 def test_the_counter_is_read_without_spending_a_try(card: PivCard) -> None:

@@ -100,6 +100,7 @@ async def test_pulling_and_inserting_shows_at_once(
     async with ring_of(tmp_path, [card_slot(card, pin_file(tmp_path))]) as bench:
         slot = await bench.state(SlotState.READY)
         assert is_signature_of(card, b"a", await slot.sign(RSA, b"a"))
+        assert slot.snapshot().state is SlotState.READY
         assert slot.certificate == card.certificate_der("9C")
         assert slot.snapshot().guid == card.guid
         await until(lambda: slot.view.settled)

@@ -72,7 +72,7 @@ def _pcsclite_flags() -> list[str]:
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(  # noqa: S603 - fixed programs, no input from outside
+        done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -205,7 +205,7 @@ class UkeyRig:
         return refusal and f"no mount namespace (be root, or allow user namespaces): {refusal}"
 
     @classmethod
-    def start(  # noqa: PLR0913 - all but the first are keywords with defaults
+    def start(
         cls,
         directory: Path,
         *,
@@ -416,7 +416,7 @@ class UkeyRig:
     ) -> subprocess.Popen[bytes]:
         """Start a process of the rig; in a session of its own, so that Ctrl-C is the caller's."""
         with (self.directory / log).open("ab") as output:
-            return subprocess.Popen(  # noqa: S603 - our own programs
+            return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -516,7 +516,7 @@ def _refusal(*command: str) -> str | None:
 
 
 def _probe(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603 - fixed programs
+    return subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
         capture_output=True,

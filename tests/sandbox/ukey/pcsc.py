@@ -39,9 +39,7 @@ class PcscClient:
         """Start the child; its environment is only what a PC/SC program needs."""
         program = [sys.executable, str(CHILD)]
         pipe = subprocess.PIPE
-        process = subprocess.Popen(  # noqa: S603 - our own program
-            program, stdin=pipe, stdout=pipe, text=True, env=environment
-        )
+        process = subprocess.Popen(program, stdin=pipe, stdout=pipe, text=True, env=environment)
         return cls(process)
 
     def __enter__(self) -> Self:
@@ -61,12 +59,12 @@ class PcscClient:
         self._process.stdin.write(json.dumps([call, *arguments]) + "\n")
         self._process.stdin.flush()
 
-    def receive(self) -> Any:  # noqa: ANN401 - JSON
+    def receive(self) -> Any:
         """Return the result of the call that was sent."""
         assert self._process.stdout is not None
         return json.loads(self._process.stdout.readline())
 
-    def _call(self, call: str, *arguments: object) -> Any:  # noqa: ANN401
+    def _call(self, call: str, *arguments: object) -> Any:
         self.send(call, *arguments)
         return self.receive()
 

@@ -38,7 +38,7 @@ class Tool:
 
     def run(self, *command: str, succeeds: bool = True) -> str:
         """Return all a program prints, having checked how it ended."""
-        done = subprocess.run(  # noqa: S603 - fixed programs
+        done = subprocess.run(
             command,
             cwd=self.work,
             env=self.environment,

@@ -85,7 +85,7 @@ def sign_rsa(card: PivCard, key: int = 0x9C) -> bytes:
 
 def admit_management(card: PivCard) -> None:
     """Run the mutual authentication as ykman does."""
-    cipher = Cipher(TripleDES(FACTORY_MANAGEMENT_KEY), modes.ECB())  # noqa: S305 - PIV's own
+    cipher = Cipher(TripleDES(FACTORY_MANAGEMENT_KEY), modes.ECB())
     ask = apdu(Ins.GENERAL_AUTHENTICATE, 0x03, 0x9B, tlv.encode(0x7C, tlv.encode(0x80, b"")))
     witness = tlv.decode(tlv.decode(card.process(ask)[:-2])[0x7C])[0x80]
     decryptor = cipher.decryptor()

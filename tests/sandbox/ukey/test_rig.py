@@ -392,7 +392,7 @@ def test_nothing_outlives_a_killed_owner(tmp_path: Path) -> None:
         "signal.pause()\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:  # noqa: S603
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         pids = [int(word) for word in owner.stdout.readline().split()]
         descriptors = [os.pidfd_open(pid) for pid in pids]

@@ -1,0 +1,242 @@
+"""The ``[[bank]]`` tables: the adapter, its card with the bank's changes, its options, the link."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import attrs
+import cattrs
+
+from fep.adapters import card as cards
+from fep.adapters import registry, strict
+from fep.adapters.api import BankAdapter, BankProfile
+from fep.adapters.card import BehaviourCard, Codes, NoRecord, States
+from fep.daemon.tables import Table, hint
+from fep.domain.account import Account
+from fep.domain.errors import ConfigError
+from fep.domain.ids import AccountNumber, BankName, SlotName, parse_name
+from fep.links.config import LinkConfig
+
+WORKERS_MAX: Final = 64
+SPAN_SECONDS_MAX: Final = 3600.0
+FRAME_BYTES_MIN: Final = 1024
+FRAME_BYTES_MAX: Final = 256 * 1024 * 1024
+
+
+@attrs.frozen
+class BankConfig:
+    """One ``[[bank]]``: the bank's front-end machine and how we speak to it."""
+
+    name: BankName
+    adapter: BankAdapter
+    card: BehaviourCard
+    """The adapter's card with the bank's own ``card`` table laid over it."""
+    options: Any
+    """An instance of the adapter's options class."""
+    bank_class: str
+    """银行大类."""
+    version: str
+    """银行端前置机的版本号."""
+    direct_connect_number: str
+    """银企直联编号."""
+    link: LinkConfig
+    slot: SlotName
+    workers: int
+    """线程数: requests worked on at once."""
+    digest: str
+    """Of this bank's own part of the file: what decides whether a reload touches it."""
+
+    def profile(self, accounts: Mapping[AccountNumber, Account]) -> BankProfile:
+        """Return what the adapter makes its codec from."""
+        return BankProfile(
+            bank=self.name,
+            card=self.card,
+            options=self.options,
+            direct_connect_number=self.direct_connect_number,
+            accounts=accounts,
+        )
+
+
+def read_banks(
+    top: Table, slots: frozenset[str]
+) -> tuple[tuple[BankConfig, ...], frozenset[str], dict[BankName, Table]]:
+    """Return the banks that can be used, the names of all, and each one's table.
+
+    Args:
+        top: the whole file.
+        slots: the names of all slots, faulty ones too.
+    """
+    found: dict[BankName, BankConfig] = {}
+    names: dict[str, Table] = {}
+    for table in top.tables("bank"):
+        name = table.parsed("name", lambda text: parse_name(text, "a bank's name")) or ""
+        if name and name in names:
+            table.fault("name", f"bank {name!r} is there twice")
+        names[name] = table
+        bank = _bank(table, BankName(name), slots)
+        if bank is not None:
+            found.setdefault(bank.name, bank)
+    tables = {BankName(name): table for name, table in names.items()}
+    return tuple(found.values()), frozenset(names), tables
+
+
+def _bank(table: Table, name: BankName, slots: frozenset[str]) -> BankConfig | None:
+    adapter = table.parsed("adapter", _adapter)
+    bank_class = table.text("class")
+    version = table.text("version", "")
+    number = table.text("direct_connect_number")
+    slot = table.text("slot")
+    if slot and slot not in slots:
+        table.fault("slot", f"there is no [[slot]] named {slot!r}{hint(slot, slots)}")
+    workers = table.integer("workers", 4, 1, WORKERS_MAX)
+    options, changes = table.free("options"), table.free("card")
+    card = made = None
+    if adapter is not None:
+        if version and version != adapter.version:
+            table.fault("version", f"adapter {adapter.name} speaks version {adapter.version}")
+        card = _card(table, adapter, changes)
+        made = _options(table, adapter, options)
+    link = _link(table, name, 60.0 if card is None else card.limits.reply_timeout_s)
+    table.close()
+    if adapter is None or card is None or link is None or not table.is_clean():
+        return None
+    return BankConfig(
+        name=name,
+        adapter=adapter,
+        card=card,
+        options=made,
+        bank_class=bank_class,
+        version=adapter.version,
+        direct_connect_number=number,
+        link=link,
+        slot=SlotName(slot),
+        workers=workers,
+        digest=hashlib.sha256(repr(sorted(table.values.items())).encode()).hexdigest(),
+    )
+
+
+def _link(table: Table, name: BankName, reply_timeout_s: float) -> LinkConfig | None:
+    host = table.text("host")
+    port = table.integer("port", None, 1, 65_535)
+    spans = {
+        key: table.number(key, default, 0.01, SPAN_SECONDS_MAX)
+        for key, default in (
+            ("heartbeat_s", 30.0),
+            ("reply_timeout_s", reply_timeout_s),
+            ("connect_timeout_s", 10.0),
+            ("logon_timeout_s", 10.0),
+            ("backoff_first_s", 0.5),
+            ("backoff_max_s", 60.0),
+        )
+    }
+    if spans["backoff_max_s"] < spans["backoff_first_s"]:
+        table.fault("backoff_max_s", "must not be below backoff_first_s")
+    return table.made(lambda: LinkConfig(name, host, port, **spans)) if table.is_clean() else None
+
+
+def _adapter(name: str) -> BankAdapter:
+    try:
+        return registry.adapter(name)
+    except registry.UnknownAdapterError as error:
+        msg = f"{error.args[0]}{hint(name, registry.names())}"
+        raise ValueError(msg) from error
+    except (ImportError, AttributeError) as error:
+        msg = f"adapter {name!r} is installed but can't be loaded: {error}"
+        raise ValueError(msg) from error
+
+
+def _card(table: Table, adapter: BankAdapter, changes: dict[str, Any]) -> BehaviourCard | None:
+    try:
+        card = cards.override(adapter.card, changes)
+    except (cattrs.BaseValidationError, ValueError) as error:
+        _report(table, "card", error)
+        return None
+    wrong = list(card_faults(card))
+    # A contradiction is between two keys; the one that stands in this file is to blame.
+    ours = [fault for fault in wrong if fault[0][1] in changes.get(fault[0][0], {})]
+    for path, message in ours or wrong:
+        table.reader.fault((*table.path, "card", *path), message)
+    return None if wrong else card
+
+
+def _options(table: Table, adapter: BankAdapter, given: dict[str, Any]) -> Any:  # noqa: ANN401
+    try:
+        return strict.converter().structure(given, adapter.options_class)
+    except (cattrs.BaseValidationError, ValueError) as error:
+        _report(table, "options", error)
+        return None
+
+
+def _report(table: Table, name: str, error: BaseException) -> None:
+    below = Table(table.reader, (*table.path, name), table.values.get(name, {}))
+    for fault in strict.faults(error):
+        path = (*below.path, *fault.path)
+        if fault.unknown:
+            known = f"; known are: {', '.join(fault.known) or 'none'}"
+            near = hint(fault.unknown, fault.known)
+            table.reader.fault(path, f"unknown key{near or known}")
+        elif fault.path:
+            table.reader.fault(path, fault.message)
+        else:
+            below.blame(fault.message)
+
+
+def card_faults(card: BehaviourCard) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield what is well formed in a card and still wrong: section and key, and message.
+
+    A card decides when a payment counts as not executed, so a contradiction in it pays twice.
+    """
+    yield from _overlaps("codes", card.codes, Codes)
+    yield from _overlaps("states", card.states, States)
+    inquiry = card.inquiry
+    if inquiry.no_record is NoRecord.AFTER and inquiry.no_record_after_s <= 0:
+        msg = "must be above 0: 'no record' at once after the sending proves nothing"
+        yield ("inquiry", "no_record_after_s"), msg
+    for section, key, low in (
+        ("inquiry", "cool_down_s", 0.0),
+        ("inquiry", "accepted_interval_s", 0.01),
+        ("inquiry", "backoff_factor", 1.0),
+        ("inquiry", "interval_max_s", 0.01),
+        ("inquiry", "horizon_s", 1.0),
+        ("inquiry", "no_record_after_s", 0.0),
+        ("throttle", "submit_gap_s", 0.0),
+        ("throttle", "query_gap_s", 0.0),
+        ("throttle", "concurrent_max", 0),
+        ("statement", "rows_per_page", 0),
+        ("statement", "span_days_max", 1),
+        ("returned", "watch_days", 0),
+        ("limits", "reply_timeout_s", 0.01),
+        ("limits", "frame_bytes_max", FRAME_BYTES_MIN),
+    ):
+        value = getattr(getattr(card, section), key)
+        if not value >= low or value == float("inf"):
+            yield (section, key), f"must be a number of at least {low:g}"
+    if card.limits.frame_bytes_max > FRAME_BYTES_MAX:
+        yield ("limits", "frame_bytes_max"), f"must be at most {FRAME_BYTES_MAX}"
+
+
+def _overlaps(section: str, lists: Any, cls: type[Any]) -> Iterator[tuple[tuple[str, str], str]]:  # noqa: ANN401
+    """Yield each code that is in two lists, at both: it can't mean two things."""
+    names = [field.name for field in attrs.fields(cls)]
+    for one, other in itertools.permutations(names, 2):
+        for code in sorted(getattr(lists, one) & getattr(lists, other)):
+            yield (section, one), f"{code!r} is in {section}.{other} too: it can't mean both"
+
+
+def try_codecs(
+    banks: tuple[BankConfig, ...],
+    accounts: Mapping[AccountNumber, Account],
+    tables: Mapping[BankName, Table],
+) -> None:
+    """Open each bank's codec once, so that what its adapter refuses is told now, not at the start.
+
+    An adapter is sans-I/O: opening it costs nothing and leaves nothing open.
+    """
+    for bank in banks:
+        try:
+            bank.adapter.open(bank.profile(accounts))
+        except (ConfigError, ValueError) as error:
+            tables[bank.name].blame(str(error).removeprefix(f"bank {bank.name}: "))

@@ -1,0 +1,83 @@
+"""A bank's card and adapter in the configuration: no contradiction gets in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from fep.adapters import registry
+from fep.adapters.card import BehaviourCard, Codes, Dedupe, Identity, Inquiry, NoRecord, States
+from fep.daemon.bank_section import card_faults
+from tests.daemon.files import changed, marked
+
+LEAST = BehaviourCard(Identity("x", "1"), Dedupe("ref", 20))
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_the_shipped_cards_do_not_contradict_themselves(name: str) -> None:
+    assert list(card_faults(registry.adapter(name).card)) == []
+
+
+def test_a_code_can_mean_one_thing_only() -> None:
+    assert list(card_faults(LEAST)) == []
+    codes = Codes(ok=frozenset({"0", "1"}), refused=frozenset({"1"}))
+    assert [path for path, _ in card_faults(attrs.evolve(LEAST, codes=codes))] == [
+        ("codes", "ok"),
+        ("codes", "refused"),
+    ]
+    states = States(final_bad=frozenset({"F"}), intermediate=frozenset({"F"}))
+    assert [path for path, _ in card_faults(attrs.evolve(LEAST, states=states))] == [
+        ("states", "final_bad"),
+        ("states", "intermediate"),
+    ]
+
+
+def test_no_record_is_no_proof_at_once() -> None:
+    inquiry = Inquiry(no_record=NoRecord.AFTER)
+    ((path, message),) = card_faults(attrs.evolve(LEAST, inquiry=inquiry))
+    assert path == ("inquiry", "no_record_after_s")
+    assert "proves nothing" in message
+
+
+@pytest.mark.parametrize(
+    "inquiry",
+    [
+        {"cool_down_s": -1.0},
+        {"cool_down_s": float("inf")},
+        {"cool_down_s": float("nan")},
+        {"accepted_interval_s": 0.0},
+        {"backoff_factor": 0.9},
+        {"interval_max_s": 0.0},
+        {"horizon_s": 0.0},
+        {"no_record_after_s": -1.0},
+    ],
+)
+def test_spans_have_bounds(inquiry: dict[str, Any]) -> None:
+    card = attrs.evolve(LEAST, inquiry=attrs.evolve(Inquiry(), **inquiry))
+    ((path, _),) = card_faults(card)
+    assert path == ("inquiry", *inquiry)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("broken = no_such_module_at_all:ADAPTER", "No module named"),
+        ("broken = fep.adapters.card:NO_SUCH_NAME", "has no attribute"),
+    ],
+)
+def test_an_adapter_that_cannot_be_loaded_is_a_fault_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str
+) -> None:
+    info = tmp_path / "site" / "broken-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[fep.bank_adapters]\n{content}\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert "broken" in registry.names()
+    text = changed('adapter = "cmb_xml"', '‸adapter = "broken"')
+    (fault,) = marked(tmp_path, text)
+    assert fault.message.startswith("adapter 'broken' is installed but can't be loaded")
+    assert message in fault.message

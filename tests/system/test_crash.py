@@ -1,0 +1,136 @@
+"""Kill -9 of a bank and of the daemon, 50 times each: no payment twice, none lost, all closed."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fep.client import BlockingClient, CallError, DisconnectedError
+from fep.sandbox.scene import BANKS, Scene
+from tests.system.work import every_task, open_tasks, transfer, violations
+
+KILLS = int(os.environ.get("FEP_TEST_KILLS", "50"))
+"""A longer campaign: FEP_TEST_KILLS=1000 make test PYTEST=tests/system/test_crash.py"""
+SETTLE_SECONDS_MAX = 60.0
+
+
+def settle(scene: Scene, client: BlockingClient) -> list[dict[str, Any]]:
+    """Wait until every task is at its end, and return all tasks."""
+    scene.wait(client, lambda c: open_tasks(c) == 0, "every task closed", SETTLE_SECONDS_MAX)
+    return every_task(client)
+
+
+@pytest.mark.req("FEP-23", "FEP-25")
+@pytest.mark.slow
+def test_bank_killed_between_receipt_and_answer(directory: Path) -> None:
+    """The host kills itself (SIGKILL) before or after booking; the test starts it again."""
+    with Scene(directory, banks=BANKS[:2], accounts_per_bank=4) as scene:
+        scene.start_hosts(faults="exit_before_booking=0.2,exit_after_booking=0.3")
+        scene.write_config()
+        scene.start_daemon()
+        killed = dict.fromkeys(scene.hosts, 0)
+        with scene.operator() as client:
+            scene.wait_ready(client)
+            number = 0
+            while sum(killed.values()) < KILLS:
+                if open_tasks(client) < 8:
+                    payer, payee = scene.accounts[number % 8], scene.accounts[(number + 3) % 8]
+                    body = transfer(scene, payer, payee, f"{1 + number % 97}.{number % 100:02d}")
+                    client.submit(f"P{number}", payer.bank, "transfer", body)
+                    number += 1
+                for name, host in scene.hosts.items():
+                    if not host.alive:
+                        assert host.process is not None
+                        assert host.process.returncode == -9
+                        killed[name] += 1
+                        # Another seed, or the first request would kill it again for ever.
+                        host.seed += 1000
+                        host.start()
+            for host in scene.hosts.values():
+                host.stop()
+                host.faults = ""
+                host.start()
+            tasks = settle(scene, client)
+        assert all(killed.values()), killed
+        assert len(tasks) == number
+        assert violations(scene, tasks) == []
+        states = {task["state"] for task in tasks}
+        assert states == {"succeeded", "rejected"}
+        refused = [task for task in tasks if task["state"] == "rejected"]
+        assert all(task["sent_at"] for task in refused)
+
+
+@pytest.mark.req("FEP-23", "POOL-11")
+@pytest.mark.slow
+def test_daemon_killed_at_random_moments_of_a_round(directory: Path) -> None:
+    """Payments and pooling rounds run while the daemon is killed; acknowledged means found."""
+    rng = random.Random(20_260_105)
+    with Scene(directory, banks=BANKS[:2], accounts_per_bank=6) as scene:
+        scene.start_hosts()
+        scene.write_config()
+        acknowledged: set[str] = set()
+        for kill in range(KILLS):
+            scene.start_daemon()
+            with scene.operator() as client:
+                until = time.monotonic() + rng.uniform(0.05, 0.7)
+                number = 0
+                try:
+                    client.call("pool.run", {"pool": "main"})
+                except CallError as error:
+                    assert error.code == "BAD_STATE"
+                while time.monotonic() < until:
+                    payer = scene.accounts[1 + (kill + number) % 11]
+                    body = transfer(scene, payer, scene.accounts[0], f"1.{number % 100:02d}")
+                    if (kill + number) % 3 == 0:
+                        # The money goes back, so that later rounds have something to sweep.
+                        amount = f"{rng.randrange(1000, 60_000)}.00"
+                        body = transfer(scene, scene.accounts[0], payer, amount)
+                        payer = scene.accounts[0]
+                    task_id = f"K{kill}-{number}"
+                    try:
+                        client.submit(task_id, payer.bank, "transfer", body, deadline_s=5)
+                    except DisconnectedError:
+                        break
+                    acknowledged.add(task_id)
+                    number += 1
+                scene.kill_daemon()
+        scene.start_daemon()
+        with scene.operator() as client:
+            tasks = settle(scene, client)
+            pools = client.call("pool.list")["pools"]
+            scene.wait(
+                client,
+                lambda c: c.call("pool.list")["pools"][0]["last_round"]["state"] == "finished",
+                "the last round finished",
+                SETTLE_SECONDS_MAX,
+            )
+            tasks = settle(scene, client)
+        assert pools
+        found = {task["task_id"] for task in tasks}
+        assert acknowledged <= found
+        assert violations(scene, tasks) == []
+        # The campaign was worth something: some payments were caught in the middle.
+        causes = [task for task in tasks if task["kind"] == "transfer" and task["bank_ref"]]
+        assert causes
+
+
+def test_a_violation_is_seen(directory: Path) -> None:
+    """The check itself can fail: a payment booked behind the daemon's back is reported."""
+    with Scene(directory, banks=BANKS[:1], accounts_per_bank=2) as scene:
+        scene.start_hosts()
+        scene.write_config()
+        scene.start_daemon()
+        with scene.operator() as client:
+            scene.wait_ready(client)
+            payer, payee = scene.accounts
+            client.submit("ONCE", payer.bank, "transfer", transfer(scene, payer, payee, "5.00"))
+            tasks = settle(scene, client)
+        assert violations(scene, tasks) == []
+        assert violations(scene, []) != []
+        tasks[0]["state"] = "rejected"
+        assert violations(scene, tasks) != []
