@@ -508,7 +508,7 @@ def _text(fields: Fields, name: str, *, least: int = 1) -> str:
 
 def _whole(fields: Fields, name: str, least: int, most: int) -> int:
     text = fields.get(name)
-    if not (text.isascii() and text.isdigit() and len(text) <= 6 and least <= int(text) <= most):  # noqa: PLR2004 - more is above any bound
+    if not (text.isascii() and text.isdigit() and len(text) <= 6 and least <= int(text) <= most):
         raise _RefusalError(BAD_PARAMETER)
     return int(text)
 

@@ -335,7 +335,7 @@ def _entry_4008(row: Fields, day: str, fee_mark: str) -> StatementEntry:
     return StatementEntry(
         bank_ref=(row.get("BussSeqNo") or row.get("HostSeqNo"))[:BANK_REF_CHARS_MAX],
         # Its form is not known: HHmmss and yyyyMMddHHmmss are both read.
-        booked_at=_moment(time if len(time) > 6 else day + (time or "000000")),  # noqa: PLR2004 - HHmmss
+        booked_at=_moment(time if len(time) > 6 else day + (time or "000000")),
         direction=Direction.DEBIT if debit else Direction.CREDIT,
         amount=Cny(abs(amount.fen)),
         counterparty_account=row.get(account),
