@@ -390,5 +390,5 @@ class PoolService:
         for item in one.items:
             self._by_task.pop(item.balance_task, None)
             self._by_task.pop(item.sweep_task, None)
-        if over := self._over.pop(one.round_id, None):
+        if (over := self._over.pop(one.round_id, None)) is not None:
             over.set()
