@@ -7,13 +7,15 @@ Source: JSON-RPC 2.0 specification (2013-01-04); our contract in ``docs/protocol
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import attrs
 import msgspec
 
 LINE_BYTES_MAX: Final = 1024 * 1024
 """A line's length without its LF."""
+MESSAGE_CHARS_MAX: Final = 16_000
+"""Of an error's message, which may echo what the other side sent: it must fit a line."""
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -24,6 +26,7 @@ REFUSED: Final = -32000
 """Our own refusals; ``data.code`` says which."""
 
 Id = int | str
+T = TypeVar("T")
 
 
 class Failure(msgspec.Struct, gc=False, omit_defaults=True):
@@ -36,7 +39,7 @@ class Failure(msgspec.Struct, gc=False, omit_defaults=True):
 
 class _Envelope(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     jsonrpc: str | None = None
-    id: int | str | None = None
+    id: int | str | msgspec.UnsetType | None = msgspec.UNSET
     method: str | None = None
     params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -74,6 +77,7 @@ class Fault:
 Message = Request | Response | Fault
 
 _DECODER: Final = msgspec.json.Decoder(_Envelope)
+_ANY: Final = msgspec.json.Decoder()
 _ENCODER: Final = msgspec.json.Encoder()
 
 
@@ -81,7 +85,7 @@ class LineReceiver:
     """Cuts a byte stream into messages; keeps at most one unfinished line."""
 
     def __init__(self, line_bytes_max: int = LINE_BYTES_MAX) -> None:
-        self._tail = b""
+        self._tail = bytearray()
         self._max = line_bytes_max
         self._dead = False
 
@@ -89,16 +93,21 @@ class LineReceiver:
         """Return the messages completed by these bytes; nothing more after a fatal fault."""
         if self._dead:
             return []
-        *lines, self._tail = (self._tail + data).split(b"\n")
+        *lines, tail = data.split(b"\n")
+        if lines and self._tail:
+            lines[0] = bytes(self._tail) + lines[0]
+            self._tail = bytearray()
+        # Appended, not joined anew: a line that comes byte by byte must not cost its square.
+        self._tail += tail
         messages: list[Message] = []
         for line in lines:
             message = self._too_long() if len(line) > self._max else decode(line)
             messages.append(message)
             if isinstance(message, Fault) and message.fatal:
-                self._dead, self._tail = True, b""
+                self._dead, self._tail = True, bytearray()
                 return messages
         if len(self._tail) > self._max:
-            self._dead, self._tail = True, b""
+            self._dead, self._tail = True, bytearray()
             messages.append(self._too_long())
         return messages
 
@@ -117,30 +126,46 @@ def decode(line: bytes) -> Message:
         msg = f"the line is not UTF-8 (byte {error.start})"
         return Fault(PARSE_ERROR, msg, fatal=True)
     except msgspec.ValidationError as error:
-        return Fault(INVALID_REQUEST, f"not a JSON-RPC 2.0 object: {error}")
+        return _no_message(line, str(error))
     except (msgspec.DecodeError, RecursionError) as error:
         return Fault(PARSE_ERROR, f"the line is not JSON: {error}", fatal=True)
     return _classified(envelope)
 
 
+def _no_message(line: bytes, reason: str) -> Fault:
+    """Return what is wrong with a line that is no message: it may not even be JSON further on."""
+    try:
+        msgspec.json.decode(line)
+    except msgspec.ValidationError:
+        pass  # a number beyond all bounds is JSON still
+    except (msgspec.DecodeError, RecursionError) as error:
+        return Fault(PARSE_ERROR, f"the line is not JSON: {error}", fatal=True)
+    return Fault(INVALID_REQUEST, f"not a JSON-RPC 2.0 object: {reason}")
+
+
 def _classified(envelope: _Envelope) -> Message:
-    if envelope.jsonrpc != "2.0":
-        msg = 'every line must have "jsonrpc": "2.0"'
-        return Fault(INVALID_REQUEST, msg, envelope.id)
     result, failed = envelope.result, envelope.error is not None
+    is_request = envelope.method is not None and result is msgspec.UNSET and not failed
+    id_ = None if envelope.id is msgspec.UNSET else envelope.id
+    if envelope.jsonrpc != "2.0":
+        # Only a request's id is named: a response's id is ours, and would be taken for theirs.
+        msg = 'every line must have "jsonrpc": "2.0"'
+        return Fault(INVALID_REQUEST, msg, id_ if is_request else None)
     if envelope.method is not None:
-        if result is not msgspec.UNSET or failed:
-            msg = "a line is a request or a response, not both"
-            return Fault(INVALID_REQUEST, msg, envelope.id)
+        if not is_request:
+            return Fault(INVALID_REQUEST, "a line is a request or a response, not both")
+        if envelope.id is None:
+            msg = "a request's id must be a number or a string; a notification has none"
+            return Fault(INVALID_REQUEST, msg)
         params = None if envelope.params is msgspec.UNSET else envelope.params
-        return Request(envelope.id, envelope.method, params)
-    if envelope.id is not None and failed != (result is not msgspec.UNSET):
-        return Response(envelope.id, None if result is msgspec.UNSET else result, envelope.error)
-    if envelope.error is not None:
+        return Request(id_, envelope.method, params)
+    if id_ is not None and failed != (result is not msgspec.UNSET):
+        return Response(id_, None if result is msgspec.UNSET else result, envelope.error)
+    if id_ is None and envelope.error is not None:
         # An error without an id answers a line of ours that could not be read at all.
         return Fault(INVALID_REQUEST, f"the other side: {envelope.error.message}", fatal=True)
     msg = "a line must have a method (request), or an id with a result or an error (response)"
-    return Fault(INVALID_REQUEST, msg, envelope.id)
+    return Fault(INVALID_REQUEST, msg)
 
 
 def request(id_: Id, method: str, params: Any) -> bytes:  # noqa: ANN401 - any JSON value
@@ -160,6 +185,8 @@ def result(id_: Id, value: Any) -> bytes:  # noqa: ANN401
 
 def error(id_: Id | None, code: int, message: str, data: Any = None) -> bytes:  # noqa: ANN401
     """Return the line of a response with an error."""
+    if len(message) > MESSAGE_CHARS_MAX:
+        message = message[:MESSAGE_CHARS_MAX] + "…"
     failure: dict[str, Any] = {"code": code, "message": message}
     if data is not None:
         failure["data"] = data
@@ -175,9 +202,23 @@ def value(raw: msgspec.Raw | None) -> Any:  # noqa: ANN401
     """Return the JSON value of a raw member, None for an absent one.
 
     Raises:
-        msgspec.DecodeError: a defect: the line was checked when it was read.
+        msgspec.ValidationError: a number is beyond all bounds, or the nesting is too deep.
     """
-    return None if raw is None else msgspec.json.decode(raw)
+    return None if raw is None else decoded(_ANY, raw)
+
+
+def decoded(decoder: msgspec.json.Decoder[T], raw: msgspec.Raw | None) -> T:
+    """Return a raw member as the decoder's type, an absent one as an empty object.
+
+    Raises:
+        msgspec.ValidationError: it is not of that type; the message says where and why.
+    """
+    try:
+        return decoder.decode(b"{}" if raw is None else raw)
+    except RecursionError as error:
+        # The line was read on a stack a few frames lower, where the same nesting just fitted.
+        msg = "it is nested too deeply"
+        raise msgspec.ValidationError(msg) from error
 
 
 def _line(message: dict[str, Any]) -> bytes:
