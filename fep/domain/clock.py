@@ -53,4 +53,8 @@ def from_text(text: str) -> dt.datetime:
     if moment.tzinfo is None:
         msg = f"{text!r} has no offset; write it as 2026-01-05T09:00:00+08:00"
         raise ValueError(msg)
-    return moment.astimezone(dt.UTC)
+    try:
+        return moment.astimezone(dt.UTC)
+    except OverflowError as error:
+        msg = f"{text!r} is outside the calendar in UTC"
+        raise ValueError(msg) from error

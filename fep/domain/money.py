@@ -11,14 +11,16 @@ FEN_MAX: Final = 10**15
 """Largest amount taken at any boundary: ten trillion yuan, far inside 64 bits."""
 
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,13}\.[0-9]{2}")
-_LOOSE: Final = re.compile(r"-?[0-9]{1,13}(\.[0-9]{1,2})?")
+_GROUPED: Final = r"[0-9]{1,3}(?:,[0-9]{3}){1,3}|[0-9](?:,[0-9]{3}){4}"
+_LOOSE: Final = re.compile(rf"-?(?:[0-9]{{1,13}}|{_GROUPED})(?:\.[0-9]{{1,2}})?")
+"""A comma stands before three digits or the text is no amount: ``12,5`` must not become 125."""
 
 
 @attrs.frozen(order=True, repr=False)
 class Cny:
     """An amount of renminbi in fen; may be negative in a balance, never in an order."""
 
-    fen: int
+    fen: int = attrs.field(validator=attrs.validators.instance_of(int))
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -34,16 +36,16 @@ class Cny:
 
     @classmethod
     def parse_loose(cls, text: str) -> Self:
-        """Return the amount as banks write it: ``12``, ``12.5`` and ``12.50`` are the same.
+        """Return the amount as banks write it: ``12``, ``12.5``, ``12.50``, or ``1,234.50``.
 
         Raises:
             ValueError: the text is not such a number.
         """
-        stripped = text.strip().replace(",", "")
+        stripped = text.strip()
         if not _LOOSE.fullmatch(stripped):
             msg = f"{text[:40]!r} is not an amount in yuan"
             raise ValueError(msg)
-        whole, _, decimals = stripped.partition(".")
+        whole, _, decimals = stripped.replace(",", "").partition(".")
         return cls(int(whole + decimals.ljust(2, "0")))
 
     def __str__(self) -> str:

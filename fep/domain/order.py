@@ -7,6 +7,7 @@ Members and their meaning: the control protocol's reference, section "Canonical 
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Final, Literal, assert_never
@@ -28,6 +29,9 @@ NAME_CHARS_MAX: Final = 60
 PURPOSE_CHARS_MAX: Final = 30
 """Smallest room any supported bank gives the purpose (Ping An UseEx, C(30))."""
 STATEMENT_DAYS_MAX: Final = 100
+
+_DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+"""The library's own reader takes weeks and days without hyphens too."""
 
 
 class Kind(StrEnum):
@@ -213,7 +217,9 @@ def _members(
         raise BodyError(msg)
     for name in params:
         if name not in required and name not in optional:
-            msg = f"{where}.{name} is not a known member"
+            # Cut and escaped: a reason is stored and sent on, whatever the name was.
+            shown = name if name.isidentifier() and len(name) <= 40 else ascii(name)[:60]
+            msg = f"{where}.{shown} is not a known member"
             raise BodyError(msg)
     for name in sorted(required):
         if name not in params:
@@ -250,10 +256,12 @@ def _amount(value: object, where: str) -> Cny:
 
 
 def _day(value: object, where: str) -> BusinessDate:
+    msg = f"{where} must be a date written YYYY-MM-DD"
+    if not isinstance(value, str) or not _DAY.fullmatch(value):
+        raise BodyError(msg)
     try:
-        return BusinessDate(dt.date.fromisoformat(_text(value, where, 10)))
+        return BusinessDate(dt.date.fromisoformat(value))
     except ValueError as error:
-        msg = f"{where} must be a date written YYYY-MM-DD"
         raise BodyError(msg) from error
 
 
