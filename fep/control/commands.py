@@ -16,8 +16,9 @@ import msgspec
 from fep.alarms.service import Alarms
 from fep.domain.clock import Clock, to_text
 from fep.domain.errors import FepError
-from fep.domain.ids import BankName, ClientName, SlotName
+from fep.domain.ids import BankName, ClientName, SlotName, TaskId
 from fep.domain.order import Kind
+from fep.keys.piv import PIN_CHARS_MAX, PIN_CHARS_MIN
 from fep.keys.service import KeyRing
 from fep.links.service import Link
 from fep.logs import Followers
@@ -129,7 +130,7 @@ class BodyParams(msgspec.Struct, forbid_unknown_fields=True):
 class TaskParams(msgspec.Struct, forbid_unknown_fields=True):
     """Methods about one task."""
 
-    task_id: str
+    task_id: TaskId
 
 
 class ListParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -144,7 +145,7 @@ class ListParams(msgspec.Struct, forbid_unknown_fields=True):
 class ResolveParams(msgspec.Struct, forbid_unknown_fields=True):
     """task.resolve."""
 
-    task_id: str
+    task_id: TaskId
     outcome: Literal["succeeded", "rejected"]
     evidence: Annotated[str, msgspec.Meta(max_length=EVIDENCE_CHARS_MAX)]
 
@@ -153,7 +154,7 @@ class SlotUnlockParams(msgspec.Struct, forbid_unknown_fields=True):
     """slot.unlock."""
 
     slot: str
-    pin: Annotated[str, msgspec.Meta(min_length=4, max_length=16)]
+    pin: Annotated[str, msgspec.Meta(pattern=f"^[ -~]{{{PIN_CHARS_MIN},{PIN_CHARS_MAX}}}\\Z")]
 
 
 class BankParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -226,7 +227,7 @@ async def _task_list(services: Services, caller: Caller, params: ListParams) -> 
 async def _task_cancel(services: Services, caller: Caller, params: TaskParams) -> Any:  # noqa: ANN401
     state = await services.tasks.cancel(
         caller.owner,
-        params.task_id,  # type: ignore[arg-type]
+        params.task_id,
         f"{caller.role} {caller.name}",
     )
     return {"state": state.value}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hmac
 from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Final
 
@@ -33,8 +35,9 @@ from fep.control.commands import (
 from fep.domain.clock import to_text
 from fep.domain.errors import BodyError, FepError, KeySlotError
 from fep.domain.ids import BankName, ClientName, TaskId, new_session_id, parse_name, parse_task_id
+from fep.domain.order import Body
 from fep.tasks.mailbox import Mailbox
-from fep.tasks.task import Admitted, Fetch, Submission
+from fep.tasks.task import Admitted, Delivery, Fetch, Submission
 from fep.wire import jsonrpc
 from fep.wire.jsonrpc import Fault, Id, Request, Response
 
@@ -49,9 +52,13 @@ OPEN_SECONDS_MAX: Final = 10.0
 WRITE_SECONDS_MAX: Final = 30.0
 CLOSE_SECONDS_MAX: Final = 2.0
 SILENCE_HEARTBEATS: Final = 3
+OWN_PREFIX: Final = "fep:"
+"""Of the names of parts of the daemon that are clients of the queue; nobody may take their mail."""
+BANK_CODE_CHARS_MAX, BANK_MESSAGE_CHARS_MAX = 64, 2000
 
-_DECODERS: Final = {name: msgspec.json.Decoder(row.params) for name, row in METHODS.items()}
-_EMPTY: Final = msgspec.Raw(b"{}")
+_DECODERS: Final[Mapping[str, msgspec.json.Decoder[Any]]] = {
+    name: msgspec.json.Decoder(row.params) for name, row in METHODS.items()
+}
 
 
 @attrs.frozen
@@ -73,9 +80,27 @@ class Peer:
 class _Closed(Exception):  # noqa: N818 - the end of a session, not a defect
     """End this connection; ``reason`` is for the log."""
 
-    def __init__(self, reason: str, *, expected: bool = False) -> None:
+    def __init__(self, reason: str, *, expected: bool = False, answered: bool = False) -> None:
         super().__init__(reason)
         self.expected = expected
+        self.answered = answered
+        """A last line was sent that says why."""
+
+
+@attrs.define
+class _Batch:
+    """What the lines that arrived together ask for."""
+
+    submits: list[tuple[Id, Submission]] = attrs.Factory(list)
+    bodies: list[tuple[TaskId, Any]] = attrs.Factory(list)
+    told: list[TaskId] = attrs.Factory(list)
+    last: bytes = b""
+    end: _Closed | None = None
+
+    def close(self, last: bytes, reason: str, *, expected: bool) -> None:
+        """End the session after this batch, with a last line; the first reason stands."""
+        if self.end is None:
+            self.last, self.end = last, _Closed(reason, expected=expected, answered=True)
 
 
 class Session:
@@ -124,6 +149,7 @@ class Session:
             log.info("session.not_opened", origin=self._peer.origin)
             return
         if not opened:
+            await self._linger()
             return
         assert self._caller is not None
         alarm = self._caller.role is Role.FINANCE
@@ -131,7 +157,7 @@ class Session:
         if alarm:
             self._services.alarms.clear(AlarmKind.CLIENT_LOST, self._caller.name)
         self._log.info("session.opened", origin=self._peer.origin)
-        reason, expected = "the client closed the connection", False
+        end = _Closed("the client closed the connection")
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
@@ -140,12 +166,13 @@ class Session:
                 await self._read(nursery)
         except* _Closed as group:
             end = _first(group)
-            reason, expected = str(end), end.expected
         finally:
             self._services.tasks.detach(mailbox)
-        self._log.info("session.closed", reason=reason)
-        if alarm and not expected and not mailbox.box.present:
-            self._services.alarms.raise_alarm(AlarmKind.CLIENT_LOST, self._caller.name, reason)
+        self._log.info("session.closed", reason=str(end))
+        if alarm and not end.expected and not mailbox.box.present:
+            self._services.alarms.raise_alarm(AlarmKind.CLIENT_LOST, self._caller.name, str(end))
+        if end.answered:
+            await self._linger()
 
     async def _open(self) -> bool:
         """Read the first line and answer it; say whether the session is open."""
@@ -158,7 +185,8 @@ class Session:
         match first:
             case Request(id=id_, method="session.open", params=raw) if id_ is not None:
                 try:
-                    self._caller = self._admit(_DECODERS["session.open"].decode(raw or _EMPTY))
+                    params = jsonrpc.decoded(_DECODERS["session.open"], raw)
+                    self._caller = self._admit(params)
                 except msgspec.ValidationError as error:
                     line = jsonrpc.error(id_, jsonrpc.INVALID_PARAMS, str(error))
                 except ProtocolRefusal as error:
@@ -184,6 +212,9 @@ class Session:
             name = peer.name or ClientName(parse_name(params.client, "client"))
         except ValueError as error:
             raise ProtocolRefusal("NOT_PERMITTED", str(error)) from error
+        if name.startswith(OWN_PREFIX):
+            msg = f"names that begin with {OWN_PREFIX} are the daemon's own; choose another"
+            raise ProtocolRefusal("NOT_PERMITTED", msg)
         if peer.token is not None and not _same(params.token or "", peer.token):
             # The name is checked after the token, so that names can't be guessed without it.
             raise ProtocolRefusal("NOT_PERMITTED", "wrong or missing token")
@@ -226,61 +257,74 @@ class Session:
     async def _handle(self, messages: list[jsonrpc.Message], nursery: trio.Nursery) -> None:
         """Act on what arrived together: submissions, answers and acknowledgements in groups."""
         assert self._caller is not None
-        submits: list[tuple[Id, Submission]] = []
-        bodies: list[tuple[TaskId, Any]] = []
-        told: list[TaskId] = []
-        fatal: Fault | None = None
-        closing: Id | None = None
+        batch = _Batch()
         for message in messages:
-            match message:
-                case Request(id=id_, method="task.submit", params=raw) if id_ is not None:
-                    submission = self._submission(id_, raw)
-                    if submission is not None:
-                        submits.append((id_, submission))
-                case Request(id=id_, method="session.close") if id_ is not None:
-                    closing = id_
-                case Request():
-                    await self._call(message, nursery)
-                case Response():
-                    self._answered(message, bodies, told)
-                case Fault(fatal=True):
-                    fatal = message
-                case Fault():
-                    self._send(jsonrpc.error(message.id, message.code, message.message))
-        if told:
-            self._services.tasks.acknowledge(self._caller.name, told)
-        if bodies:
-            await self._services.tasks.fetched(self._caller.name, bodies)
-        if submits:
-            self._submit(submits)
-        if closing is not None:
-            await self._flush(jsonrpc.result(closing, {}))
-            msg = "session.close"
-            raise _Closed(msg, expected=True)
-        if fatal is not None:
-            await self._flush(jsonrpc.error(fatal.id, fatal.code, fatal.message))
-            raise _Closed(fatal.message)
+            await self._take(message, batch, nursery)
+        if batch.told:
+            self._services.tasks.acknowledge(self._caller.name, batch.told)
+        if batch.bodies:
+            await self._services.tasks.fetched(self._caller.name, batch.bodies)
+        if batch.submits:
+            self._submit(batch.submits)
+        if batch.end is not None:
+            await self._flush(batch.last)
+            raise batch.end
 
-    def _submission(self, id_: Id, raw: msgspec.Raw | None) -> Submission | None:
+    async def _take(self, message: jsonrpc.Message, batch: _Batch, nursery: trio.Nursery) -> None:
+        match message:
+            case Request(id=id_, method="task.submit") if id_ is not None:
+                submission = self._submission(id_, message)
+                if submission is not None:
+                    batch.submits.append((id_, submission))
+            case Request(id=id_, method="session.close") if id_ is not None:
+                if self._params(id_, message) is not None:
+                    batch.close(jsonrpc.result(id_, {}), "session.close", expected=True)
+            case Request():
+                await self._call(message, nursery)
+            case Response():
+                self._answered(message, batch)
+            case Fault():
+                line = jsonrpc.error(message.id, message.code, message.message)
+                if message.fatal:
+                    batch.close(line, message.message, expected=False)
+                else:
+                    self._send(line)
+
+    def _params(self, id_: Id, request: Request) -> Any:  # noqa: ANN401 - the method's struct
+        """Return the parameters of a request, or None when they are wrong and that is answered."""
+        try:
+            return jsonrpc.decoded(_DECODERS[request.method], request.params)
+        except msgspec.ValidationError as error:
+            self._send(jsonrpc.error(id_, jsonrpc.INVALID_PARAMS, str(error)))
+            return None
+
+    def _submission(self, id_: Id, request: Request) -> Submission | None:
         """Parse a submission, or answer what is wrong with it."""
         assert self._caller is not None
         if self._caller.role not in SUBMITTING:
             self._send(self._not_permitted(id_, "task.submit"))
             return None
+        params: SubmitParams | None = self._params(id_, request)
+        if params is None:
+            return None
         try:
-            params: SubmitParams = _DECODERS["task.submit"].decode(raw or _EMPTY)
-            task_id, bank = parse_task_id(params.task_id), BankName(params.bank)
-            body = None
-            if params.body is not None and bank in self._services.tasks.lanes:
-                if params.body.kind != params.kind.value:
-                    msg = f"body.kind is {params.body.kind!r} but kind is {params.kind.value!r}"
-                    raise BodyError(msg)
-                value = jsonrpc.value(params.body.params)
-                body = self._services.tasks.parse(bank, params.kind, value)
+            task_id, body = parse_task_id(params.task_id), self._inline_body(params)
         except (msgspec.ValidationError, ValueError, BodyError) as error:
             self._send(jsonrpc.error(id_, jsonrpc.INVALID_PARAMS, str(error)))
             return None
+        bank = BankName(params.bank)
         return Submission(task_id, bank, params.kind, params.priority, params.expires_s, body)
+
+    def _inline_body(self, params: SubmitParams) -> Body | None:
+        bank = BankName(params.bank)
+        lane = self._services.tasks.lanes.get(bank)
+        if params.body is None or lane is None or params.kind not in lane.parts.capabilities:
+            # Admission refuses what the bank can't carry, with a code that says so.
+            return None
+        if params.body.kind != params.kind.value:
+            msg = f"body.kind is {params.body.kind!r} but kind is {params.kind.value!r}"
+            raise BodyError(msg)
+        return self._services.tasks.parse(bank, params.kind, jsonrpc.value(params.body.params))
 
     def _submit(self, submits: list[tuple[Id, Submission]]) -> None:
         assert self._caller is not None
@@ -303,9 +347,7 @@ class Session:
         self._uncommitted += 1
         self._services.tasks.submit(self._caller.name, [one for _, one in submits], done)
 
-    def _answered(
-        self, message: Response, bodies: list[tuple[TaskId, Any]], told: list[TaskId]
-    ) -> None:
+    def _answered(self, message: Response, batch: _Batch) -> None:
         """Sort an answer to one of our requests; one we never made is noted and left."""
         assert self._caller is not None
         asked = self._asked.pop(message.id, None) if isinstance(message.id, int) else None
@@ -313,13 +355,13 @@ class Session:
             self._log.warning("session.unexpected_response", id=message.id)
         elif isinstance(asked, Fetch):
             if message.error is None:
-                bodies.append((asked.task_id, jsonrpc.value(message.result)))
+                batch.bodies.append((asked.task_id, _answer(message)))
             else:
                 self._services.tasks.fetch_refused(
                     self._caller.name, asked.task_id, message.error.message
                 )
         elif message.error is None:
-            told.append(asked)
+            batch.told.append(asked)
         else:
             # Not acknowledged: it is told again on the next connection.
             self._log.warning("session.result_refused", task_id=asked, reason=message.error.message)
@@ -338,12 +380,10 @@ class Session:
         if self._caller.role not in row.roles:
             self._send(self._not_permitted(request.id, request.method))
             return
-        try:
-            params = _DECODERS[request.method].decode(request.params or _EMPTY)
-        except msgspec.ValidationError as error:
-            self._send(jsonrpc.error(request.id, jsonrpc.INVALID_PARAMS, str(error)))
-            return
+        params = self._params(request.id, request)
         match params:
+            case None:
+                return
             case HeartbeatParams():
                 self._send(jsonrpc.result(request.id, {}))
             case OpenParams():
@@ -371,7 +411,7 @@ class Session:
         except FepError as error:
             line = jsonrpc.refusal(request.id, error.code, str(error))
         else:
-            line = jsonrpc.result(request.id, value)
+            line = _fitting(request.id, value)
         finally:
             self._calls.release_on_behalf_of(id(request))
         self._send(line)
@@ -402,7 +442,9 @@ class Session:
             with scope:
                 async for event in events:
                     if str(event.get("event", "")).startswith(prefix):
-                        self._send(jsonrpc.notification("event", event))
+                        line = jsonrpc.notification("event", event)
+                        if len(line) <= jsonrpc.LINE_BYTES_MAX:
+                            self._send(line)
         finally:
             followers.unsubscribe(events)
 
@@ -420,20 +462,7 @@ class Session:
                     lines.append(jsonrpc.request(self._next_id, "task.fetch", params))
                 else:
                     self._asked[self._next_id] = message.task_id
-                    lines.append(
-                        jsonrpc.request(
-                            self._next_id,
-                            "task.result",
-                            {
-                                "task_id": message.task_id,
-                                "state": message.state.value,
-                                "result": message.result,
-                                "bank_code": message.bank_code,
-                                "bank_message": message.bank_message,
-                                "at": message.at,
-                            },
-                        )
-                    )
+                    lines.append(_result_line(self._next_id, message))
             self._send(b"".join(lines))
 
     async def _beat(self) -> None:
@@ -482,6 +511,54 @@ class Session:
         self._send(line)
         with trio.move_on_after(CLOSE_SECONDS_MAX):
             await self._out_drained.wait()
+
+    async def _linger(self) -> None:
+        """Let the client read the last line: closing over unread bytes resets the connection."""
+        with (
+            trio.move_on_after(CLOSE_SECONDS_MAX),
+            suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+        ):
+            if isinstance(self._stream, trio.abc.HalfCloseableStream):
+                await self._stream.send_eof()
+            while await self._stream.receive_some(RECEIVE_BYTES):
+                pass
+
+
+def _answer(message: Response) -> Any:  # noqa: ANN401 - any JSON value
+    """Return the value of an answer; one that can't be read is no body, and fails its task."""
+    try:
+        return jsonrpc.value(message.result)
+    except msgspec.ValidationError:
+        return None
+
+
+def _fitting(id_: Id, value: Any) -> bytes:  # noqa: ANN401 - any JSON value
+    """Return the line of a result, or of the refusal of one that fits no line."""
+    line = jsonrpc.result(id_, value)
+    if len(line) <= jsonrpc.LINE_BYTES_MAX:
+        return line
+    msg = f"the answer has {len(line)} bytes and fits no line; ask for less (a smaller limit)"
+    return jsonrpc.error(id_, jsonrpc.INTERNAL_ERROR, msg)
+
+
+def _result_line(id_: int, told: Delivery) -> bytes:
+    """Return a ``task.result``; a result that fits no line is left out, or it would come for ever.
+
+    Nothing that an adapter makes of an answer is so long; this is for what a bank may say.
+    """
+    params = {
+        "task_id": told.task_id,
+        "state": told.state.value,
+        "result": told.result,
+        "bank_code": told.bank_code[:BANK_CODE_CHARS_MAX],
+        "bank_message": told.bank_message[:BANK_MESSAGE_CHARS_MAX],
+        "at": told.at,
+    }
+    line = jsonrpc.request(id_, "task.result", params)
+    if len(line) <= jsonrpc.LINE_BYTES_MAX:
+        return line
+    log.error("session.result_too_long", task_id=told.task_id, size=len(line))
+    return jsonrpc.request(id_, "task.result", params | {"result": None})
 
 
 def _first(group: BaseExceptionGroup[_Closed]) -> _Closed:

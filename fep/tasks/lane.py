@@ -70,7 +70,7 @@ QUERY_ATTEMPTS_MAX: Final = 5
 QUERY_RETRY_SECONDS: Final = 1.0
 SIGN_RETRY_SECONDS: Final = 0.5
 STATEMENT_PAGES_MAX: Final = 200
-STATEMENT_ENTRIES_MAX: Final = 2000
+STATEMENT_ENTRIES_MAX, STATEMENT_BYTES_MAX = 2000, 900_000
 """A result must fit one protocol line of 1 MiB; a longer statement says ``complete: false``."""
 LATE_ANSWERS_MAX: Final = 10_000
 
@@ -432,12 +432,11 @@ class Lane:
                 entries.extend(page.entries)
                 pages += 1
                 if pages >= STATEMENT_PAGES_MAX or len(entries) >= STATEMENT_ENTRIES_MAX:
-                    kept = tuple(entries[:STATEMENT_ENTRIES_MAX])
-                    return Accepted(Statement(kept, cursor="more"), outcome.code)
+                    return Accepted(_statement(entries, more=True), outcome.code)
                 if not page.cursor:
                     break
                 query = attrs.evolve(part, cursor=page.cursor)
-        return Accepted(Statement(tuple(entries)))
+        return Accepted(_statement(entries, more=False))
 
     async def _ask(self, operation: Operation) -> tuple[Outcome, Reply]:
         """Make one query exchange.
@@ -517,9 +516,10 @@ class Lane:
         task.inquiries += 1
         task.inquire_at = at
         columns = {"inquiries": task.inquiries, "inquire_at": to_text(at)}
-        await self._service.store.write(
-            lambda c: store.note(
-                c,
+
+        def note(connection: sa.Connection) -> None:
+            store.note(
+                connection,
                 task.seq,
                 task.state,
                 "inquired",
@@ -529,7 +529,8 @@ class Lane:
                 wire=wire,
                 columns=columns,
             )
-        )
+
+        await self._service.patiently(partial(self._service.store.write, note))
         log.info("task.inquired", state=task.state.value, cause=cause, again_at=to_text(at))
         assert task.sent_at is not None
         if evidence.overdue(self.parts.card, task.sent_at, now):
@@ -680,6 +681,17 @@ class Lane:
                 await self._service.offer(self, tasks)
             else:
                 await self._offer_wanted.wait()
+
+
+def _statement(entries: list[StatementEntry], *, more: bool) -> Statement:
+    """Return the statement of these entries, as many as fit."""
+    kept, size = 0, 0
+    for entry in entries[:STATEMENT_ENTRIES_MAX]:
+        size += len(orjson.dumps(result_value(Statement((entry,)))))
+        if size > STATEMENT_BYTES_MAX:
+            break
+        kept += 1
+    return Statement(tuple(entries[:kept]), cursor="more" if more or kept < len(entries) else "")
 
 
 def _told(task: Task, result: OperationResult) -> OperationResult:

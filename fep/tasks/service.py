@@ -7,10 +7,10 @@ tasks that are open, and the boxes of what the clients must still be asked and t
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import orjson
 import structlog
@@ -58,6 +58,10 @@ TIMER_SECONDS: Final = 0.5
 PAGE_TASKS_MAX: Final = 500
 NEARLY_FULL_SHARE, RELIEVED_SHARE = 0.9, 0.8
 EVIDENCE_CHARS_MIN: Final = 10
+REASON_CHARS_MAX: Final = 500
+"""Of why a body was refused: it may echo what the client wrote, and is told in a result's line."""
+CHAIN_FIRST_MAX, CHAIN_LAST_MAX = 500, 1000
+"""Of a causal chain, so that it fits a line: months of inquiries leave out some in the middle."""
 
 
 class TaskRefusedError(FepError):
@@ -99,6 +103,7 @@ class TaskService:
         self.present: set[ClientName] = set()
         self._open: dict[TaskId, Task] = {}
         self._boxes: dict[ClientName, ClientBox] = {}
+        self._paid: dict[AccountNumber, Cny] = {}
         self._seq = 0
         self._ages: list[tuple[float, int, Task]] = []
         self._accepting = True
@@ -163,22 +168,29 @@ class TaskService:
         submissions: Sequence[Submission],
         done: Callable[[list[Answer]], None],
     ) -> None:
-        """Admit what arrived together; ``done`` gets one answer each, in order, once on disk."""
-        answers: list[Answer | None] = [self._unacceptable(one) for one in submissions]
-        wanted = [one for one, answer in zip(submissions, answers, strict=True) if answer is None]
-        if not wanted:
-            done([answer for answer in answers if answer is not None])
+        """Admit what arrived together; ``done`` gets one answer each, in order, once on disk.
+
+        An id that is stored is answered as known, whatever holds for new ones: a queue that is full
+        by now must not look like a refusal of the task that is in it.
+        """
+        if not self._accepting:
+            msg = "the daemon is stopping; submit again after restart"
+            done([Refused("SHUTTING_DOWN", msg) for _ in submissions])
             return
+        refusals = [self._unacceptable(one) for one in submissions]
         now = self.clock.now()
         fresh: list[store.NewTask] = []
 
         def admit(connection: Any) -> list[Answer]:  # noqa: ANN401
             fresh.clear()
-            stored = store.known(connection, [one.task_id for one in wanted])
+            stored = store.known(connection, [one.task_id for one in submissions])
             found: list[Answer] = []
-            for one in wanted:
+            for one, refused in zip(submissions, refusals, strict=True):
                 if (earlier := stored.get(one.task_id)) is not None:
                     found.append(_repeated(client, one, earlier))
+                    continue
+                if refused is not None:
+                    found.append(refused)
                     continue
                 new = self._new(client, one, now)
                 fresh.append(new)
@@ -195,14 +207,14 @@ class TaskService:
 
         def committed(found: list[Answer] | None, error: Exception | None) -> None:
             if error is not None:
-                found = [_not_stored(error) for _ in wanted]
+                found = [_not_stored(error) for _ in submissions]
             else:
                 for new in fresh:
                     self._keep(new.task)
                     self.lanes[new.task.bank].add(new.task)
                 self._watch_fill()
-            rest = iter(found or [])
-            done([next(rest) if answer is None else answer for answer in answers])
+            assert found is not None
+            done(found)
 
         try:
             self.store.submit(admit, committed)
@@ -210,8 +222,6 @@ class TaskService:
             committed(None, error)
 
     def _unacceptable(self, one: Submission) -> Refused | None:
-        if not self._accepting:
-            return Refused("SHUTTING_DOWN", "the daemon is stopping; submit again after restart")
         lane = self.lanes.get(one.bank)
         if lane is None:
             banks = ", ".join(sorted(self.lanes))
@@ -292,38 +302,40 @@ class TaskService:
     async def offer(self, lane: Lane, tasks: list[Task]) -> None:
         """Mark tasks as offered and ask their clients for the bodies."""
         now = self.clock.now()
-        changes = []
-        for task in tasks:
-            task.claimed = True
-            changes.append(
-                store.Change(
-                    task.seq,
-                    task.state,
-                    State.OFFERED,
-                    (Event.OFFERED,),
-                    f"offer {task.offers + 1}: link and key are ready",
-                    now,
-                    {"offers": task.offers + 1},
-                )
+        changes = [
+            store.Change(
+                task.seq,
+                task.state,
+                State.OFFERED,
+                (Event.OFFERED,),
+                f"offer {task.offers + 1}: link and key are ready",
+                now,
+                {"offers": task.offers + 1},
             )
-        await self.store.write(lambda c: store.apply(c, changes, self.configuration))
-        lapses = trio.current_time() + self.config.fetch_timeout_s
-        for task in tasks:
-            task.claimed = False
-            task.state = State.OFFERED
-            task.offers += 1
-            lane.offered[task] = lapses
-            self._box(task.client).ask(task.task_id, task.offers)
-            log.debug("task.offered", task_id=task.task_id, attempt=task.offers)
+            for task in tasks
+        ]
+
+        def known() -> None:
+            lapses = trio.current_time() + self.config.fetch_timeout_s
+            for task in tasks:
+                task.state = State.OFFERED
+                task.offers += 1
+                lane.offered[task] = lapses
+                self._box(task.client).ask(task.task_id, task.offers)
+                log.debug("task.offered", task_id=task.task_id, attempt=task.offers)
+
+        with _Claim(tasks) as claim:
+            await self.patiently(partial(self._commit, changes, claim, known))
 
     async def fetched(self, client: ClientName, answers: Sequence[tuple[TaskId, Any]]) -> None:
         """Take bodies a client gave; each answer is the value it replied with to ``task.fetch``.
 
-        A body that is not valid fails its task; a task that moved on meanwhile is left alone.
+        A body that is not valid fails its task; a task that moved on meanwhile is left alone. Of
+        two answers for one task (it was asked for twice) the first counts.
         """
         changes: list[store.Change] = []
-        taken: list[tuple[Task, Body]] = []
-        refused: list[tuple[Task, str]] = []
+        taken: dict[Task, Body] = {}
+        refused: dict[Task, str] = {}
         now = self.clock.now()
         for task_id, answer in answers:
             self._box(client).forget_fetch(task_id)
@@ -334,15 +346,16 @@ class TaskService:
                 or task.claimed
                 or task.state not in (State.OFFERED, State.QUEUED)
                 or task.body is not None
+                or task in taken
+                or task in refused
             ):
                 continue
             try:
                 body = self._parse_answer(task, answer)
             except BodyError as error:
-                refused.append((task, str(error)))
+                refused[task] = str(error)[:REASON_CHARS_MAX]
                 continue
-            task.claimed = True
-            taken.append((task, body))
+            taken[task] = body
             changes.append(
                 store.Change(
                     task.seq,
@@ -354,16 +367,23 @@ class TaskService:
                     store.encoded(task.kind, body),
                 )
             )
-        if changes:
-            await self.store.write(lambda c: store.apply(c, changes, self.configuration))
-        for task, body in taken:
-            task.claimed = False
-            task.body, task.state = body, State.FETCHED
-            lane = self.lanes[task.bank]
-            lane.offered.pop(task, None)
-            lane.add(task)
-            lane.wake_offers()
-        for task, reason in refused:
+
+        def known() -> None:
+            for task, body in taken.items():
+                task.body, task.state = body, State.FETCHED
+                lane = self.lanes[task.bank]
+                lane.offered.pop(task, None)
+                lane.add(task)
+                lane.wake_offers()
+
+        if taken:
+            try:
+                with _Claim(list(taken)) as claim:
+                    await self._commit(changes, claim, known)
+            except (StoreFullError, StoreBusyError) as error:
+                # They are offered still, and asked for again when the offer lapses.
+                log.warning("tasks.bodies_not_stored", reason=str(error), count=len(taken))
+        for task, reason in refused.items():
             self.lanes[task.bank].offered.pop(task, None)
             await self.change(
                 task,
@@ -377,12 +397,12 @@ class TaskService:
             msg = "the answer to task.fetch must be {kind, params}"
             raise BodyError(msg)
         if answer["kind"] != task.kind.value:
-            msg = f"kind is {answer['kind']!r} but the task was submitted as {task.kind.value!r}"
+            msg = f"kind must be {task.kind.value!r}, as the task was submitted"
             raise BodyError(msg)
         return self.parse(task.bank, task.kind, answer["params"])
 
     def fetch_refused(self, client: ClientName, task_id: TaskId, reason: str) -> None:
-        """Note that the client can't give a body now: the offer lapses at once."""
+        """Note that the client can't give a body now: it is asked again when the offer lapses."""
         self._box(client).forget_fetch(task_id)
         task = self._open.get(task_id)
         if task is not None and task.client == client:
@@ -471,7 +491,11 @@ class TaskService:
         """
         task = await self.get(client, task_id)
         chain = await self.store.read(lambda c: store.why(c, task_id))
-        return {"task": task, "events": chain}
+        omitted = len(chain) - CHAIN_FIRST_MAX - CHAIN_LAST_MAX
+        if omitted <= 0:
+            return {"task": task, "events": chain}
+        chain[CHAIN_FIRST_MAX:-CHAIN_LAST_MAX] = []
+        return {"task": task, "events": chain, "omitted": omitted}
 
     async def resolve(self, who: str, task_id: TaskId, outcome: State, evidence: str) -> None:
         """Propose the end of an open payment; another person must confirm it.
@@ -542,14 +566,25 @@ class TaskService:
         lane.drain() if value else lane.resume()
         log.warning("lane.drained" if value else "lane.resumed", bank=bank)
 
-    def under_way(self) -> dict[AccountNumber, Cny]:
-        """Return by payer what our payments that are not at their end will or may take."""
+    def under_way(self, but: ClientName | None = None) -> dict[AccountNumber, Cny]:
+        """Return by payer what our payments that are not at their end will or may take.
+
+        Args:
+            but: leave this client's out.
+        """
         sums: dict[AccountNumber, Cny] = {}
         for task in self._open.values():
-            if isinstance(task.body, PaymentOrder):
+            if isinstance(task.body, PaymentOrder) and task.client != but:
                 payer = task.body.payer
                 sums[payer] = sums.get(payer, ZERO) + task.body.amount
         return sums
+
+    def paid(self, payer: AccountNumber) -> Cny:
+        """Return what our payments took from an account since this process began; it only grows.
+
+        What it grew by between a question for the balance and its answer may be in that balance.
+        """
+        return self._paid.get(payer, ZERO)
 
     def status(self) -> dict[str, Any]:
         """Return the queue's figures by bank."""
@@ -588,7 +623,6 @@ class TaskService:
         wire: store.Bytes | None = None,
     ) -> None:
         """Write a change of a task, wait for the disk, then know it and tell its client."""
-        was_claimed, task.claimed = task.claimed, True
         before = after = task.state
         for event in events:
             after = step(after, event)
@@ -597,19 +631,20 @@ class TaskService:
             values.setdefault("delivery", store.OWED)
         now = self.clock.now()
         change = store.Change(task.seq, before, after, events, cause, now, values, wire=wire)
-        try:
-            await self._write_change(change)
-        finally:
-            task.claimed = was_claimed
-        task.state = after
-        if after in FINAL:
-            self._end(task, values, now, cause)
 
-    async def _write_change(self, change: store.Change) -> None:
-        """Write it; while the disk is full wait, for a task in flight can't be refused."""
+        def known() -> None:
+            task.state = after
+            if after in FINAL:
+                self._end(task, values, now, cause)
+
+        with _Claim([task]) as claim:
+            await self.patiently(partial(self._commit, [change], claim, known))
+
+    async def patiently(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Write; while the disk is full wait, for a task in flight can't be refused."""
         while True:
             try:
-                await self.store.write(lambda c: store.apply(c, [change], self.configuration))
+                await write()
             except (StoreFullError, StoreBusyError):
                 self.alarms.raise_alarm(
                     AlarmKind.STORE_FULL, "store", "a task's change waits for room on the disk"
@@ -619,8 +654,36 @@ class TaskService:
                 self.alarms.clear(AlarmKind.STORE_FULL, "store")
                 return
 
+    async def _commit(
+        self, changes: Sequence[store.Change], claim: _Claim, known: Callable[[], None]
+    ) -> None:
+        """Write changes, let go of their tasks and know them in the moment of the commit.
+
+        Not when the caller goes on: it may be cancelled while the disk works, as when its client
+        hangs up, and the tasks would be known otherwise than they are stored.
+        """
+        finished = trio.Event()
+        errors: list[Exception] = []
+
+        def done(_result: Any, error: Exception | None) -> None:  # noqa: ANN401
+            if error is None:
+                claim.committed()
+                known()
+            else:
+                claim.failed()
+                errors.append(error)
+            finished.set()
+
+        self.store.submit(lambda c: store.apply(c, changes, self.configuration), done)
+        claim.committing = True
+        await finished.wait()
+        if errors:
+            raise errors[0]
+
     def _end(self, task: Task, values: Mapping[str, Any], now: Any, cause: str) -> None:  # noqa: ANN401
         self._open.pop(task.task_id, None)
+        if isinstance(task.body, PaymentOrder) and task.state is State.SUCCEEDED:
+            self._paid[task.body.payer] = self.paid(task.body.payer) + task.body.amount
         self._box(task.client).forget_fetch(task.task_id)
         self.alarms.clear(AlarmKind.UNKNOWN_OVERDUE, task.task_id)
         self._watch_fill()
@@ -739,6 +802,39 @@ class TaskService:
             self.alarms.raise_alarm(
                 AlarmKind.UNMATCHED_REPLY, bank, "an answer matched no request; its bytes are kept"
             )
+
+
+class _Claim:
+    """Holds tasks against all others' changes: for a block, and beyond it until their commit."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._held = [(task, task.claimed) for task in tasks]
+        self._left = False
+        self.committing = False
+
+    def __enter__(self) -> Self:
+        for task, _ in self._held:
+            task.claimed = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left = True
+        if not self.committing:
+            self.committed()
+
+    def committed(self) -> None:
+        """Let go, once: what was held by somebody else before stays so."""
+        self.committing = False
+        held, self._held = self._held, []
+        for task, before in held:
+            # A lane that settled what it held has let go of it already.
+            task.claimed = task.claimed and before
+
+    def failed(self) -> None:
+        """Hold on for another try, unless nobody is there to make it."""
+        self.committing = False
+        if self._left:
+            self.committed()
 
 
 def _repeated(client: ClientName, one: Submission, earlier: store.Known) -> Answer:

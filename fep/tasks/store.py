@@ -20,6 +20,11 @@ from fep.tasks.task import Delivery, Task, body_bytes, digest
 IDS_PER_QUERY_MAX: Final = 500
 """Below SQLite's default limit of bound variables on every build since 2006 (999)."""
 OWED, ACKNOWLEDGED = 1, 2
+PAGE_BYTES_MAX: Final = 900_000
+"""Of a page of tasks: it must fit one line of the protocol, and a statement alone nearly fills it.
+"""
+VIEW_BYTES: Final = 1000
+"""Of a task as it is shown, without its result and the bank's words."""
 
 OPEN_STATES: Final = tuple(state.value for state in State if state not in FINAL)
 
@@ -361,7 +366,10 @@ def page(
     limit: int,
     before: int | None,
 ) -> tuple[list[dict[str, Any]], int | None]:
-    """Return tasks newest first, and the ``before`` of the next page, None at the end."""
+    """Return tasks newest first, and the ``before`` of the next page, None at the end.
+
+    A page has fewer than ``limit`` tasks where so many would not fit one line.
+    """
     query = sa.select(task).order_by(task.c.seq.desc()).limit(limit + 1)
     if client is not None:
         query = query.where(task.c.client == client)
@@ -371,9 +379,15 @@ def page(
         query = query.where(task.c.bank == bank)
     if before is not None:
         query = query.where(task.c.seq < before)
-    rows = connection.execute(query).all()
-    shown = rows[:limit]
-    return [_view(row) for row in shown], shown[-1].seq if len(rows) > limit else None
+    shown: list[dict[str, Any]] = []
+    size, last = 0, 0
+    for row in connection.execute(query):
+        size += VIEW_BYTES + len(row.result or b"") + len(row.bank_message.encode())
+        if shown and (len(shown) == limit or size > PAGE_BYTES_MAX):
+            return shown, last
+        shown.append(_view(row))
+        last = row.seq
+    return shown, None
 
 
 def why(connection: sa.Connection, task_id: str) -> list[dict[str, Any]]:
