@@ -38,6 +38,8 @@ PAYMENTS: Final = 8
 FINANCE_SECONDS_MAX: Final = 120.0
 ROUND_SECONDS_MAX: Final = 90.0
 ALARM_SECONDS_MAX: Final = 2.0
+INTERRUPTED: Final = 128 + signal.SIGINT
+"""The exit status that shells know for it."""
 
 
 class DemoError(Exception):
@@ -362,8 +364,14 @@ def main(arguments: Sequence[str]) -> int:
         console.print(f"fep demo: {directory} is not empty; choose another", style="red")
         return 2
     demo = Demo(directory.absolute(), console, software=given.software, per_bank=given.accounts)
+    # `kill` is to the demo what Ctrl-C is: it ends what it started before it ends.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         demo.run()
+    except KeyboardInterrupt:
+        kept = f"logs and data are kept in {directory}"
+        print(f"demo: interrupted; all that was started has ended, {kept}", flush=True)
+        return INTERRUPTED
     except (DemoError, TimeoutError, RuntimeError, OSError) as error:
         console.print(f"{error}", style="red")
         console.print(f"Logs and data are kept in {directory}")

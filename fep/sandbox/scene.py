@@ -121,10 +121,22 @@ class HostProcess:
     faults: str = ""
     seed: int = 0
     port: int = 0
+    log_level: str = "info"
     process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def log_file(self) -> Path:
+        """Where it writes its log; with level debug one record for all it receives."""
+        return self.directory / f"host-{self.plan.name}.log"
+
     def start(self) -> None:
-        """Start it; the second time on the same port."""
+        """Start it, in place of an earlier one and on its port, and wait until it listens."""
+        self.launch()
+        self.wait_listening()
+
+    def launch(self) -> None:
+        """Start it and do not wait; call ``wait_listening`` next."""
+        self.kill()
         command = [sys.executable, "-m", "fep.daemon.main", "host", self.plan.adapter]
         command += ["--bank", self.plan.name, "--listen", f"127.0.0.1:{self.port}"]
         command += ["--ledger", str(self.directory / "book.sqlite"), "--seed", str(self.seed)]
@@ -132,10 +144,19 @@ class HostProcess:
             command += ["--certificate", str(certificate)]
         if self.faults:
             command += ["--faults", self.faults]
-        with (self.directory / f"host-{self.plan.name}.log").open("ab") as log:
+        command += ["--log-level", self.log_level]
+        with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL
             )
+
+    def wait_listening(self) -> None:
+        """Wait until it listens, and learn on which port.
+
+        Raises:
+            RuntimeError: it ended instead.
+        """
+        assert self.process is not None
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -166,10 +187,13 @@ def end(process: subprocess.Popen[Any] | None, number: signal.Signals) -> int | 
     if process.poll() is None:
         process.send_signal(number)
     try:
-        process.wait(STOP_SECONDS_MAX)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(STOP_SECONDS_MAX)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS_MAX)
+    finally:
+        # Also when a second Ctrl-C ends the waiting: nothing that was started stays behind.
+        if process.poll() is None:
+            process.kill()
+            process.wait(STOP_SECONDS_MAX)
     if process.stdout is not None:
         process.stdout.close()
     return process.returncode
@@ -279,10 +303,11 @@ class Scene:
         self.close()
 
     def close(self) -> None:
-        """End all that was started."""
-        self.stop_daemon()
-        for host in self.hosts.values():
-            host.stop()
+        """End all that was started; the daemon first, and the rest whatever happens to it."""
+        with contextlib.ExitStack() as stack:
+            for host in self.hosts.values():
+                stack.callback(host.stop)
+            stack.callback(self.stop_daemon)
 
     # -- banks --------------------------------------------------------------------------------
 
@@ -292,14 +317,18 @@ class Scene:
         book.open_accounts(self.accounts, SystemClock().now())
         return book
 
-    def start_hosts(self, faults: str = "") -> None:
+    def start_hosts(self, faults: str = "", *, log_level: str = "info") -> None:
         """Start the simulated banks; each demands signatures by its own key."""
         self.open_book().close()
         for place, plan in enumerate(self.banks):
-            host = self.hosts[plan.name] = HostProcess(
-                plan, self.directory, [self._certificate(place)], faults, seed=place
+            certificates = [self._certificate(place)]
+            self.hosts[plan.name] = HostProcess(
+                plan, self.directory, certificates, faults, seed=place, log_level=log_level
             )
-            host.start()
+        for host in self.hosts.values():
+            host.launch()
+        for host in self.hosts.values():
+            host.wait_listening()
 
     def _certificate(self, place: int) -> Path:
         plan = self.banks[place]

@@ -1,0 +1,83 @@
+"""``fep demo`` from the outside: what it prints, what it refuses, and that it tidies up."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from fep.sandbox.demo import ACCOUNTS_PER_BANK, PAYMENTS
+from fep.sandbox.scene import BANKS
+from tests.system.demo_run import DemoRun, demo
+
+FIGURES = {"slots", "banks", "accounts", "tasks", "swept", "seconds"}
+
+
+@pytest.mark.req("FEP-01", "FEP-02", "FEP-03", "FEP-04", "FEP-06", "FEP-07", "FEP-34", "POOL-13")
+@pytest.mark.slow
+def test_the_demo_shows_the_main_job_and_its_figures(demo_run: DemoRun) -> None:
+    assert demo_run.process.returncode == 0, demo_run.output[-3000:]
+    tally = demo_run.tally
+    assert tally.keys() >= FIGURES
+    accounts = len(BANKS) * ACCOUNTS_PER_BANK
+    assert (tally["slots"], tally["banks"], tally["accounts"]) == (4, 4, accounts)
+    assert tally["keys"] == "pcsc"
+    assert 0 < tally["swept"] < accounts
+    # Each balance for the finance system, its payments, each balance of the round, each sweep.
+    assert tally["tasks"] == accounts + PAYMENTS + (accounts - 1) + tally["swept"]
+    for words in (
+        "cmb-bj is pulled in mid-round",
+        "UKey 未插入",
+        "the other banks went on",
+        "The sum over all books is unchanged",
+        "payments was booked exactly once",
+    ):
+        assert words in demo_run.output
+    assert demo_run.left_behind == []
+
+
+@pytest.mark.slow
+def test_the_demo_with_software_keys(directory: Path) -> None:
+    kept = directory / "kept"
+    with demo("--software", "--accounts", "3", "--directory", str(kept)) as run:
+        run.watch()
+        assert run.process.returncode == 0, run.output[-3000:]
+        assert (run.tally["keys"], run.tally["accounts"]) == ("software", 12)
+        assert "Key slots: SOFTWARE keys" in run.output
+        assert run.left_behind == []
+    for name in ("fep.log", "book.sqlite", "fep.toml"):
+        assert (kept / name).stat().st_size > 0
+
+
+def test_the_demo_refuses_a_directory_that_holds_something(directory: Path) -> None:
+    (directory / "mine").write_text("keep")
+    with demo("--software", "--directory", str(directory)) as run:
+        run.watch()
+        assert run.process.returncode == 2
+        assert run.output == f"fep demo: {directory} is not empty; choose another\n"
+    assert [path.name for path in directory.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "kill"])
+@pytest.mark.slow
+def test_the_demo_ended_in_its_middle_leaves_nothing_running(directory: Path, how: str) -> None:
+    """Ctrl-C reaches the whole process group, ``kill`` the demo alone."""
+    kept = directory / "kept"
+    with demo("--accounts", "3", "--directory", str(kept)) as run:
+        run.watch(lambda: "hands over" in run.output)
+        run.look()
+        assert run.process.poll() is None, run.output[-3000:]
+        assert len(run.processes) >= len(BANKS) + 3
+        if how == "ctrl-c":
+            os.killpg(run.process.pid, signal.SIGINT)
+        else:
+            run.process.send_signal(signal.SIGTERM)
+        run.watch()
+        assert run.process.returncode == 130
+        assert "Traceback" not in run.output
+        assert run.output.splitlines()[-1] == (
+            f"demo: interrupted; all that was started has ended, logs and data are kept in {kept}"
+        )
+        assert run.left_behind == []
