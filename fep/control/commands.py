@@ -207,6 +207,8 @@ class Method:
     summary: str
     handle: Handler | None = None
     """None: the session itself answers."""
+    acts: bool = False
+    """It changes something: once begun it is done, also when its client hangs up."""
 
 
 async def _task_get(services: Services, caller: Caller, params: TaskParams) -> Any:  # noqa: ANN401
@@ -349,26 +351,38 @@ METHODS: Final[dict[str, Method]] = {
     "task.submit": Method(SubmitParams, SUBMITTING, "put a task into the queue"),
     "task.get": Method(TaskParams, ALL, "one task", _task_get),
     "task.list": Method(ListParams, ALL, "tasks, newest first", _task_list),
-    "task.cancel": Method(TaskParams, SUBMITTING, "cancel before the first byte", _task_cancel),
+    "task.cancel": Method(
+        TaskParams, SUBMITTING, "cancel before the first byte", _task_cancel, acts=True
+    ),
     "task.why": Method(TaskParams, ALL, "the causal chain of a task", _task_why),
-    "task.resolve": Method(ResolveParams, ACTING, "propose an unknown's end", _task_resolve),
-    "task.confirm": Method(TaskParams, ACTING, "confirm another's proposal", _task_confirm),
+    "task.resolve": Method(
+        ResolveParams, ACTING, "propose an unknown's end", _task_resolve, acts=True
+    ),
+    "task.confirm": Method(
+        TaskParams, ACTING, "confirm another's proposal", _task_confirm, acts=True
+    ),
     "status": Method(NoParams, ALL, "the daemon at a glance", _status),
     "slot.list": Method(NoParams, ALL, "key slots and their states", _slot_list),
-    "slot.unlock": Method(SlotUnlockParams, ACTING, "give a slot its PIN, once", _slot_unlock),
+    "slot.unlock": Method(
+        SlotUnlockParams, ACTING, "give a slot its PIN, once", _slot_unlock, acts=True
+    ),
     "link.list": Method(NoParams, ALL, "bank connections and their states", _link_list),
-    "link.drain": Method(BankParams, ACTING, "send nothing more to a bank", _link_drain),
-    "link.resume": Method(BankParams, ACTING, "send to a bank again", _link_resume),
+    "link.drain": Method(BankParams, ACTING, "send nothing more to a bank", _link_drain, acts=True),
+    "link.resume": Method(BankParams, ACTING, "send to a bank again", _link_resume, acts=True),
     "alarm.list": Method(AlarmListParams, ALL, "alarms", _alarm_list),
-    "alarm.acknowledge": Method(AlarmParams, ACTING, "say that you act", _alarm_acknowledge),
+    "alarm.acknowledge": Method(
+        AlarmParams, ACTING, "say that you act", _alarm_acknowledge, acts=True
+    ),
     "config.show": Method(NoParams, PEOPLE, "the configuration in force", _config_show),
     "config.check": Method(NoParams, PEOPLE, "faults of the file on disk", _config_check),
-    "config.apply": Method(NoParams, ADMINS, "take the file on disk into force", _config_apply),
+    "config.apply": Method(
+        NoParams, ADMINS, "take the file on disk into force", _config_apply, acts=True
+    ),
     "events.follow": Method(FollowParams, PEOPLE, "then `event` notifications"),
     "events.unfollow": Method(NoParams, PEOPLE, "no more `event` notifications"),
     "pool.list": Method(NoParams, PEOPLE, "pools and their last rounds", _pool_list),
     "pool.plan": Method(PoolParams, PEOPLE, "what a round would do now", _pool_plan),
-    "pool.run": Method(PoolParams, ACTING, "start a round now", _pool_run),
+    "pool.run": Method(PoolParams, ACTING, "start a round now", _pool_run, acts=True),
     "pool.round": Method(RoundParams, PEOPLE, "one round and its accounts", _pool_round),
 }
 

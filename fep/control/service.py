@@ -1,6 +1,7 @@
 """The control protocol's listeners: the Unix socket, TCP with mutual TLS, loopback TCP with token.
 
-Every connection is guarded: what goes wrong in one handler ends that connection alone.
+Every connection is guarded: what goes wrong in one handler ends that connection alone. Each
+listener has places of its own: who floods one keeps nobody from the others.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import socket
 import ssl
 import stat
 import struct
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+import attrs
 import structlog
 import trio
 
@@ -26,9 +29,18 @@ from fep.domain.ids import ClientName
 log = structlog.get_logger()
 
 HANDSHAKE_SECONDS_MAX: Final = 5.0
-CONNECTIONS_MAX: Final = 512
+CONNECTIONS_MAX: Final = 256
+"""Open sessions of one listener; who comes then is refused."""
+UNOPENED_MAX: Final = 64
+"""Connections of one listener without a session yet; the oldest makes room for the next, so that a
+flood of them keeps out nobody who opens at once."""
+NOTE_SECONDS: Final = 1.0
+"""A flood is logged once in this time, with its count."""
+PROBE_SECONDS_MAX: Final = 1.0
 TOKEN_CHARS_MIN: Final = 16
 BACKLOG: Final = 128
+PEER_CREDENTIALS: Final = "iII"
+"""struct ucred of unix(7): a process id, and two unsigned numbers."""
 
 Guard = Callable[
     [Callable[[trio.SocketStream], Awaitable[None]]], Callable[[trio.SocketStream], Awaitable[None]]
@@ -56,36 +68,134 @@ async def run_control(
     Raises:
         ConfigError: a listener can't be opened; the message says which and why.
     """
-    room = trio.CapacityLimiter(CONNECTIONS_MAX)
-    addresses: list[str] = []
-
-    def handler(
-        identify: Callable[[trio.SocketStream], Awaitable[tuple[trio.abc.Stream, Peer] | None]],
-    ) -> Callable[[trio.SocketStream], Awaitable[None]]:
-        async def handle(stream: trio.SocketStream) -> None:
-            if room.borrowed_tokens >= CONNECTIONS_MAX:
-                log.warning("session.no_room", connections=CONNECTIONS_MAX)
-                return
-            async with room:
-                found = await identify(stream)
-                if found is not None:
-                    await Session(*found, services, config.heartbeat_s).run()
-
-        return guard(handle)
-
+    with ExitStack() as undo:
+        faces = []
+        for listen in (_unix_face, *map(_tcp_face, config.tcp)):
+            face = await listen(config, inherited)
+            faces.append(face)
+            for listener in face.listeners:
+                undo.callback(listener.socket.close)
+        undo.pop_all()
     async with trio.open_nursery() as nursery:
-        unix = [_adopt(one) for one in inherited] or [_listen_unix(config)]
-        addresses.append(str(config.socket))
-        await nursery.start(trio.serve_listeners, handler(_UnixPeers(config)), unix)
-        for listener in config.tcp:
-            opened = await _listen_tcp(listener)
-            identify = (
-                _TlsPeers(listener, config) if listener.tls else _TokenPeers(listener, config)
-            )
-            await nursery.start(trio.serve_listeners, handler(identify), opened)
-            addresses.extend(_address(one.socket) for one in opened)
+        for face in faces:
+            handler = guard(_handler(face, services, config.heartbeat_s))
+            await nursery.start(trio.serve_listeners, handler, face.listeners)
+        addresses = [address for face in faces for address in face.addresses]
         log.info("control.listening", addresses=addresses)
         task_status.started(addresses)
+
+
+Identify = Callable[[trio.SocketStream], Awaitable[tuple[trio.abc.Stream, Peer] | None]]
+"""Says who is at the other end, and over what to speak to it; None: refused, and logged."""
+
+
+@attrs.define
+class _Face:
+    """One way in: where it listens, and how it knows who comes."""
+
+    identify: Identify
+    listeners: list[trio.SocketListener]
+    addresses: list[str]
+
+
+Listen = Callable[[ControlConfig, Sequence[socket.socket]], Awaitable[_Face]]
+
+
+async def _unix_face(config: ControlConfig, inherited: Sequence[socket.socket]) -> _Face:
+    listeners = [_adopt(one) for one in inherited] or [_listen_unix(config)]
+    addresses = [str(one.socket.getsockname()) for one in listeners]
+    return _Face(_UnixPeers(config), listeners, addresses)
+
+
+def _tcp_face(listener: TcpListener) -> Listen:
+    async def face(config: ControlConfig, _inherited: Sequence[socket.socket]) -> _Face:
+        # The files first: what they lack must not leave an open listener behind.
+        peers = _TlsPeers(listener, config) if listener.tls else _TokenPeers(listener, config)
+        listeners = await _listen_tcp(listener)
+        return _Face(peers, listeners, [_address(one.socket) for one in listeners])
+
+    return face
+
+
+def _handler(
+    face: _Face, services: Services, heartbeat_s: float
+) -> Callable[[trio.SocketStream], Awaitable[None]]:
+    places = _Places()
+
+    async def handle(stream: trio.SocketStream) -> None:
+        if not places.has_room():
+            return
+        session: Session | None = None
+        opened = False
+        with places.unopened():
+            if (found := await face.identify(stream)) is not None:
+                session = Session(*found, services, heartbeat_s)
+                opened = await session.open()
+        if session is not None and opened:
+            with places.open():
+                await session.run()
+
+    return handle
+
+
+class _Places:
+    """The places of one listener: for sessions, and for connections on the way to one."""
+
+    def __init__(self) -> None:
+        self._unopened: dict[trio.CancelScope, None] = {}
+        self._sessions = 0
+        self._refused = _Count()
+        self._crowded_out = _Count()
+
+    def has_room(self) -> bool:
+        """Say whether one more connection may come; noted when not."""
+        if self._sessions < CONNECTIONS_MAX:
+            return True
+        if count := self._refused.due():
+            log.warning("session.no_room", connections=CONNECTIONS_MAX, count=count)
+        return False
+
+    @contextmanager
+    def unopened(self) -> Iterator[None]:
+        """Hold a place until the session is open, or until a newer connection needs it."""
+        if len(self._unopened) >= UNOPENED_MAX:
+            oldest = next(iter(self._unopened))
+            del self._unopened[oldest]
+            oldest.cancel()
+            if count := self._crowded_out.due():
+                log.warning("session.crowded_out", connections=UNOPENED_MAX, count=count)
+        with trio.CancelScope() as scope:
+            self._unopened[scope] = None
+            try:
+                yield
+            finally:
+                self._unopened.pop(scope, None)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Hold a session's place."""
+        self._sessions += 1
+        try:
+            yield
+        finally:
+            self._sessions -= 1
+
+
+class _Count:
+    """Counts what comes often, to be told once in a while."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._told_at = float("-inf")
+
+    def due(self) -> int:
+        """Count one more; returns how many there are to tell of now, 0: not yet."""
+        self._count += 1
+        now = trio.current_time()
+        if now - self._told_at < NOTE_SECONDS:
+            return 0
+        count, self._count, self._told_at = self._count, 0, now
+        return count
 
 
 class _UnixPeers:
@@ -97,8 +207,9 @@ class _UnixPeers:
         }
 
     async def __call__(self, stream: trio.SocketStream) -> tuple[trio.abc.Stream, Peer] | None:
-        raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        _pid, uid, _gid = struct.unpack("3i", raw)
+        size = struct.calcsize(PEER_CREDENTIALS)
+        raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        _pid, uid, _gid = struct.unpack(PEER_CREDENTIALS, raw)
         origin = f"unix uid {uid}"
         if uid in self._users:
             name, role = self._users[uid]
@@ -123,10 +234,10 @@ class _TlsPeers:
             with trio.fail_after(HANDSHAKE_SECONDS_MAX):
                 await secured.do_handshake()
         except (trio.BrokenResourceError, trio.TooSlowError) as error:
-            reason = repr(error.__cause__ or error)
+            reason = repr(error if error.__cause__ is None else error.__cause__)
             log.warning("session.tls_refused", origin=origin, reason=reason)
             return None
-        name = _common_name(secured.getpeercert())  # type: ignore[no-untyped-call]
+        name = _common_name(secured.getpeercert())
         role = self._names.get(name)
         names = {} if role is None else {name: role}
         return secured, Peer(None, names, None, None, f"tls CN {name} {origin}")
@@ -159,6 +270,9 @@ def read_token(path: Path) -> str:
         text = path.read_text("utf-8").strip()
     except OSError as error:
         msg = f"token file {path}: {error.strerror}"
+        raise ConfigError(msg) from error
+    except UnicodeDecodeError as error:
+        msg = f"token file {path}: is not UTF-8"
         raise ConfigError(msg) from error
     if stat.S_IMODE(mode) & 0o077:
         msg = f"token file {path} can be read by others; chmod 600 it"
@@ -199,7 +313,10 @@ def _common_name(certificate: Mapping[str, object] | None) -> ClientName:
 
 
 def _origin(stream: trio.SocketStream) -> str:
-    host, port = stream.socket.getpeername()[:2]
+    try:
+        host, port = stream.socket.getpeername()[:2]
+    except OSError:
+        return "gone already"
     return f"{host}:{port}"
 
 
@@ -209,7 +326,7 @@ def _address(sock: trio.socket.SocketType) -> str:
 
 
 def _adopt(inherited: socket.socket) -> trio.SocketListener:
-    inherited.setblocking(False)
+    inherited.settimeout(0)  # not blocking
     return trio.SocketListener(trio.socket.from_stdlib_socket(inherited))
 
 
@@ -220,25 +337,38 @@ def _listen_unix(config: ControlConfig) -> trio.SocketListener:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_socket():
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                try:
-                    probe.connect(str(path))
-                except OSError:
-                    path.unlink()
-                else:
-                    msg = f"{path}: another daemon serves this socket; stop it first"
-                    raise ConfigError(msg)
+            _take_from_the_dead(path)
         raw.bind(str(path))
         path.chmod(config.socket_mode)
         raw.listen(BACKLOG)
     except OSError as error:
         raw.close()
-        msg = f"control.socket {path}: {error.strerror}"
+        msg = f"control.socket {path}: {error.strerror or error}"
         raise ConfigError(msg) from error
     except ConfigError:
         raw.close()
         raise
     return _adopt(raw)
+
+
+def _take_from_the_dead(path: Path) -> None:
+    """Remove a socket that nobody serves.
+
+    Raises:
+        ConfigError: somebody does, or it can't be told: a busy daemon may not answer.
+        OSError: it can't be removed.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_SECONDS_MAX)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+        except (TimeoutError, BlockingIOError):
+            pass  # its backlog is full: it lives
+    msg = f"{path}: another daemon serves this socket; stop it first"
+    raise ConfigError(msg)
 
 
 async def _listen_tcp(listener: TcpListener) -> list[trio.SocketListener]:

@@ -45,11 +45,17 @@ log = structlog.get_logger()
 
 RECEIVE_BYTES: Final = 65_536
 OUTBOX_BYTES_MAX: Final = 8 * 1024 * 1024
-"""A client that reads so little that this much waits for it is cut off."""
-CALLS_MAX: Final = 256
+"""While more than this waits for a client, nothing more is read from it, asked of it or told it."""
+WRITE_BYTES: Final = 256 * 1024
+CALLS_MAX: Final = 64
 """Requests of one connection that are being worked on at once; more wait in the socket."""
+UNCOMMITTED_MAX: Final = 64
+"""Groups of one connection's submissions that wait for the disk; more wait in the socket."""
 OPEN_SECONDS_MAX: Final = 10.0
 WRITE_SECONDS_MAX: Final = 30.0
+"""A client that takes not even ``WRITE_BYTES`` in this time is cut off."""
+RESULT_AGAIN_SECONDS: Final = 30.0
+"""A result that the client refused is told again after this time, or on its next connection."""
 CLOSE_SECONDS_MAX: Final = 2.0
 SILENCE_HEARTBEATS: Final = 3
 OWN_PREFIX: Final = "fep:"
@@ -87,13 +93,23 @@ class _Closed(Exception):  # noqa: N818 - the end of a session, not a defect
         """A last line was sent that says why."""
 
 
+@attrs.frozen
+class _Nurseries:
+    """Where the work on requests runs."""
+
+    talk: trio.Nursery
+    """Ends with the connection."""
+    acts: trio.Nursery
+    """Ends when the work is done."""
+
+
 @attrs.define
 class _Batch:
     """What the lines that arrived together ask for."""
 
     submits: list[tuple[Id, Submission]] = attrs.Factory(list)
     bodies: list[tuple[TaskId, Any]] = attrs.Factory(list)
-    told: list[TaskId] = attrs.Factory(list)
+    told: list[Delivery] = attrs.Factory(list)
     last: bytes = b""
     end: _Closed | None = None
 
@@ -103,11 +119,62 @@ class _Batch:
             self.last, self.end = last, _Closed(reason, expected=expected, answered=True)
 
 
+class _Outbox:
+    """What waits to be written to one client; bounded, since who fills it waits for room."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self._bytes = 0
+        self._wanted = trio.Event()
+        self._written = trio.Event()
+
+    def put(self, lines: bytes) -> None:
+        """Queue lines; never waits."""
+        self._lines.append(lines)
+        self._bytes += len(lines)
+        self._wanted.set()
+
+    async def room(self) -> None:
+        """Wait until no more than ``OUTBOX_BYTES_MAX`` waits."""
+        while self._bytes > OUTBOX_BYTES_MAX:
+            await self._written.wait()
+
+    async def empty(self) -> None:
+        """Wait until everything is written."""
+        while self._bytes:
+            await self._written.wait()
+
+    async def write(self, stream: trio.abc.Stream) -> None:
+        """Write until cancelled.
+
+        Raises:
+            _Closed: the connection broke, or the client does not read.
+        """
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            data, self._lines = memoryview(b"".join(self._lines)), []
+            for place in range(0, len(data), WRITE_BYTES):
+                part = data[place : place + WRITE_BYTES]
+                try:
+                    with trio.fail_after(WRITE_SECONDS_MAX):
+                        await stream.send_all(part)
+                except trio.TooSlowError as error:
+                    msg = f"slow client: {self._bytes} bytes wait, {WRITE_SECONDS_MAX:g} s for few"
+                    raise _Closed(msg) from error
+                except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                    msg = "the connection broke"
+                    raise _Closed(msg) from error
+                self._bytes -= len(part)
+                self._written.set()
+                self._written = trio.Event()
+
+
 class Session:
-    """One client's connection.
+    """One client's connection: ``open`` it, then ``run`` it.
 
     ``run`` returns when the connection is over, however it ended; what the client did not answer
-    goes to its next connection.
+    goes to its next connection, and what it asked to be done is done.
     """
 
     def __init__(
@@ -120,16 +187,18 @@ class Session:
         self._receiver = jsonrpc.LineReceiver()
         self._early: deque[jsonrpc.Message] = deque()
         self._caller: Caller | None = None
-        self._out: list[bytes] = []
-        self._out_bytes = 0
-        self._out_wanted = trio.Event()
-        self._out_drained = trio.Event()
+        self._mailbox: Mailbox | None = None
+        self._outbox = _Outbox()
         self._uncommitted = 0
-        self._last_received = trio.current_time()
-        self._asked: dict[int, Fetch | TaskId] = {}
+        self._committed = trio.Event()
+        self._heard_at = trio.current_time()
+        self._listening = False
+        """False while what was received is acted on: then the client can't be heard."""
+        self._asked: dict[int, Fetch | Delivery] = {}
         self._next_id = 0
         self._calls = trio.CapacityLimiter(CALLS_MAX)
         self._follow: trio.CancelScope | None = None
+        self._noted: set[str] = set()
 
     @cached_property
     def _log(self) -> Any:  # noqa: ANN401
@@ -140,42 +209,55 @@ class Session:
 
     # -- life ---------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Serve until either side ends it."""
+    async def open(self) -> bool:
+        """Read the first line and answer it; say whether the session is open."""
         try:
             with trio.fail_after(OPEN_SECONDS_MAX):
                 opened = await self._open()
         except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError):
             log.info("session.not_opened", origin=self._peer.origin)
-            return
+            return False
         if not opened:
             await self._linger()
-            return
+        return opened
+
+    async def run(self) -> None:
+        """Serve an open session until either side ends it."""
         assert self._caller is not None
-        alarm = self._caller.role is Role.FINANCE
-        mailbox = self._services.tasks.attach(self._caller.name)
-        if alarm:
+        watched = self._caller.role is Role.FINANCE
+        mailbox = self._mailbox = self._services.tasks.attach(self._caller.name)
+        if watched:
             self._services.alarms.clear(AlarmKind.CLIENT_LOST, self._caller.name)
         self._log.info("session.opened", origin=self._peer.origin)
+        # The outer nursery is for what must be done to its end although its client hung up.
+        async with trio.open_nursery() as acts:
+            try:
+                end = await self._talk(acts, mailbox)
+            finally:
+                self._services.tasks.detach(mailbox)
+            self._log.info("session.closed", reason=str(end))
+            if watched and not end.expected and not mailbox.box.present:
+                self._services.alarms.raise_alarm(
+                    AlarmKind.CLIENT_LOST, self._caller.name, str(end)
+                )
+            if False:
+                await self._linger()
+            await trio.aclose_forcefully(self._stream)
+
+    async def _talk(self, acts: trio.Nursery, mailbox: Mailbox) -> _Closed:
+        """Read and write until the connection is over; returns why."""
         end = _Closed("the client closed the connection")
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write)
+                nursery.start_soon(self._outbox.write, self._stream)
                 nursery.start_soon(self._beat)
                 nursery.start_soon(self._deliver, mailbox)
-                await self._read(nursery)
+                await self._read(_Nurseries(nursery, acts))
         except* _Closed as group:
             end = _first(group)
-        finally:
-            self._services.tasks.detach(mailbox)
-        self._log.info("session.closed", reason=str(end))
-        if alarm and not end.expected and not mailbox.box.present:
-            self._services.alarms.raise_alarm(AlarmKind.CLIENT_LOST, self._caller.name, str(end))
-        if end.answered:
-            await self._linger()
+        return end
 
     async def _open(self) -> bool:
-        """Read the first line and answer it; say whether the session is open."""
         while not self._early:
             data = await self._stream.receive_some(RECEIVE_BYTES)
             if not data:
@@ -220,7 +302,9 @@ class Session:
             raise ProtocolRefusal("NOT_PERMITTED", "wrong or missing token")
         role = peer.role if peer.role is not None else peer.names.get(name)
         if role is None:
-            msg = f"this connection may not open as {name!r}; check [control.clients]"
+            # On the Unix socket the name proves nothing: there is no list of names to look at.
+            where = "[control.clients]" if peer.names or peer.token else "[control.users]"
+            msg = f"this connection may not open as {name!r}; check {where}"
             raise ProtocolRefusal("NOT_PERMITTED", msg)
         return Caller(name, role, new_session_id())
 
@@ -237,31 +321,36 @@ class Session:
 
     # -- reading ------------------------------------------------------------------------------
 
-    async def _read(self, nursery: trio.Nursery) -> None:
+    async def _read(self, nurseries: _Nurseries) -> None:
         messages: list[jsonrpc.Message] = list(self._early)
         self._early.clear()
         while True:
             if messages:
-                await self._handle(messages, nursery)
+                await self._handle(messages, nurseries)
+            await self._outbox.room()
+            while self._uncommitted >= UNCOMMITTED_MAX:
+                await self._committed.wait()
+            # What came meanwhile is in the socket: the client is heard in a moment, or is silent.
+            self._heard_at, self._listening = trio.current_time(), True
             try:
                 data = await self._stream.receive_some(RECEIVE_BYTES)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 msg = "the connection broke"
                 raise _Closed(msg) from error
+            self._listening = False
             if not data:
                 msg = "the client closed the connection"
                 raise _Closed(msg)
-            self._last_received = trio.current_time()
             messages = self._receiver.receive_data(bytes(data))
 
-    async def _handle(self, messages: list[jsonrpc.Message], nursery: trio.Nursery) -> None:
+    async def _handle(self, messages: list[jsonrpc.Message], nurseries: _Nurseries) -> None:
         """Act on what arrived together: submissions, answers and acknowledgements in groups."""
         assert self._caller is not None
         batch = _Batch()
         for message in messages:
-            await self._take(message, batch, nursery)
+            await self._take(message, batch, nurseries)
         if batch.told:
-            self._services.tasks.acknowledge(self._caller.name, batch.told)
+            self._acknowledge(batch.told)
         if batch.bodies:
             await self._services.tasks.fetched(self._caller.name, batch.bodies)
         if batch.submits:
@@ -270,7 +359,7 @@ class Session:
             await self._flush(batch.last)
             raise batch.end
 
-    async def _take(self, message: jsonrpc.Message, batch: _Batch, nursery: trio.Nursery) -> None:
+    async def _take(self, message: jsonrpc.Message, batch: _Batch, nurseries: _Nurseries) -> None:
         match message:
             case Request(id=id_, method="task.submit") if id_ is not None:
                 submission = self._submission(id_, message)
@@ -280,9 +369,9 @@ class Session:
                 if self._params(id_, message) is not None:
                     batch.close(jsonrpc.result(id_, {}), "session.close", expected=True)
             case Request():
-                await self._call(message, nursery)
+                await self._call(message, nurseries)
             case Response():
-                self._answered(message, batch)
+                self._answered(message, batch, nurseries)
             case Fault():
                 line = jsonrpc.error(message.id, message.code, message.message)
                 if message.fatal:
@@ -331,6 +420,8 @@ class Session:
 
         def done(answers: list[Any]) -> None:
             self._uncommitted -= 1
+            self._committed.set()
+            self._committed = trio.Event()
             lines = []
             for (id_, _), answer in zip(submits, answers, strict=True):
                 if isinstance(answer, Admitted):
@@ -347,12 +438,13 @@ class Session:
         self._uncommitted += 1
         self._services.tasks.submit(self._caller.name, [one for _, one in submits], done)
 
-    def _answered(self, message: Response, batch: _Batch) -> None:
+    def _answered(self, message: Response, batch: _Batch, nurseries: _Nurseries) -> None:
         """Sort an answer to one of our requests; one we never made is noted and left."""
         assert self._caller is not None
         asked = self._asked.pop(message.id, None) if isinstance(message.id, int) else None
         if asked is None:
-            self._log.warning("session.unexpected_response", id=message.id)
+            if self._is_new("unexpected response"):
+                self._log.warning("session.unexpected_response", id=message.id)
         elif isinstance(asked, Fetch):
             if message.error is None:
                 batch.bodies.append((asked.task_id, _answer(message)))
@@ -363,14 +455,31 @@ class Session:
         elif message.error is None:
             batch.told.append(asked)
         else:
-            # Not acknowledged: it is told again on the next connection.
-            self._log.warning("session.result_refused", task_id=asked, reason=message.error.message)
+            reason = message.error.message
+            self._log.warning("session.result_refused", task_id=asked.task_id, reason=reason)
+            nurseries.talk.start_soon(self._tell_again, asked)
 
-    async def _call(self, request: Request, nursery: trio.Nursery) -> None:
+    def _acknowledge(self, told: list[Delivery]) -> None:
+        """Note that the client has these; of a task that was told again since, the last counts."""
+        assert self._caller is not None
+        ids = [one.task_id for one in told if self._is_current(one)]
+        self._services.tasks.acknowledge(self._caller.name, ids)
+
+    def _is_current(self, told: Delivery) -> bool:
+        assert self._mailbox is not None
+        return self._mailbox.box.told.get(told.task_id) is told
+
+    async def _tell_again(self, refused: Delivery) -> None:
+        assert self._mailbox is not None
+        await trio.sleep(RESULT_AGAIN_SECONDS)
+        if self._is_current(refused):
+            self._mailbox.box.tell(refused)
+
+    async def _call(self, request: Request, nurseries: _Nurseries) -> None:
         assert self._caller is not None
         row = METHODS.get(request.method)
         if request.id is None:
-            if request.method != "session.heartbeat":
+            if request.method != "session.heartbeat" and self._is_new("unknown notification"):
                 self._log.warning("session.unknown_notification", method=request.method)
             return
         if row is None:
@@ -390,22 +499,25 @@ class Session:
                 msg = "the session is open already"
                 self._send(jsonrpc.refusal(request.id, "BAD_STATE", msg))
             case FollowParams():
-                self._start_following(request.id, params, nursery)
+                self._start_following(request.id, params, nurseries.talk)
             case _ if request.method == "events.unfollow":
                 self._stop_following()
                 self._send(jsonrpc.result(request.id, {}))
             case _:
                 # Waiting here, not in the task, keeps the excess in the client's socket.
                 await self._calls.acquire_on_behalf_of(id(request))
+                nursery = nurseries.acts if row.acts else nurseries.talk
                 nursery.start_soon(self._serve, request, params)
 
     async def _serve(self, request: Request, params: msgspec.Struct) -> None:
         assert self._caller is not None
         assert request.id is not None
-        handle = METHODS[request.method].handle
-        assert handle is not None
+        row = METHODS[request.method]
+        assert row.handle is not None
         try:
-            value = await handle(self._services, self._caller, params)
+            if not row.acts:
+                await self._outbox.room()
+            value = await row.handle(self._services, self._caller, params)
         except KeySlotError as error:
             line = jsonrpc.refusal(request.id, "KEY_UNAVAILABLE", str(error))
         except FepError as error:
@@ -445,6 +557,8 @@ class Session:
                         line = jsonrpc.notification("event", event)
                         if len(line) <= jsonrpc.LINE_BYTES_MAX:
                             self._send(line)
+                        # Who does not read loses records, which are counted, and not its session.
+                        await self._outbox.room()
         finally:
             followers.unsubscribe(events)
 
@@ -452,76 +566,66 @@ class Session:
 
     async def _deliver(self, mailbox: Mailbox) -> None:
         while True:
-            messages = await self._services.tasks.take(mailbox)
-            lines = []
-            for message in messages:
+            for message in await self._services.tasks.take(mailbox):
                 self._next_id += 1
+                self._asked[self._next_id] = message
                 if isinstance(message, Fetch):
-                    self._asked[self._next_id] = message
                     params = {"task_id": message.task_id, "attempt": message.attempt}
-                    lines.append(jsonrpc.request(self._next_id, "task.fetch", params))
+                    self._send(jsonrpc.request(self._next_id, "task.fetch", params))
                 else:
-                    self._asked[self._next_id] = message.task_id
-                    lines.append(_result_line(self._next_id, message))
-            self._send(b"".join(lines))
+                    self._send(_result_line(self._next_id, message))
+                await self._outbox.room()
 
     async def _beat(self) -> None:
-        seq = 0
+        """Send our heartbeats, and end the session when the client's have not come."""
+        silence_max = SILENCE_HEARTBEATS * self._heartbeat_s
+        seq, due = 0, trio.current_time() + self._heartbeat_s
         while True:
-            await trio.sleep(self._heartbeat_s)
-            seq += 1
-            now = to_text(self._services.clock.now())
-            self._send(jsonrpc.notification("session.heartbeat", {"seq": seq, "time": now}))
-            silent = trio.current_time() - self._last_received
-            if silent > SILENCE_HEARTBEATS * self._heartbeat_s:
-                msg = f"nothing heard for {silent:.0f} s, {SILENCE_HEARTBEATS} heartbeats"
+            ends = self._heard_at + silence_max if self._listening else float("inf")
+            await trio.sleep_until(min(due, ends))
+            now = trio.current_time()
+            if self._listening and now - self._heard_at >= silence_max:
+                msg = f"nothing heard for {silence_max:g} s, {SILENCE_HEARTBEATS} heartbeats"
                 raise _Closed(msg)
+            if now >= due:
+                seq, due = seq + 1, now + self._heartbeat_s
+                params = {"seq": seq, "time": to_text(self._services.clock.now())}
+                self._send(jsonrpc.notification("session.heartbeat", params))
 
     # -- writing ------------------------------------------------------------------------------
 
     def _send(self, lines: bytes) -> None:
-        """Queue lines; never waits. A client that does not read is cut off by the writer."""
-        self._out.append(lines)
-        self._out_bytes += len(lines)
-        self._out_wanted.set()
+        """Queue lines; never waits. Who makes many of them waits for room in the outbox."""
+        self._outbox.put(lines)
 
-    async def _write(self) -> None:
-        while True:
-            await self._out_wanted.wait()
-            self._out_wanted = trio.Event()
-            if self._out_bytes > OUTBOX_BYTES_MAX:
-                msg = f"slow client: {self._out_bytes} bytes wait for it"
-                raise _Closed(msg)
-            data, self._out, self._out_bytes = b"".join(self._out), [], 0
-            try:
-                with trio.fail_after(WRITE_SECONDS_MAX):
-                    await self._stream.send_all(data)
-            except trio.TooSlowError as error:
-                msg = f"slow client: it read nothing for {WRITE_SECONDS_MAX:g} s"
-                raise _Closed(msg) from error
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                msg = "the connection broke"
-                raise _Closed(msg) from error
-            if not self._out and not self._uncommitted:
-                self._out_drained.set()
+    def _is_new(self, fault: str) -> bool:
+        """Say whether it is this session's first of its kind: a client may do it without end."""
+        known = fault in self._noted
+        self._noted.add(fault)
+        return not known
 
     async def _flush(self, line: bytes) -> None:
         """Send the session's last line after what is queued or being committed, if it is taken."""
-        self._out_drained = trio.Event()
-        self._send(line)
         with trio.move_on_after(CLOSE_SECONDS_MAX):
-            await self._out_drained.wait()
+            while self._uncommitted:
+                await self._committed.wait()
+            self._send(line)
+            await self._outbox.empty()
 
     async def _linger(self) -> None:
         """Let the client read the last line: closing over unread bytes resets the connection."""
-        with (
-            trio.move_on_after(CLOSE_SECONDS_MAX),
-            suppress(trio.BrokenResourceError, trio.ClosedResourceError),
-        ):
-            if isinstance(self._stream, trio.abc.HalfCloseableStream):
-                await self._stream.send_eof()
-            while await self._stream.receive_some(RECEIVE_BYTES):
-                pass
+        stream = self._stream
+        with trio.move_on_after(CLOSE_SECONDS_MAX):
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                if isinstance(stream, trio.SSLStream):
+                    # Says the end inside TLS; what the client sends still is of no interest.
+                    secured, stream = stream, stream.transport_stream
+                    await secured.unwrap()
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                if isinstance(stream, trio.abc.HalfCloseableStream):
+                    await stream.send_eof()
+                while await stream.receive_some(RECEIVE_BYTES):
+                    pass
 
 
 def _answer(message: Response) -> Any:  # noqa: ANN401 - any JSON value
