@@ -240,7 +240,7 @@ class Session:
                 self._services.alarms.raise_alarm(
                     AlarmKind.CLIENT_LOST, self._caller.name, str(end)
                 )
-            if False:
+            if end.answered:
                 await self._linger()
             await trio.aclose_forcefully(self._stream)
 
