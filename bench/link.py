@@ -1,11 +1,13 @@
 """What the link adds to a bare socket: round trips over loopback, all systems in one run.
 
-``python -m bench.link [--quick] [--rounds N] [--trips N] [--seed N]``. A round is cut into slices;
-in each slice every system runs once, in a shuffled order, against a process of its own. Ratios are
-taken inside a round, and their median and range are reported, so that a busy machine shows in the
-range more than in the ratio. The last line is one JSON object. Frames of the echo systems have 200
-bytes: 8 digits of length, 20 of correlation, and filling. The Ping An systems exchange that bank's
-probe with the bank's simulated half: there the host's and the framer's work is in both figures.
+``python -m bench.link [--seconds S | --rounds N] [--trips N] [--seed N]``. A round is cut into
+slices; in each slice every system runs once, in a shuffled order, against a process of its own.
+Ratios are taken inside a round, and their median and range are reported, so that a busy machine
+shows in the range more than in the ratio. The last line is one JSON object; ``bench/README.md``
+says what its members mean. Frames of the echo systems have 200 bytes: 8 digits of length, 20 of
+correlation, and filling. The Ping An systems exchange that bank's probe with the bank's simulated
+half: the host's and the framer's work is in all their figures, and making the request in the one
+that says so.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import random
 import socket
 import statistics
@@ -59,6 +62,7 @@ CORRELATION_BYTES: Final = 20
 SLICES: Final = 10
 WARM_UP: Final = 200
 REPLY_SECONDS_MAX: Final = 60.0
+ROUNDS_MIN: Final = 3
 PIPELINES: Final = (16, 64)
 PINGAN: Final = BankName("pingan")
 _FILLING: Final = b"x" * (FRAME_BYTES - LENGTH_BYTES - CORRELATION_BYTES)
@@ -76,15 +80,18 @@ class _EchoFramer:
         self._data = b""
 
     def receive_data(self, data: bytes) -> list[Reply]:
-        self._data += data
+        data = self._data + data
         replies = []
-        while len(self._data) >= LENGTH_BYTES:
-            end = LENGTH_BYTES + int(self._data[:LENGTH_BYTES])
-            if len(self._data) < end:
+        begin = 0
+        while len(data) - begin >= LENGTH_BYTES:
+            body = begin + LENGTH_BYTES
+            end = body + int(data[begin:body])
+            if len(data) < end:
                 break
-            raw, self._data = self._data[:end], self._data[end:]
-            correlation = raw[LENGTH_BYTES : LENGTH_BYTES + CORRELATION_BYTES].decode().rstrip()
-            replies.append(Reply(correlation, "ECHO", "0", "", raw))
+            correlation = data[body : body + CORRELATION_BYTES].decode().rstrip()
+            replies.append(Reply(correlation, "ECHO", "0", "", data[begin:end]))
+            begin = end
+        self._data = data[begin:]
         return replies
 
     def receive_eof(self) -> None:
@@ -189,8 +196,9 @@ async def _process(answer: Callable[[], Callable[[bytes], bytes]]) -> AsyncItera
     told, tell = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(tell, answer), daemon=True)
     process.start()
+    tell.close()  # Its own end is the last one: should it die, ``recv`` raises and does not wait.
     try:
-        with told, tell:
+        with told:
             yield told.recv()
     finally:
         process.kill()
@@ -289,8 +297,11 @@ async def _open_link(codec: BankCodec, port: int) -> AsyncIterator[Link]:
             nursery.cancel_scope.cancel()
 
 
-def _link(codec: BankCodec, in_flight: int = 1) -> Opener:
-    """Return ``Link.exchange`` as the task engine uses it: with a deadline around each request."""
+def _link(codec: BankCodec, in_flight: int = 1, *, seal: bool = False) -> Opener:
+    """Return ``Link.exchange`` as the task engine uses it: with a deadline around each request.
+
+    With ``seal`` the time begins before the codec makes the request, else the request is there.
+    """
 
     @asynccontextmanager
     async def system(port: int) -> AsyncIterator[System]:
@@ -298,8 +309,9 @@ def _link(codec: BankCodec, in_flight: int = 1) -> Opener:
         async with _open_link(codec, port) as link:
 
             async def work(requests: list[tuple[bytes, str]], times: list[float]) -> None:
-                for frame, correlation in requests:
+                for ready in requests:
                     began = time.perf_counter()
+                    frame, correlation = make() if seal else ready
                     with trio.fail_after(REPLY_SECONDS_MAX):
                         reply = await link.exchange(frame, correlation)
                     times.append(time.perf_counter() - began)
@@ -375,8 +387,14 @@ def _compared(rounds: Rounds, name: str, with_name: str, prefix: str) -> dict[st
     }
 
 
-async def main(rounds_count: int, trips: int, seed: int) -> dict[str, object]:
-    """Measure all systems, print the table, return the summary."""
+async def main(
+    seconds: float, rounds_count: int | None, trips: int, seed: int
+) -> dict[str, object]:
+    """Measure all systems, print the table, return the summary.
+
+    Without ``rounds_count`` rounds are begun for so many seconds.
+    """
+    load_average = os.getloadavg()[0]
     echo = _EchoCodec()
     plan: dict[str, tuple[Opener, Callable[[], Callable[[bytes], bytes]]]] = {
         "raw socket": (_raw(echo), _echo),
@@ -388,6 +406,7 @@ async def main(rounds_count: int, trips: int, seed: int) -> dict[str, object]:
         pingan = _pingan_codec()
         plan["pingan, raw socket"] = (_raw(pingan, read=True), _pingan_host)
         plan["pingan, link"] = (_link(pingan), _pingan_host)
+        plan["pingan, link and codec"] = (_link(pingan, seal=True), _pingan_host)
     rng = random.Random(seed)
     async with AsyncExitStack() as stack:
         systems = {}
@@ -395,12 +414,18 @@ async def main(rounds_count: int, trips: int, seed: int) -> dict[str, object]:
             port = await stack.enter_async_context(_process(peer))
             systems[name] = await stack.enter_async_context(opener(port))
             await systems[name](WARM_UP)
-        rounds = [await _round(systems, trips, rng) for _ in range(rounds_count)]
+        rounds: Rounds = []
+        ends = time.perf_counter() + seconds
+        while len(rounds) < (rounds_count or ROUNDS_MIN) or (
+            rounds_count is None and time.perf_counter() < ends
+        ):
+            rounds.append(await _round(systems, trips, rng))
     head = f"{'system':<24}{'p50 us':>9}{'min-max':>16}{'p99 us':>10}{'trips/s':>12}"
     print("\n".join([head, *(_row(name, rounds) for name in plan)]))
     summary: dict[str, object] = {
         "bench": "link",
-        "rounds": rounds_count,
+        "load_average": round(load_average, 2),
+        "rounds": len(rounds),
         "seed": seed,
         "raw_p50_us": round(_median(rounds, "raw socket", "p50_us"), 1),
         **_compared(rounds, "trio stream", "raw socket", "trio"),
@@ -409,22 +434,28 @@ async def main(rounds_count: int, trips: int, seed: int) -> dict[str, object]:
     for count in PIPELINES:
         summary[f"link_rate_{count}"] = round(_median(rounds, f"link, {count} in flight", "rate"))
     if "pingan, link" in plan:
-        summary |= _compared(rounds, "pingan, link", "pingan, raw socket", "pingan_link")
+        raw = "pingan, raw socket"
+        summary |= _compared(rounds, "pingan, link", raw, "pingan_link")
+        summary |= _compared(rounds, "pingan, link and codec", raw, "pingan_codec")
     return summary
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few and short rounds, for CI")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--trips", type=int, help="round trips a system makes in one round")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--seconds", type=float, default=15.0, help="begin rounds for so long; default 15"
+    )
+    length.add_argument("--rounds", type=int, help="exactly so many rounds instead")
+    parser.add_argument(
+        "--trips", type=int, default=1000, help="round trips of a system in one round; default 1000"
+    )
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
+    if chosen.trips < SLICES * 2 or (chosen.rounds is not None and chosen.rounds < 1):
+        parser.error(f"--trips must be {SLICES * 2} or more, --rounds 1 or more")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("error"))
-    summary = trio.run(
-        main,
-        chosen.rounds or (5 if chosen.quick else 21),
-        chosen.trips or (1000 if chosen.quick else 2000),
-        chosen.seed,
-    )
-    print(json.dumps(summary))
+    result = trio.run(main, chosen.seconds, chosen.rounds, chosen.trips, chosen.seed)
+    print(json.dumps(result))
