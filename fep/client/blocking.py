@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, assert_never
 
 import attrs
 
@@ -29,6 +29,7 @@ from fep.client.conversation import (
     DisconnectedError,
     EventTold,
     FetchAsked,
+    Happening,
     Opened,
     ResultTold,
     TaskResult,
@@ -60,9 +61,12 @@ class BlockingClient:
 
     ``fetch``, ``result`` and ``alarm`` run in the client's own thread: they must not call the
     client, and must be short. A result is acknowledged when ``result`` returns.
+
+    ``retry`` False: a first connection that can't be made is told at once, as a command wants it;
+    ``connect_s`` bounds the wait for the first session.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is an option by itself, given by name
         self,
         address: str | Address,
         name: str,
@@ -74,6 +78,8 @@ class BlockingClient:
         alarm: Callable[[str], None] | None = None,
         event: Callable[[dict[str, Any]], None] | None = None,
         clock: Clock | None = None,
+        retry: bool = True,
+        connect_s: float = CONNECT_SECONDS_MAX,
     ) -> None:
         self._address = parse_address(address) if isinstance(address, str) else address
         self._tls = tls
@@ -88,11 +94,14 @@ class BlockingClient:
         self._open = threading.Event()
         self._settled = threading.Event()
         """Set when the first session is open or refused for good."""
-        self._refusal: str | None = None
-        self._stopping = False
+        self._refusal: _LostError | None = None
+        """Why there is no session, when ``_settled`` and none will come."""
+        self._retry = retry
+        self._connect_s = connect_s
+        self._stopping = threading.Event()
         # A pair of sockets wakes the reading thread when there is something to send.
         self._waker, self._wakee = socket.socketpair()
-        self._wakee.setblocking(False)
+        self._wakee.settimeout(0)
         self._thread = threading.Thread(target=self._run, name="fep-client", daemon=True)
         self.welcome: dict[str, Any] = {}
 
@@ -100,17 +109,20 @@ class BlockingClient:
         """Connect; returns when the session is open.
 
         Raises:
-            DisconnectedError: no daemon within ``CONNECT_SECONDS_MAX``.
+            DisconnectedError: no session within ``connect_s``, or not at once without ``retry``;
+                its cause is then the ``OSError``, if it was one.
             CallError: the daemon refused the session.
         """
         self._thread.start()
-        if not self._settled.wait(CONNECT_SECONDS_MAX):
+        if not self._settled.wait(self._connect_s):
             self.close()
-            msg = f"no session with {self._address} within {CONNECT_SECONDS_MAX:g} s"
+            msg = f"no session with {self._address} within {self._connect_s:g} s"
             raise DisconnectedError(msg)
         if self._refusal is not None:
             self.close()
-            raise CallError("NOT_PERMITTED", self._refusal)
+            if self._refusal.permanent:
+                raise CallError("NOT_PERMITTED", str(self._refusal))
+            raise DisconnectedError(str(self._refusal)) from self._refusal.__cause__
         return self
 
     def __exit__(
@@ -123,7 +135,7 @@ class BlockingClient:
 
     def close(self) -> None:
         """End the connection and the thread."""
-        self._stopping = True
+        self._stopping.set()
         self._wake()
         self._thread.join(JOIN_SECONDS_MAX)
         self._waker.close()
@@ -201,20 +213,20 @@ class BlockingClient:
 
     def _run(self) -> None:
         wait = BACKOFF_FIRST_S
-        while not self._stopping:
+        while not self._stopping.is_set():
             try:
                 self._live()
             except _LostError as lost:
                 if self._settled.is_set() and self._open.is_set():
                     wait = BACKOFF_FIRST_S
                 self._end_session()
-                if lost.permanent:
-                    self._refusal = str(lost)
+                if lost.permanent or not (self._retry or self._settled.is_set()):
+                    self._refusal = lost
                     self._settled.set()
                     return
-                if self._alarm is not None and not self._stopping:
+                if self._alarm is not None and not self._stopping.is_set():
                     self._alarm(str(lost))
-            select.select([self._wakee] if self._stopping else [], [], [], wait)
+            self._stopping.wait(wait)
             wait = min(wait * 2, BACKOFF_MAX_S)
         self._end_session()
 
@@ -231,7 +243,7 @@ class BlockingClient:
             with self._lock:
                 self._out = self._conversation.connected()
             heard = beaten = time.monotonic()
-            while not self._stopping:
+            while not self._stopping.is_set():
                 interval = self._conversation.heartbeat_s
                 with self._lock:
                     writable = [sock] if self._out else []
@@ -257,19 +269,22 @@ class BlockingClient:
 
     def _connect(self) -> socket.socket:
         address = self._address
+        sock: socket.socket | None = None
         try:
             if address.kind == "unix":
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                sock.settimeout(CONNECT_SECONDS_MAX)
+                sock.settimeout(self._connect_s)
                 sock.connect(address.path)
             else:
                 where = (address.host, address.port)
-                sock = socket.create_connection(where, timeout=CONNECT_SECONDS_MAX)
+                sock = socket.create_connection(where, timeout=self._connect_s)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if address.kind == "tls":
                     context = self._tls or ssl.create_default_context()
                     sock = context.wrap_socket(sock, server_hostname=address.host)
         except OSError as error:
+            if sock is not None:
+                sock.close()
             msg = f"can't connect to {address}: {error}"
             raise _LostError(msg) from error
         return sock
@@ -305,23 +320,28 @@ class BlockingClient:
             if any(isinstance(happening, Opened) for happening in happenings):
                 self._open.set()
         for happening in happenings:
-            match happening:
-                case Answered():
-                    _settle(happening)
-                case Opened(welcome=welcome):
-                    self.welcome = welcome
-                    self._settled.set()
-                case Broken(reason=reason, permanent=permanent):
-                    raise _LostError(reason, permanent=permanent)
-                case FetchAsked():
-                    self._answer_fetch(happening)
-                case ResultTold():
-                    if self._result is not None:
-                        self._result(happening.result)
-                        self._queue(self._conversation.reply(happening.id, {}))
-                case EventTold(record=record):
-                    if self._event is not None:
-                        self._event(record)
+            self._act(happening)
+
+    def _act(self, happening: Happening) -> None:
+        match happening:
+            case Answered():
+                _settle(happening)
+            case Opened(welcome=welcome):
+                self.welcome = welcome
+                self._settled.set()
+            case Broken(reason=reason, permanent=permanent):
+                raise _LostError(reason, permanent=permanent)
+            case FetchAsked():
+                self._answer_fetch(happening)
+            case ResultTold():
+                if self._result is not None:
+                    self._result(happening.result)
+                    self._queue(self._conversation.reply(happening.id, {}))
+            case EventTold(record=record):
+                if self._event is not None:
+                    self._event(record)
+            case _:
+                assert_never(happening)
 
     def _answer_fetch(self, asked: FetchAsked) -> None:
         body = None if self._fetch is None else self._fetch(asked.task_id, asked.attempt)
