@@ -1,0 +1,656 @@
+"""``fepctl``: the operators' command, a thin table of commands over the control protocol.
+
+Every command is one call, its answer as a table or, with ``--json``, as one JSON line. Exit status:
+0 done, 1 refused or not done, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Final
+
+import attrs
+import msgspec
+
+from fep.client import Address, BlockingClient, CallError, DisconnectedError, parse_address
+from fep.control import show
+from fep.domain.errors import FepError
+from fep.tasks.state import FINAL, State
+
+ADDRESS_DEFAULT: Final = "unix:/run/fep-control.sock"
+ANSWER_SECONDS: Final = 30.0
+PLAN_SECONDS: Final = 150.0
+"""A plan asks every balance; the daemon itself gives up after two minutes."""
+CONNECT_SECONDS_MAX: Final = 10.0
+POLL_FIRST_SECONDS, POLL_SECONDS_MAX = 0.1, 2.0
+LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX = 50, 500
+INTERRUPTED: Final = 130
+BROKEN_PIPE: Final = 141
+
+Value = dict[str, Any]
+
+
+class NotDoneError(FepError):
+    """The daemon answered, and what was asked for is not at its end."""
+
+    code = "NOT_DONE"
+
+
+class LocalFileError(FepError):
+    """A file that this command was given can't be used."""
+
+    code = "BAD_FILE"
+
+
+@attrs.frozen
+class Desk:
+    """One run of fepctl: what was given, and the connection."""
+
+    given: argparse.Namespace
+    client: BlockingClient
+    told: SimpleQueue[Value | str]
+    """Events that are followed; a text is the end of the connection."""
+
+    def ask(self, method: str, params: Value, wait_s: float) -> Value:
+        """Call a method that may take longer than others."""
+        answer: Value = self.client.call(method, params, deadline_s=self.given.timeout or wait_s)
+        return answer
+
+    def call(self, method: str, /, **params: object) -> Value:
+        """Call a method; parameters that are None stay out."""
+        sent = {name: value for name, value in params.items() if value is not None}
+        return self.ask(method, sent, ANSWER_SECONDS)
+
+    def answer(self, value: Value, draw: Callable[[Value], None]) -> int:
+        """Print a result for a person, or as a line for a program; returns the exit status."""
+        if self.given.json:
+            print(_json(value))
+        else:
+            draw(value)
+        return 0
+
+    def say(self, value: Value, words: str) -> int:
+        """Print a result that one line of words tells."""
+        return self.answer(value, lambda _value: show.line(words))
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+# -- the daemon -------------------------------------------------------------------------------
+
+
+def _status(desk: Desk) -> int:
+    return desk.answer(desk.call("status"), show.status)
+
+
+def _ready(desk: Desk) -> int:
+    value = desk.call("status")
+    waiting = [
+        f"{part} {name} is {state}"
+        for part, members, good in (
+            ("link", "links", ("ready",)),
+            ("slot", "slots", ("ready", "busy")),
+        )
+        for name, state in value[members].items()
+        if state not in good
+    ]
+    words = f"not ready 未就绪: {'; '.join(waiting)}" if waiting else "ready 就绪"
+    desk.say({"ready": not waiting, "not_ready": waiting}, words)
+    return int(bool(waiting))
+
+
+def _slots(desk: Desk) -> int:
+    return desk.answer(desk.call("slot.list"), show.slots)
+
+
+def _unlock(desk: Desk) -> int:
+    slot = desk.given.slot
+    if sys.stdin.isatty():
+        import getpass  # noqa: PLC0415
+
+        pin = getpass.getpass(f"PIN of {slot}: ")
+    else:
+        pin = sys.stdin.readline().rstrip("\r\n")
+    value = desk.call("slot.unlock", slot=slot, pin=pin)
+    return desk.answer(value, lambda one: show.slots({"slots": [one]}))
+
+
+def _links(desk: Desk) -> int:
+    return desk.answer(desk.call("link.list"), show.links)
+
+
+def _drain(desk: Desk) -> int:
+    bank = desk.given.bank
+    return desk.say(desk.call("link.drain", bank=bank), f"{bank}: drained, sends nothing 已暂停")
+
+
+def _resume(desk: Desk) -> int:
+    bank = desk.given.bank
+    return desk.say(desk.call("link.resume", bank=bank), f"{bank}: resumed 已恢复")
+
+
+def _alarms(desk: Desk) -> int:
+    value = desk.call("alarm.list", all=desk.given.all, limit=LIST_LIMIT_MAX)
+    return desk.answer(value, show.alarms)
+
+
+def _ack(desk: Desk) -> int:
+    value = desk.call("alarm.acknowledge", alarm_id=desk.given.alarm_id)
+    return desk.answer(value, lambda one: show.alarms({"alarms": [one]}))
+
+
+def _config_show(desk: Desk) -> int:
+    return desk.answer(desk.call("config.show"), show.configuration)
+
+
+def _config_check(desk: Desk) -> int:
+    value = desk.call("config.check")
+    desk.say(value, "\n".join(value["faults"]) or "no faults 没有错误")
+    return int(bool(value["faults"]))
+
+
+def _config_apply(desk: Desk) -> int:
+    return desk.answer(desk.call("config.apply"), show.changes)
+
+
+def _call(desk: Desk) -> int:
+    print(_json(desk.ask(desk.given.method, desk.given.params, PLAN_SECONDS)))
+    return 0
+
+
+def _events(desk: Desk) -> int:
+    desk.call("events.follow", prefix=desk.given.prefix)
+    try:
+        while not isinstance(record := desk.told.get(), str):
+            desk.answer(record, show.event)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 0
+    raise DisconnectedError(record)
+
+
+# -- tasks ------------------------------------------------------------------------------------
+
+
+def _tasks(desk: Desk) -> int:
+    given = desk.given
+    limit = given.limit or (LIST_LIMIT_MAX if given.all else LIST_LIMIT_DEFAULT)
+    found: list[Value] = []
+    cursor = None
+    while True:
+        page = desk.call(
+            "task.list", state=given.state, bank=given.bank, limit=limit, cursor=cursor
+        )
+        found += page["tasks"]
+        cursor = page.get("cursor")
+        if cursor is None or not given.all:
+            return desk.answer(page | {"tasks": found}, show.tasks)
+
+
+def _task(desk: Desk) -> int:
+    return desk.answer(desk.call("task.get", task_id=desk.given.task_id), show.task)
+
+
+def _why(desk: Desk) -> int:
+    return desk.answer(desk.call("task.why", task_id=desk.given.task_id), show.why)
+
+
+def _submit(desk: Desk) -> int:
+    given = desk.given
+    value = desk.client.submit(
+        given.task_id,
+        given.bank,
+        given.kind,
+        {"kind": given.kind, "params": given.params},
+        priority=given.priority,
+        expires_s=given.expires,
+        deadline_s=given.timeout or ANSWER_SECONDS,
+    )
+    if given.wait:
+        return _await_end(desk)
+    known = "was known before 已存在" if value["known"] else "is queued 已入队"
+    return desk.say(value, f"{given.task_id} {known}: {value['state']}")
+
+
+def _await_end(desk: Desk) -> int:
+    value: Value = {}
+    for _ in _polls(desk, f"task {desk.given.task_id}"):
+        value = desk.call("task.get", task_id=desk.given.task_id)
+        if value["state"] in FINAL:
+            break
+    desk.answer(value, show.task)
+    return int(value["state"] != State.SUCCEEDED)
+
+
+def _cancel(desk: Desk) -> int:
+    task_id = desk.given.task_id
+    value = desk.call("task.cancel", task_id=task_id)
+    return desk.say(value, f"{task_id} is {value['state']}: nothing was sent 已取消")
+
+
+def _resolve(desk: Desk) -> int:
+    given = desk.given
+    value = desk.call(
+        "task.resolve", task_id=given.task_id, outcome=given.outcome, evidence=given.evidence
+    )
+    words = f"proposed 已提议 {given.outcome}; another person runs: fepctl confirm {given.task_id}"
+    return desk.say(value, words)
+
+
+def _confirm(desk: Desk) -> int:
+    value = desk.call("task.confirm", task_id=desk.given.task_id)
+    return desk.say(value, f"{value['task_id']} is {value['state']} 已确认")
+
+
+# -- pools ------------------------------------------------------------------------------------
+
+
+def _pool_list(desk: Desk) -> int:
+    return desk.answer(desk.call("pool.list"), show.pools)
+
+
+def _pool_plan(desk: Desk) -> int:
+    with show.progress("asking balances 查询余额"):
+        value = desk.ask("pool.plan", {"pool": desk.given.pool}, PLAN_SECONDS)
+    return _round_answer(desk, value)
+
+
+def _pool_run(desk: Desk) -> int:
+    value = desk.call("pool.run", pool=desk.given.pool)
+    round_id = value["round_id"]
+    if desk.given.no_wait:
+        return desk.say(value, f"{show.round_line(value)}; see: fepctl pool round {round_id}")
+    with show.progress(show.round_line(value)) as tell:
+        for _ in _polls(desk, f"round {round_id}"):
+            try:
+                value = desk.call("pool.round", round_id=round_id)
+            except DisconnectedError:
+                # The round goes on over a restart of the daemon, and so does the client.
+                value = desk.call("pool.round", round_id=round_id)
+            tell(show.round_line(value))
+            if value["state"] == "finished":
+                break
+    return _round_answer(desk, value)
+
+
+def _pool_round(desk: Desk) -> int:
+    return _round_answer(desk, desk.call("pool.round", round_id=desk.given.round_id))
+
+
+def _round_answer(desk: Desk, value: Value) -> int:
+    """Print a round; status 1 when it did not do for every account what the plan says."""
+    desk.answer(value, show.round_)
+    return int(bool(value["states"].keys() & {"failed", "returned"}))
+
+
+def _polls(desk: Desk, what: str) -> Iterator[None]:
+    """Yield at growing intervals.
+
+    Raises:
+        NotDoneError: ``--timeout`` has passed.
+    """
+    started, pause = time.monotonic(), POLL_FIRST_SECONDS
+    limit = desk.given.timeout
+    while True:
+        yield
+        if limit is not None and time.monotonic() - started > limit:
+            msg = f"{what} is not at its end after {limit:g} s; it goes on in the daemon"
+            raise NotDoneError(msg)
+        time.sleep(pause)
+        pause = min(pause * 1.5, POLL_SECONDS_MAX)
+
+
+# -- arguments --------------------------------------------------------------------------------
+
+Argument = tuple[tuple[str, ...], Mapping[str, Any]]
+
+
+def _arg(*names: str, **options: Any) -> Argument:  # noqa: ANN401 - as add_argument takes them
+    return names, options
+
+
+def _address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not (math.isfinite(value) and value > 0):
+        msg = f"{text!r} is not a number of seconds above 0"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def _limit(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= LIST_LIMIT_MAX:
+        msg = f"{text!r} is not a number from 1 to {LIST_LIMIT_MAX}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _json_object(text: str) -> Value:
+    data = sys.stdin.buffer.read() if text == "-" else text.encode()
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        msg = f"not JSON: {error}"
+        raise argparse.ArgumentTypeError(msg) from error
+    if not isinstance(value, dict):
+        msg = "not a JSON object {...}"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+_TASK: Final = _arg("task_id", metavar="ID", help="the task's id")
+_POOL: Final = _arg("pool", metavar="POOL", help="the pool's name")
+_BANK: Final = _arg("bank", metavar="BANK", help="the bank's name")
+_JSON_HELP: Final = "a JSON object, or - to read it from standard input"
+
+
+@attrs.frozen
+class Command:
+    """One row: what runs it, one line of help, its arguments."""
+
+    run: Callable[[Desk], int]
+    help: str
+    arguments: Sequence[Argument] = ()
+
+
+COMMANDS: Final[dict[str, Command]] = {
+    "status": Command(_status, "the daemon at a glance 概览"),
+    "ready": Command(_ready, "exit 0 when all links and slots are ready, else 1 and why 就绪检查"),
+    "slots": Command(_slots, "USB-Key slots 卡槽"),
+    "unlock": Command(
+        _unlock,
+        "give a slot its PIN, asked for or from standard input 解锁",
+        [_arg("slot", metavar="SLOT", help="the slot's name")],
+    ),
+    "links": Command(_links, "bank connections 银行连接"),
+    "drain": Command(_drain, "send nothing more to a bank 暂停银行", [_BANK]),
+    "resume": Command(_resume, "send to a bank again 恢复银行", [_BANK]),
+    "alarms": Command(
+        _alarms,
+        "active alarms 告警",
+        [_arg("--all", action="store_true", help="cleared ones too")],
+    ),
+    "ack": Command(
+        _ack,
+        "say that you act on an alarm 确认告警",
+        [_arg("alarm_id", metavar="ALARM_ID", help="the alarm's id")],
+    ),
+    "tasks": Command(
+        _tasks,
+        "tasks, newest first 任务",
+        [
+            _arg("--state", choices=[state.value for state in State], metavar="STATE"),
+            _arg("--bank", metavar="BANK"),
+            _arg("--limit", type=_limit, metavar="NUMBER", help="of a page, at most 500"),
+            _arg("--all", action="store_true", help="every page"),
+        ],
+    ),
+    "task": Command(_task, "one task 单个任务", [_TASK]),
+    "why": Command(_why, "a task and all that happened to it 因果链", [_TASK]),
+    "submit": Command(
+        _submit,
+        "put a task into the queue; the same id again is the same task 提交任务",
+        [
+            _TASK,
+            _BANK,
+            _arg("kind", metavar="KIND", help="balance, transfer, statement, …"),
+            _arg("params", metavar="JSON", type=_json_object, help=f"its params: {_JSON_HELP}"),
+            _arg("--priority", type=int, metavar="0..9"),
+            _arg("--expires", type=_seconds, metavar="SECONDS", help="if not sent by then"),
+            _arg("--wait", action="store_true", help="until its end; exit 1 unless succeeded"),
+        ],
+    ),
+    "cancel": Command(_cancel, "cancel a task of which no byte has left 取消任务", [_TASK]),
+    "resolve": Command(
+        _resolve,
+        "propose the end of an unknown or accepted payment 人工定案",
+        [
+            _TASK,
+            _arg("outcome", choices=["succeeded", "rejected"], help="what the bank did"),
+            _arg("--evidence", required=True, metavar="TEXT", help="where it was seen 依据"),
+        ],
+    ),
+    "confirm": Command(_confirm, "confirm another person's proposal 复核定案", [_TASK]),
+    "pool list": Command(_pool_list, "pools and their last rounds"),
+    "pool plan": Command(_pool_plan, "what a round would do now; moves nothing 试算", [_POOL]),
+    "pool run": Command(
+        _pool_run,
+        "start a round and wait for its end; exit 1 if an account failed 执行归集",
+        [_POOL, _arg("--no-wait", action="store_true", help="return when it is started")],
+    ),
+    "pool round": Command(
+        _pool_round,
+        "one round and its accounts",
+        [_arg("round_id", metavar="ROUND_ID", help="the round's id")],
+    ),
+    "config show": Command(_config_show, "the configuration in force"),
+    "config check": Command(_config_check, "faults of the file on disk; exit 1 if there are any"),
+    "config apply": Command(_config_apply, "take the file on disk into force"),
+    "events": Command(
+        _events,
+        "follow the log until Ctrl-C 跟踪事件",
+        [_arg("prefix", nargs="?", default="", metavar="PREFIX", help="such as task. or link.")],
+    ),
+    "call": Command(
+        _call,
+        "call any method of the protocol; prints the result as one JSON line",
+        [
+            _arg("method", metavar="METHOD", help="such as task.get"),
+            _arg(
+                "params", nargs="?", default={}, metavar="JSON", type=_json_object, help=_JSON_HELP
+            ),
+        ],
+    ),
+}
+
+GROUPS: Final = {"pool": "fund pooling 资金归集", "config": "the configuration 配置"}
+
+GLOBALS: Final[dict[str, Argument]] = {
+    "address": _arg(
+        "--address",
+        type=_address,
+        help=f"unix:PATH, tcp:HOST:PORT or tls:HOST:PORT; else FEP_ADDRESS, else {ADDRESS_DEFAULT}",
+    ),
+    "client": _arg("--client", metavar="NAME", help="open the session as; else fepctl-USER"),
+    "token_file": _arg("--token-file", type=Path, metavar="FILE", help="for tcp: on loopback"),
+    "tls_certificate": _arg("--tls-certificate", type=Path, metavar="FILE", help="ours, PEM"),
+    "tls_key": _arg("--tls-key", type=Path, metavar="FILE", help="ours, PEM"),
+    "tls_ca": _arg("--tls-ca", type=Path, metavar="FILE", help="who signed the daemon's, PEM"),
+    "json": _arg("--json", action="store_true", help="one JSON line for programs"),
+    "timeout": _arg(
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help=f"for an answer (else {ANSWER_SECONDS:g}), or for an end waited for (else no limit)",
+    ),
+}
+"""Taken before and after the command."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    options = common.add_argument_group("connection and output")
+    for names, settings in GLOBALS.values():
+        options.add_argument(*names, **settings)
+    parser = argparse.ArgumentParser(
+        prog="fepctl",
+        description="Operate a running fep, the enterprise bank front-end processor.",
+        epilog="Exit status: 0 done, 1 refused or not done, 2 wrong usage.",
+        parents=[common],
+        allow_abbrev=False,
+    )
+    top = parser.add_subparsers(title="commands", metavar="COMMAND")
+    groups = {
+        name: top.add_parser(name, help=words, description=words).add_subparsers(
+            title="commands", metavar="COMMAND", required=True
+        )
+        for name, words in GROUPS.items()
+    }
+    for name, command in COMMANDS.items():
+        group, _, word = name.rpartition(" ")
+        one = (groups[group] if group else top).add_parser(
+            word, help=command.help, description=command.help, parents=[common], allow_abbrev=False
+        )
+        for names, settings in command.arguments:
+            one.add_argument(*names, **settings)
+        one.set_defaults(run=command.run)
+    return parser
+
+
+# -- one run ----------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 not, 2 wrong usage, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that can't show Chinese gets escapes, not a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        given = _parse(sys.argv[1:] if arguments is None else arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+    if given is None:
+        return 0
+    try:
+        status = _run(given)
+        sys.stdout.flush()
+    except (CallError, DisconnectedError, NotDoneError, LocalFileError) as error:
+        return _fail(given, error.code, _explained(error, given.address))
+    except KeyboardInterrupt:
+        _fail(given, "INTERRUPTED", "Ctrl-C; what the daemon has begun goes on")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Who read us has seen enough; the interpreter must not flush into the pipe once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return status
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace | None:
+    """Return what was given, None when that is nothing and the help was printed.
+
+    Raises:
+        SystemExit: wrong usage (2), or help was asked for (0).
+    """
+    parser = _parser()
+    try:
+        " ".join(words).encode()
+    except UnicodeEncodeError:
+        parser.error("the arguments are not UTF-8")
+    defaults = dict.fromkeys(GLOBALS) | {"json": False, "run": None}
+    given = argparse.Namespace(**defaults | vars(parser.parse_args(words)))
+    if given.run is None:
+        parser.print_help()
+        return None
+    if given.address is None:
+        try:
+            given.address = _address(os.environ.get("FEP_ADDRESS") or ADDRESS_DEFAULT)
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"FEP_ADDRESS: {error}")
+    tls = [file is not None for file in (given.tls_certificate, given.tls_key, given.tls_ca)]
+    if given.address.kind == "tls" and not all(tls):
+        parser.error("a tls: address needs --tls-certificate, --tls-key and --tls-ca")
+    if given.address.kind != "tls" and any(tls):
+        parser.error("--tls-… is for an address tls:HOST:PORT")
+    return given
+
+
+def _run(given: argparse.Namespace) -> int:
+    told: SimpleQueue[Value | str] = SimpleQueue()
+    client = BlockingClient(
+        given.address,
+        given.client or _own_name(),
+        token=_token(given.token_file),
+        tls=_tls(given),
+        # Results of tasks submitted here are read by id, so ours count as told. A name that was
+        # given may be a finance system's, which must get its results itself.
+        result=None if given.client else lambda _result: None,
+        alarm=told.put,
+        event=told.put,
+        retry=False,
+        connect_s=min(given.timeout or CONNECT_SECONDS_MAX, CONNECT_SECONDS_MAX),
+    )
+    with client:
+        run: Callable[[Desk], int] = given.run
+        return run(Desk(given, client, told))
+
+
+def _own_name() -> str:
+    """Return who we are to the daemon: the person behind sudo counts, for the two-person rule."""
+    import getpass  # noqa: PLC0415
+
+    try:
+        user = os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a uid without a name
+        user = str(os.getuid())
+    return "fepctl-" + re.sub(r"[^0-9A-Za-z._-]", "-", user)[:24]
+
+
+def _token(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"--token-file {file}: {error}"
+        raise LocalFileError(msg) from error
+
+
+def _tls(given: argparse.Namespace) -> Any:  # noqa: ANN401 - an SSL context, which only clients name
+    if given.address.kind != "tls":
+        return None
+    from fep.client.address import client_tls  # noqa: PLC0415
+
+    try:
+        return client_tls(given.tls_certificate, given.tls_key, given.tls_ca)
+    except OSError as error:  # ssl.SSLError is one
+        names = f"{given.tls_certificate}, {given.tls_key}, {given.tls_ca}"
+        msg = f"one of the TLS files {names}: {error}"
+        raise LocalFileError(msg) from error
+
+
+def _explained(error: FepError, address: Address) -> str:
+    """Return an error with what an operator does about it."""
+    match error, error.__cause__:
+        case DisconnectedError(), FileNotFoundError() | ConnectionRefusedError():
+            return f"no daemon answers at {address}; is fep running? systemctl status fep"
+        case DisconnectedError(), PermissionError() if address.kind == "unix":
+            return (
+                f"no permission to use {address.path}: only members of the socket's group "
+                "(fep-ops) may; ask for: usermod -aG fep-ops USER"
+            )
+        case _:
+            return str(error)
+
+
+def _fail(given: argparse.Namespace, code: str, message: str) -> int:
+    if given.json:
+        print(_json({"code": code, "message": message}), file=sys.stderr)
+    else:
+        print(show.clean(f"fepctl: {code}: {message}"), file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
