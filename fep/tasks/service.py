@@ -849,7 +849,7 @@ def _repeated(client: ClientName, one: Submission, earlier: store.Known) -> Answ
         and earlier.body_digest is not None
         and digest(body_bytes(one.kind, one.body)) != earlier.body_digest
     ):
-        return Refused("TASK_CONFLICT", "another body is recorded for this task_id; make a new id")
+        return Refused("TASK_CONFLICT", "another body is recorded for this task_id; take a new id")
     return Admitted(one.task_id, earlier.state, known=True)
 
 
