@@ -553,7 +553,9 @@ class Session:
         try:
             with scope:
                 async for event in events:
-                    if str(event.get("event", "")).startswith(prefix):
+                    name = str(event.get("event", ""))
+                    # How many were lost is told whatever is followed.
+                    if name.startswith(prefix) or name == "events.dropped":
                         line = jsonrpc.notification("event", event)
                         if len(line) <= jsonrpc.LINE_BYTES_MAX:
                             self._send(line)

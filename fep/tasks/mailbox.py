@@ -23,7 +23,10 @@ class ClientBox:
         self.window = window
         self.fetches: OrderedDict[TaskId, int] = OrderedDict()
         self.results: OrderedDict[TaskId, Delivery | None] = OrderedDict()
-        """None: owed since before this process, read from the store when its turn comes."""
+        """None: read from the store when its turn comes; it may be owed for long, with many others.
+        """
+        self.reading: dict[TaskId, None] = {}
+        """Read from the store for the newest connection at this moment."""
         self.asked: dict[TaskId, int] = {}
         self.told: dict[TaskId, Delivery] = {}
         self.connections: list[Mailbox] = []
@@ -41,7 +44,9 @@ class ClientBox:
     def tell(self, delivery: Delivery) -> None:
         """Put a result; a later one of the same task takes the place of an earlier one."""
         self.told.pop(delivery.task_id, None)
-        self.results[delivery.task_id] = delivery
+        self.reading.pop(delivery.task_id, None)
+        soon = len(self.results) < self.window
+        self.results[delivery.task_id] = delivery if soon else None
         self.wake()
 
     def forget_fetch(self, task_id: TaskId) -> None:
@@ -70,9 +75,14 @@ class Mailbox:
         box.connections.append(self)
         self._return_unanswered()
 
+    @property
+    def is_newest(self) -> bool:
+        """True while the client's messages are this connection's to tell."""
+        return bool(self.box.connections) and self.box.connections[-1] is self
+
     def close(self) -> None:
         """End this connection's part: what it did not answer is for the next one."""
-        newest = self.box.connections[-1] is self
+        newest = self.is_newest
         self.box.connections.remove(self)
         if newest:
             self._return_unanswered()
@@ -80,35 +90,53 @@ class Mailbox:
     def _return_unanswered(self) -> None:
         """Put back, in front and in order, what was sent and not answered."""
         box = self.box
+        for task_id in reversed(list(box.reading)):
+            box.results.setdefault(task_id, None)
+            box.results.move_to_end(task_id, last=False)
         for task_id in reversed(list(box.told)):
             box.results[task_id] = box.told[task_id]
             box.results.move_to_end(task_id, last=False)
         for task_id in reversed(list(box.asked)):
             box.fetches[task_id] = box.asked[task_id]
             box.fetches.move_to_end(task_id, last=False)
+        box.reading.clear()
         box.told.clear()
         box.asked.clear()
         box.wake()
 
     def draw(self) -> tuple[list[Message], list[TaskId]]:
-        """Take what may be sent now: messages, and ids whose result must be read first."""
+        """Take what may be sent now: messages, and ids whose result must be read first.
+
+        Give what was read to :meth:`read`.
+        """
         box = self.box
         messages: list[Message] = []
         unread: list[TaskId] = []
-        if not box.connections or box.connections[-1] is not self:
+        if not self.is_newest:
             return messages, unread
         while box.fetches and len(box.asked) < box.window:
             task_id, attempt = box.fetches.popitem(last=False)
             box.asked[task_id] = attempt
             messages.append(Fetch(task_id, attempt))
-        while box.results and len(box.told) + len(unread) < box.window:
+        while box.results and len(box.told) + len(box.reading) < box.window:
             task_id, delivery = box.results.popitem(last=False)
             if delivery is None:
+                box.reading[task_id] = None
                 unread.append(task_id)
             else:
                 box.told[task_id] = delivery
                 messages.append(delivery)
         return messages, unread
+
+    def read(self, found: Iterable[Delivery]) -> list[Delivery]:
+        """Return those that are this connection's to tell still: a newer one may have come."""
+        box = self.box
+        if not self.is_newest:
+            return []
+        mine = [one for one in found if one.task_id in box.reading]
+        box.told.update((one.task_id, one) for one in mine)
+        box.reading.clear()
+        return mine
 
     async def wait(self) -> None:
         """Wait until there may be something to draw."""

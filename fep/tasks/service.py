@@ -291,10 +291,8 @@ class TaskService:
         while True:
             messages, unread = mailbox.draw()
             if unread:
-                read: list[Delivery] = await self.store.read(partial(store.deliveries, ids=unread))
-                for delivery in read:
-                    mailbox.box.told[delivery.task_id] = delivery
-                messages.extend(read)
+                found: list[Delivery] = await self.store.read(partial(store.deliveries, ids=unread))
+                messages.extend(mailbox.read(found))
             if messages:
                 return messages
             await mailbox.wait()

@@ -297,13 +297,11 @@ class Rig:
             return connection.execute(sql, values).fetchall()
 
     @contextmanager
-    def disk_held(self) -> Iterator[None]:
-        """Keep the store from committing for a block (less than its busy time-out)."""
+    def store(self) -> Iterator[sqlite3.Connection]:
+        """Change the store on disk, behind the daemon's back."""
         path = self.daemon.config.state_dir / STORE_FILE
-        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            yield
-            connection.execute("ROLLBACK")
+        with closing(sqlite3.connect(path)) as connection, connection:
+            yield connection
 
     def alarms(self) -> set[tuple[str, str]]:
         """Return kind and subject of the alarms in force."""
