@@ -15,6 +15,7 @@ import os
 import pkgutil
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
@@ -341,6 +342,7 @@ def _named_codes(tree: ast.AST) -> Iterator[str]:
                 yield code.value
 
 
+@cache
 def every_code() -> set[str]:
     """Return every code of ours that a session can be answered with."""
     found = set(get_args(get_type_hints(Refused)["code"]))
