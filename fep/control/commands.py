@@ -139,7 +139,7 @@ class ListParams(msgspec.Struct, forbid_unknown_fields=True):
     state: State | None = None
     bank: str | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=LIST_LIMIT_MAX)] = LIST_LIMIT_DEFAULT
-    cursor: Annotated[str, msgspec.Meta(pattern="^[0-9]{1,18}$")] | None = None
+    cursor: Annotated[str, msgspec.Meta(pattern="^[0-9]{1,18}\\Z")] | None = None
 
 
 class ResolveParams(msgspec.Struct, forbid_unknown_fields=True):
