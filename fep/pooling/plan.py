@@ -36,15 +36,16 @@ class ItemState(StrEnum):
     ASKING = "asking"
     """获取: its balance is being asked for (first task ID)."""
     PLANNED = "planned"
-    """判断: the amount is fixed; a plan-only round ends here."""
+    """判断: the amount is fixed, its transfer waits in the queue; a plan-only round ends here."""
     SWEEPING = "sweeping"
-    """归集: its transfer is under way (second task ID)."""
+    """归集: its transfer was handed over by its id (second task ID)."""
     SWEPT = "swept"
     NOTHING = "nothing"
     FAILED = "failed"
     RETURNED = "returned"
 
 
+TO_SWEEP: Final = frozenset({ItemState.PLANNED, ItemState.SWEEPING})
 ENDED: Final = frozenset({ItemState.SWEPT, ItemState.NOTHING, ItemState.FAILED, ItemState.RETURNED})
 
 
@@ -177,6 +178,8 @@ def judge(item: Item, member: MemberConfig, available: Cny, under_way: Cny) -> W
         under_way: our own payments from this account that are not at their end.
     """
     working = sweep(available - under_way, member)
+    # As they are now: the configuration may have changed since the round began.
+    item.threshold, item.rule = member.threshold, member.rule.kind
     item.balance = available
     item.amount = working.amount
     item.working = f"judged {working.balance}, under way {under_way}, rule gives {working.raw}"

@@ -29,6 +29,8 @@ class Reason(StrEnum):
     NOTHING_BY_RULE = "NOTHING_BY_RULE"
     NO_UKEY = "NO_UKEY"
     BALANCE_UNAVAILABLE = "BALANCE_UNAVAILABLE"
+    NOT_CONFIGURED = "NOT_CONFIGURED"
+    """The account was taken out of the pool while the round ran."""
 
 
 @attrs.frozen

@@ -9,10 +9,11 @@ continues after a restart at any moment, and after a key was out for hours.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+import attrs
 import structlog
 import trio
 
@@ -26,21 +27,28 @@ from fep.domain.money import ZERO, Cny
 from fep.domain.order import Kind
 from fep.pooling import plan, store
 from fep.pooling.config import MemberConfig, PoolConfig
-from fep.pooling.plan import Item, ItemState, Round, RoundState
+from fep.pooling.plan import TO_SWEEP, Item, ItemState, Round, RoundState
 from fep.pooling.rules import Reason
 from fep.pooling.schedule import last_due, next_due, parse_schedule
-from fep.store.database import Store
+from fep.store.database import Store, StoreBusyError, StoreFullError
 from fep.tasks.service import TaskService
 from fep.tasks.state import State
-from fep.tasks.task import Admitted, Delivery, Fetch, Submission
+from fep.tasks.task import Admitted, Delivery, Fetch, Refused, Submission
 
 log = structlog.get_logger()
 
-CLIENT: Final = ClientName("fep:pooling")
+CLIENT: Final = ClientName("fep/pooling")
+"""No session can be opened under this name: a configured one has no slash (``parse_name``)."""
+REFUSED: Final[dict[str, Any]] = {"refused": "the account is not in a pool that moves it"}
+"""An answer that is not {kind, params} fails the task: nothing is sent."""
 PLAN_SECONDS_MAX: Final = 120.0
 MISSED_SECONDS_MAX: Final = 900.0
 """A round that fell into a stop of the daemon is caught up when it is at most this late."""
+KEYS_SECONDS_MAX: Final = 15.0
+"""At the start the schedule waits so long for the keys of all banks to be read."""
 SUBMIT_RETRY_SECONDS: Final = 2.0
+PASSING: Final = frozenset({"QUEUE_FULL", "STORE_FULL", "SHUTTING_DOWN"})
+"""Refusals that end by themselves; any other says that the task can't be."""
 SCHEDULE_LOOK_SECONDS: Final = 20.0
 
 
@@ -72,6 +80,13 @@ class PoolService:
         self._rounds: dict[str, Round] = {}
         self._by_task: dict[TaskId, tuple[Round, Item]] = {}
         self._over: dict[str, trio.Event] = {}
+        self._unstored: set[str] = set()
+        """Rounds whose insertion the disk has not answered yet."""
+        self._due: list[tuple[Round, list[Item]]] = []
+        """What the pusher looks at next; the ids of these items may be due."""
+        self._due_added = trio.Event()
+        self._paid_before: dict[TaskId, Cny] = {}
+        """By balance task: what our payments had taken from the account when it was asked for."""
         self.configure(pools, accounts)
 
     def configure(
@@ -80,6 +95,7 @@ class PoolService:
         """Take other pools into force; rounds under way keep the amounts they planned."""
         self._pools = {pool.name: pool for pool in pools}
         self._accounts = dict(accounts)
+        self._clear_alarms()
 
     @property
     def _store(self) -> Store:
@@ -89,14 +105,11 @@ class PoolService:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Continue what runs, answer the queue, start rounds when they are due."""
-        for one in await self._store.read(store.running):
-            self._keep(one)
-            log.info("pool.round_continued", round_id=one.round_id, pool=one.pool)
+        await self._load()
         mailbox = self._tasks.attach(CLIENT)
         try:
             async with trio.open_nursery() as nursery:
-                for one in list(self._rounds.values()):
-                    nursery.start_soon(self._push, one, one.items)
+                nursery.start_soon(self._push)
                 nursery.start_soon(self._keep_schedule)
                 task_status.started()
                 while True:
@@ -104,23 +117,60 @@ class PoolService:
         finally:
             self._tasks.detach(mailbox)
 
+    async def _load(self) -> None:
+        """Take the running rounds from the disk: after a defect, memory may be ahead of it."""
+        # A round whose insertion is being committed is known by that alone, and stays.
+        known = self._rounds.keys() - self._unstored
+        self._due.clear()
+        running = {one.round_id: one for one in await self._store.read(store.running)}
+        for round_id in known - running.keys():
+            self._drop(self._rounds[round_id])
+        for round_id, one in running.items():
+            if round_id in self._rounds and round_id not in known:
+                continue
+            self._keep(one)
+            self._push_later(one, one.items)
+            log.info("pool.round_continued", round_id=round_id, pool=one.pool)
+        self._clear_alarms()
+
+    def _clear_alarms(self) -> None:
+        """End the alarms of pools that are not configured any more."""
+        for alarm in self._alarms.active():
+            if alarm.kind is AlarmKind.POOL_BLOCKED and alarm.subject not in self._pools:
+                self._alarms.clear(AlarmKind.POOL_BLOCKED, alarm.subject)
+
     async def _keep_schedule(self) -> None:
         """Start each pool's rounds at its times; a key of the planned time makes each run once."""
-        looked_until = self._clock.now() - dt.timedelta(seconds=MISSED_SECONDS_MAX)
+        missed = dt.timedelta(seconds=MISSED_SECONDS_MAX)
+        looked_until = self._clock.now() - missed
+        # A round caught up at the start must not find the keys still being read, and go without.
+        with trio.move_on_after(KEYS_SECONDS_MAX):
+            for bank in {
+                bank for pool in self._pools.values() for bank in self._banks(pool).values()
+            }:
+                if (lane := self._tasks.lanes.get(bank)) is not None:
+                    await lane.parts.slot.wait_open()
         while True:
             now = self._clock.now()
+            # The clock may have been set, or the machine have slept, over many due moments.
+            since = max(looked_until, now - missed)
+            stored = True
             for pool in list(self._pools.values()):
                 due = last_due(parse_schedule(pool.schedule), now)
-                if due is not None and due > looked_until:
-                    await self._start_due(pool, due)
-            looked_until = now
+                if due is not None and due > since:
+                    stored &= await self._start_due(pool, due)
+            if stored:
+                looked_until = now
             await trio.sleep(SCHEDULE_LOOK_SECONDS)
 
-    async def _start_due(self, pool: PoolConfig, due: dt.datetime) -> None:
+    async def _start_due(self, pool: PoolConfig, due: dt.datetime) -> bool:
+        """Start a round; False when the disk did not take it and it is to be tried again."""
         try:
             await self._start(pool, f"{pool.name}@{due.isoformat()}", f"schedule {due:%H:%M}")
-        except PoolRefusedError as error:
+        except (PoolRefusedError, StoreFullError, StoreBusyError) as error:
             log.warning("pool.round_not_started", pool=pool.name, reason=str(error))
+            return isinstance(error, PoolRefusedError)
+        return True
 
     # -- acts ---------------------------------------------------------------------------------
 
@@ -149,7 +199,7 @@ class PoolService:
         """Ask all balances and return what a round would do now; nothing is moved.
 
         Raises:
-            PoolRefusedError: NOT_FOUND.
+            PoolRefusedError: NOT_FOUND; BAD_STATE when another began in the same millisecond.
         """
         pool = self._pool(pool_name)
         now = self._clock.now()
@@ -157,7 +207,7 @@ class PoolService:
         if (over := self._over.get(one.round_id)) is not None:
             with trio.move_on_after(PLAN_SECONDS_MAX):
                 await over.wait()
-        return one.value()
+        return await self.round(one.round_id)
 
     async def start_round(self, pool_name: str, who: str) -> dict[str, Any]:
         """Start a round now and return it; ask :meth:`round` how it goes.
@@ -167,6 +217,11 @@ class PoolService:
                 KEY_UNAVAILABLE when no bank of the pool has its key.
         """
         pool = self._pool(pool_name)
+        self._check_idle(pool)
+        banks = frozenset(self._banks(pool).values())
+        if banks and self._check_keys(pool, banks) == banks:
+            msg = f"no bank of pool {pool.name} has its key; insert the keys, then start the round"
+            raise PoolRefusedError("KEY_UNAVAILABLE", msg)
         now = self._clock.now()
         one = await self._start(pool, f"{pool.name}@{to_text(now)}", f"by hand: {who}")
         return one.value()
@@ -193,34 +248,72 @@ class PoolService:
 
     # -- one round ----------------------------------------------------------------------------
 
+    def _check_idle(self, pool: PoolConfig) -> None:
+        for other in self._rounds.values():
+            if other.pool == pool.name and not other.plan_only:
+                msg = f"round {other.round_id} of pool {pool.name} is still running"
+                raise PoolRefusedError("BAD_STATE", msg)
+
+    def _banks(self, pool: PoolConfig) -> dict[AccountNumber, BankName]:
+        return {member.account: self._accounts[member.account].bank for member in pool.members}
+
     async def _start(
         self, pool: PoolConfig, key: str, note: str, *, plan_only: bool = False
     ) -> Round:
+        """Store a new round and hand over its first ids.
+
+        Raises:
+            PoolRefusedError: BAD_STATE; nothing was changed.
+            StoreFullError, StoreBusyError: nothing was changed.
+        """
         if not plan_only:
-            for other in self._rounds.values():
-                if other.pool == pool.name and not other.plan_only:
-                    msg = f"round {other.round_id} of pool {pool.name} is still running"
-                    raise PoolRefusedError("BAD_STATE", msg)
-        banks = {member.account: self._accounts[member.account].bank for member in pool.members}
+            self._check_idle(pool)
+        banks = self._banks(pool)
         keyless = self._check_keys(pool, frozenset(banks.values()))
         one = plan.new_round(
             pool, banks, keyless, key, self._clock.now(), plan_only=plan_only, note=note
         )
+        if one.round_id in self._rounds:
+            msg = f"round {one.round_id} began at this very moment; try again"
+            raise PoolRefusedError("BAD_STATE", msg)
         # Known in memory before the first await, so that no second round slips in beside it.
         self._keep(one)
-        if not await self._store.write(lambda c: store.insert(c, one)):
-            self._drop(one)
+        self._unstored.add(one.round_id)
+        finished = trio.Event()
+        ends: list[tuple[Any, Exception | None]] = []
+
+        def committed(fresh: Any, error: Exception | None) -> None:  # noqa: ANN401
+            # Here, not after the wait: who ordered it may hang up, and the round is on disk still.
+            self._unstored.discard(one.round_id)
+            if fresh and error is None:
+                self._begun(one)
+            else:
+                self._drop(one)
+            ends.append((fresh, error))
+            finished.set()
+
+        try:
+            self._store.submit(lambda c: store.insert(c, one), committed)
+        except FepError as error:
+            committed(None, error)
+        await finished.wait()
+        fresh, failed = ends[0]
+        if failed is not None:
+            raise failed
+        if not fresh:
             raise PoolRefusedError("BAD_STATE", f"the round {key} has run already")
+        return one
+
+    def _begun(self, one: Round) -> None:
         log.info(
             "pool.round_started",
-            pool=pool.name,
+            pool=one.pool,
             round_id=one.round_id,
             accounts=len(one.items),
-            plan_only=plan_only,
-            note=note,
+            plan_only=one.plan_only,
+            note=one.note,
         )
-        await self._push(one, one.items)
-        return one
+        self._push_later(one, one.items)
 
     def _check_keys(self, pool: PoolConfig, banks: frozenset[BankName]) -> frozenset[BankName]:
         """Return the banks whose UKey is not in, and raise or clear the alarm (FEP-27, FEP-28)."""
@@ -239,67 +332,102 @@ class PoolService:
             self._alarms.clear(AlarmKind.POOL_BLOCKED, pool.name)
         return keyless
 
-    async def _push(self, one: Round, items: Sequence[Item]) -> None:
-        """Hand the queue every id of these items that is due; the same id is the same task."""
+    def _push_later(self, one: Round, items: Sequence[Item]) -> None:
+        """Let the ids of these items that are due be handed over, and the round end if it is over.
+
+        Not by who noticed: a queue that is full of our own ids takes new ones only when its
+        questions for their bodies are answered.
+        """
+        self._due.append((one, list(items)))
+        self._due_added.set()
+
+    async def _push(self) -> None:
+        while True:
+            await self._due_added.wait()
+            self._due_added = trio.Event()
+            due, self._due = self._due, []
+            if again := await self._hand_over(due):
+                await trio.sleep(SUBMIT_RETRY_SECONDS)
+                for one, item in again:
+                    self._push_later(one, [item])
+
+    async def _hand_over(self, due: list[tuple[Round, list[Item]]]) -> list[tuple[Round, Item]]:
+        """Hand the queue every id that is due; return the items whose id it can't take now.
+
+        The same id is the same task, so it does no harm to hand one over again.
+        """
         wanted = [
-            Submission(item.balance_task, item.bank, Kind.BALANCE)
+            (one, item, submission)
+            for one, items in due
             for item in items
-            if item.state is ItemState.ASKING
+            if (submission := _submission(one, item)) is not None
         ]
-        wanted += [
-            Submission(item.sweep_task, item.bank, Kind.TRANSFER)
-            for item in items
-            if self._to_sweep(one, item)
-        ]
-        while wanted and not await self._submit(wanted):
-            await trio.sleep(SUBMIT_RETRY_SECONDS)
-        await self._end_if_over(one)
+        answers = await self._submit([submission for _, _, submission in wanted])
+        again: list[tuple[Round, Item]] = []
+        for (one, item, _), answer in zip(wanted, answers, strict=True):
+            if isinstance(answer, Admitted):
+                continue
+            if answer.code in PASSING:
+                again.append((one, item))
+                continue
+            # There is no such task and never will be: a bank that is gone, or can't transfer.
+            item.state, item.reason = ItemState.FAILED, f"{answer.code} {answer.message}"
+            await self._write(partial(store.update, round_id=one.round_id, items=[item]))
+            _log_not_swept(one, item)
+        for one, _ in due:
+            await self._end_if_over(one)
+        return again
 
-    @staticmethod
-    def _to_sweep(one: Round, item: Item) -> bool:
-        return not one.plan_only and item.state in (ItemState.PLANNED, ItemState.SWEEPING)
-
-    async def _submit(self, wanted: list[Submission]) -> bool:
-        """Submit ids and wait for the disk; say whether all were taken."""
+    async def _submit(self, wanted: list[Submission]) -> list[Admitted | Refused]:
+        """Submit ids and wait for the disk; return the answers in order."""
         finished = trio.Event()
-        answers: list[Any] = []
+        answers: list[Admitted | Refused] = []
 
-        def done(given: list[Any]) -> None:
+        def done(given: list[Admitted | Refused]) -> None:
             answers.extend(given)
             finished.set()
 
-        self._tasks.submit(CLIENT, wanted, done)
-        await finished.wait()
-        refused = [one for one in answers if not isinstance(one, Admitted)]
+        if wanted:
+            self._tasks.submit(CLIENT, wanted, done)
+            await finished.wait()
+        refused = [one for one in answers if isinstance(one, Refused)]
         if refused:
             log.warning("pool.submit_refused", count=len(refused), reason=refused[0].message)
-        return not refused
+        return answers
+
+    async def _write(self, work: Callable[[Any], Any]) -> None:
+        """Write; while the disk is full wait: a round goes on from here and nowhere else."""
+        while True:
+            try:
+                await self._store.write(work)
+            except (StoreFullError, StoreBusyError):
+                await trio.sleep(SUBMIT_RETRY_SECONDS)
+            else:
+                return
 
     async def _handle(self, messages: Sequence[Fetch | Delivery]) -> None:
         bodies: list[tuple[TaskId, Any]] = []
         told: list[TaskId] = []
         changed: dict[str, tuple[Round, list[Item]]] = {}
-        under_way: dict[AccountNumber, Cny] | None = None
         for message in messages:
             found = self._by_task.get(message.task_id) or await self._reload(message.task_id)
+            if isinstance(message, Fetch):
+                bodies.append((message.task_id, self._body(message.task_id, found)))
+            else:
+                told.append(message.task_id)
             if found is None:
                 log.error("pool.foreign_task", task_id=message.task_id)
-                told.append(message.task_id)
                 continue
             one, item = found
-            if isinstance(message, Fetch):
-                bodies.append((message.task_id, self._body(one, item, message.task_id)))
-                continue
-            if under_way is None:
-                under_way = self._tasks.under_way()
-            self._take_result(one, item, message, under_way.get(item.account, ZERO))
-            changed.setdefault(one.round_id, (one, []))[1].append(item)
-            told.append(message.task_id)
+            if isinstance(message, Delivery):
+                self._take_result(one, item, message)
+            if isinstance(message, Delivery) or item.state is ItemState.SWEEPING:
+                changed.setdefault(one.round_id, (one, []))[1].append(item)
+        for one, items in changed.values():
+            await self._write(partial(store.update, round_id=one.round_id, items=items))
+            self._push_later(one, items)
         if bodies:
             await self._tasks.fetched(CLIENT, bodies)
-        for one, items in changed.values():
-            await self._store.write(partial(store.update, round_id=one.round_id, items=items))
-            await self._push(one, items)
         if told:
             self._tasks.acknowledge(CLIENT, told)
 
@@ -314,19 +442,25 @@ class PoolService:
                 return one, item
         return None
 
-    def _body(self, one: Round, item: Item, task_id: TaskId) -> dict[str, Any]:
+    def _body(self, task_id: TaskId, found: tuple[Round, Item] | None) -> dict[str, Any]:
+        if found is None:
+            return REFUSED
+        one, item = found
         if task_id == item.balance_task:
+            # The earliest counts: an answer that comes late is to a question asked long ago.
+            self._paid_before.setdefault(task_id, self._tasks.paid(item.account))
             return plan.balance_body(item)
         pool = self._pools.get(one.pool)
-        if pool is None or item.amount is None:
-            # An answer that is not {kind, params} fails the task: nothing is sent.
-            return {"refused": "the pool is not configured any more"}
+        may_move = item.state in TO_SWEEP and not one.plan_only
+        if pool is None or not may_move or self._member(one.pool, item.account) is None:
+            return REFUSED
+        item.state = ItemState.SWEEPING
         return plan.sweep_body(item, self._accounts[pool.target])
 
-    def _take_result(self, one: Round, item: Item, delivery: Delivery, under_way: Cny) -> None:
+    def _take_result(self, one: Round, item: Item, delivery: Delivery) -> None:
         if delivery.task_id == item.balance_task:
             if item.state is ItemState.ASKING:
-                self._take_balance(one, item, delivery, under_way)
+                self._take_balance(one, item, delivery)
             return
         item.state = {
             State.SUCCEEDED: ItemState.SWEPT,
@@ -334,21 +468,27 @@ class PoolService:
         }.get(delivery.state, ItemState.FAILED)
         if item.state is not ItemState.SWEPT:
             item.reason = f"{delivery.bank_code} {delivery.bank_message}".strip()
+            _log_not_swept(one, item)
+            return
         log.info(
-            "pool.account_swept" if item.state is ItemState.SWEPT else "pool.account_not_swept",
+            "pool.account_swept",
             round_id=one.round_id,
             account=mask(item.account),
             amount=str(item.amount),
             reason=item.reason,
         )
 
-    def _take_balance(self, one: Round, item: Item, delivery: Delivery, under_way: Cny) -> None:
+    def _take_balance(self, one: Round, item: Item, delivery: Delivery) -> None:
         member = self._member(one.pool, item.account)
-        if delivery.state is not State.SUCCEEDED or member is None:
+        if member is None:
+            item.state, item.reason = ItemState.FAILED, Reason.NOT_CONFIGURED.value
+            return
+        if delivery.state is not State.SUCCEEDED:
             item.state, item.reason = ItemState.FAILED, Reason.BALANCE_UNAVAILABLE.value
             item.working = f"{delivery.bank_code} {delivery.bank_message}".strip()
             return
-        working = plan.judge(item, member, Cny.parse(delivery.result["available"]), under_way)
+        available = Cny.parse(delivery.result["available"])
+        working = plan.judge(item, member, available, self._under_way(item))
         log.info(
             "pool.account_judged",
             round_id=one.round_id,
@@ -356,6 +496,24 @@ class PoolService:
             amount=str(working.amount),
             reason=item.reason,
         )
+
+    def _under_way(self, item: Item) -> Cny:
+        """Return what the balance of an item may not show yet, or not have lost yet.
+
+        Payments that are open; those that ended since the bank was asked, for its answer may be
+        older; and what another round plans for the account, also where the queue has only the id.
+        """
+        account = item.account
+        before = self._paid_before.pop(item.balance_task, ZERO)
+        fen = self._tasks.under_way(but=CLIENT).get(account, ZERO).fen
+        fen += (self._tasks.paid(account) - before).fen
+        for one in self._rounds.values():
+            for other in one.items:
+                planned = other.state in TO_SWEEP and not one.plan_only
+                if planned and other.account == account and other is not item:
+                    assert other.amount is not None
+                    fen += other.amount.fen
+        return Cny(fen)
 
     def _member(self, pool_name: str, account: AccountNumber) -> MemberConfig | None:
         pool = self._pools.get(pool_name)
@@ -366,8 +524,10 @@ class PoolService:
     async def _end_if_over(self, one: Round) -> None:
         if not one.over or one.state is RoundState.FINISHED:
             return
-        one.state, one.finished_at = RoundState.FINISHED, self._clock.now()
-        await self._store.write(lambda c: store.finish(c, one))
+        # Finished for all at once: who sees it so may start the next round.
+        done = attrs.evolve(one, state=RoundState.FINISHED, finished_at=self._clock.now())
+        await self._write(lambda c: store.finish(c, done))
+        one.state, one.finished_at = done.state, done.finished_at
         self._drop(one)
         value = one.value()
         log.info(
@@ -381,7 +541,8 @@ class PoolService:
 
     def _keep(self, one: Round) -> None:
         self._rounds[one.round_id] = one
-        self._over[one.round_id] = trio.Event()
+        # Who waits for the end of a round waits on when it was loaded anew.
+        self._over.setdefault(one.round_id, trio.Event())
         for item in one.items:
             self._by_task[item.balance_task] = self._by_task[item.sweep_task] = (one, item)
 
@@ -390,5 +551,26 @@ class PoolService:
         for item in one.items:
             self._by_task.pop(item.balance_task, None)
             self._by_task.pop(item.sweep_task, None)
+            self._paid_before.pop(item.balance_task, None)
+        # An event can't be tested for truth.
         if (over := self._over.pop(one.round_id, None)) is not None:
             over.set()
+
+
+def _submission(one: Round, item: Item) -> Submission | None:
+    """Return the id of an item that is due, None when none is."""
+    if item.state is ItemState.ASKING:
+        return Submission(item.balance_task, item.bank, Kind.BALANCE)
+    if item.state in TO_SWEEP and not one.plan_only:
+        return Submission(item.sweep_task, item.bank, Kind.TRANSFER)
+    return None
+
+
+def _log_not_swept(one: Round, item: Item) -> None:
+    log.info(
+        "pool.account_not_swept",
+        round_id=one.round_id,
+        account=mask(item.account),
+        amount=str(item.amount),
+        reason=item.reason,
+    )

@@ -15,9 +15,14 @@ from fep.store.schema import pool_item, pool_round
 
 
 def insert(connection: sa.Connection, new: Round) -> bool:
-    """Store a new round with its items; False when its key is there already (run once only)."""
+    """Store a new round with its items; False when its key is there already (run once only).
+
+    The id is made of the moment alone, which a clock set back can bring again.
+    """
     known = connection.execute(
-        sa.select(pool_round.c.round_id).where(pool_round.c.key == new.key)
+        sa.select(pool_round.c.round_id).where(
+            sa.or_(pool_round.c.key == new.key, pool_round.c.round_id == new.round_id)
+        )
     ).first()
     if known is not None:
         return False
@@ -60,6 +65,8 @@ def update(connection: sa.Connection, round_id: str, items: Iterable[Item]) -> N
         {
             "b_round": round_id,
             "b_account": item.account,
+            "threshold_fen": item.threshold.fen,
+            "rule": item.rule,
             "state": item.state.value,
             "balance_fen": None if item.balance is None else item.balance.fen,
             "amount_fen": None if item.amount is None else item.amount.fen,
@@ -78,7 +85,15 @@ def update(connection: sa.Connection, round_id: str, items: Iterable[Item]) -> N
             .values(
                 {
                     name: sa.bindparam(name)
-                    for name in ("state", "balance_fen", "amount_fen", "reason", "working")
+                    for name in (
+                        "threshold_fen",
+                        "rule",
+                        "state",
+                        "balance_fen",
+                        "amount_fen",
+                        "reason",
+                        "working",
+                    )
                 }
             ),
             rows,

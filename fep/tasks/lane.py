@@ -491,6 +491,8 @@ class Lane:
             if not lost.sent:
                 task.claimed = False
                 self._inquiries.append(task)
+                # A link that ends refuses without waiting: others must run, or it never has ended.
+                await trio.lowlevel.checkpoint()
                 return
             finding = Unclear(lost.code, str(lost))
         now = self._service.clock.now()

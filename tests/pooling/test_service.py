@@ -1,0 +1,847 @@
+"""Rounds over real banks, lanes and store: what moves, what never does, and what a crash leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from fep.adapters.host import Fault
+from fep.domain.ids import AccountNumber, TaskId, parse_name
+from fep.domain.money import Cny
+from fep.domain.order import Kind
+from fep.pooling.config import Fixed, PoolConfig
+from fep.pooling.service import (
+    CLIENT,
+    KEYS_SECONDS_MAX,
+    MISSED_SECONDS_MAX,
+    SCHEDULE_LOOK_SECONDS,
+    SUBMIT_RETRY_SECONDS,
+    PoolRefusedError,
+)
+from fep.store.database import StoreFullError
+from fep.tasks import store as task_store
+from fep.tasks.state import Event, State
+from fep.tasks.task import Admitted, Submission
+from tests.pooling.rig import (
+    CMB,
+    PINGAN,
+    TARGET,
+    WAIT_SECONDS_MAX,
+    Daemon,
+    WallClock,
+    World,
+    number,
+    open_world,
+    pool,
+    until,
+)
+
+A, B, C = number(PINGAN, 1), number(CMB, 1), number(PINGAN, 2)
+BALANCES: dict[AccountNumber, str] = {A: "1000.00", B: "500.29", C: "100.00"}
+POOL = pool(A, B, C)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """Two banks; A and B hold more than the threshold of 100.00, C just as much."""
+    async with open_world(tmp_path, BALANCES) as made:
+        yield made
+
+
+@pytest.fixture
+def jumping() -> MockClock:
+    """A trio clock that goes as real time does, and that a test may put forward."""
+    return MockClock(rate=1.0)
+
+
+# -- a round ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("POOL-01", "POOL-02", "POOL-05", "POOL-06", "POOL-07", "POOL-11", "DEC-b", "DEC-c")
+async def test_a_round_moves_what_is_above_each_threshold(world: World) -> None:
+    async with world.daemon(POOL) as daemon:
+        found = await daemon.run_round()
+        assert found["states"] == {"swept": 2, "nothing": 1}
+        assert (found["planned"], found["swept"]) == ("1300.29", "1300.29")
+        items = await daemon.items(found["round_id"])
+        assert [(items[one]["balance"], items[one]["amount"]) for one in (A, B, C)] == [
+            ("1000.00", "900.00"),
+            ("500.29", "400.29"),
+            ("100.00", "0.00"),
+        ]
+        assert items[C]["reason"] == "AT_OR_BELOW_THRESHOLD"
+    assert [world.balance(one) for one in (A, B, C, TARGET)] == [
+        "100.00",
+        "100.00",
+        "100.00",
+        "1300.29",
+    ]
+    assert sorted(world.payments()) == [(A, TARGET, "900.00"), (B, TARGET, "400.29")]
+
+
+@pytest.mark.req("POOL-03", "POOL-08", "POOL-09", "POOL-10", "POOL-17")
+async def test_every_step_is_a_task_whose_body_is_fetched_by_its_id(world: World) -> None:
+    async with world.daemon(POOL) as daemon:
+        found = await daemon.run_round()
+        items = await daemon.items(found["round_id"])
+        expected = {items[one]["balance_task"]: "balance" for one in (A, B, C)}
+        expected |= {items[one]["sweep_task"]: "transfer" for one in (A, B)}
+        tasks, _ = await daemon.tasks.page(CLIENT, state=None, bank=None, limit=100, before=None)
+        assert {task["task_id"]: task["kind"] for task in tasks} == expected
+        for task in tasks:
+            chain = (await daemon.tasks.why(CLIENT, task["task_id"]))["events"]
+            events = [event["event"] for event in chain]
+            assert events[:3] == ["submitted", "offered", "body_taken"]
+            assert not chain[0].get("digest"), "the id alone was handed over"
+        await until(
+            lambda: not daemon.tasks.status()["banks"][PINGAN]["open"], "no task is left open"
+        )
+
+
+@pytest.mark.req("POOL-07", "DEC-c")
+async def test_a_second_round_right_after_moves_nothing(world: World) -> None:
+    async with world.daemon(POOL) as daemon:
+        await daemon.run_round()
+        again = await daemon.run_round()
+        assert again["states"] == {"nothing": 3}
+    assert len(world.payments()) == 2
+
+
+@pytest.mark.req("POOL-06")
+async def test_a_plan_moves_nothing(world: World) -> None:
+    async with world.daemon(POOL) as daemon:
+        planned = await daemon.pools.plan("main")
+        assert (planned["state"], planned["plan_only"]) == ("finished", True)
+        assert planned["states"] == {"planned": 2, "nothing": 1}
+        assert (planned["planned"], planned["swept"]) == ("1300.29", "0.00")
+        assert set(await daemon.task_states(Kind.TRANSFER)) == set()
+        # Nothing of it comes to life later, not even over a restart.
+        assert (await daemon.pools.overview())[0]["last_round"] is None
+    async with world.daemon(POOL) as daemon:
+        found = await daemon.run_round()
+        assert found["planned"] == "1300.29"
+    assert len(world.payments()) == 2
+
+
+async def test_a_plan_is_made_beside_a_round_and_counts_what_that_one_moves(world: World) -> None:
+    async with world.daemon(POOL) as daemon:
+        world.chance[PINGAN][Fault.LANDED] = 1.0
+        started = await daemon.pools.start_round("main", "operator op")
+        await daemon.until_items(started["round_id"], "sweeping", "swept", "nothing")
+        await until(lambda: world.balance(B) == "100.00")
+        planned = await daemon.pools.plan("main")
+        assert planned["planned"] == "0.00"
+        assert planned["states"] == {"nothing": 3}
+        world.chance[PINGAN].clear()
+
+
+@pytest.mark.req("POOL-06")
+async def test_a_second_round_is_refused_while_one_runs(world: World) -> None:
+    async with world.daemon(POOL, pool(A, name="other", target=C)) as daemon:
+        world.chance[PINGAN][Fault.LANDED] = 1.0
+        started = await daemon.pools.start_round("main", "operator op")
+        with pytest.raises(PoolRefusedError, match="still running") as refused:
+            await daemon.pools.start_round("main", "operator op")
+        assert refused.value.code == "BAD_STATE"
+        await daemon.until_items(started["round_id"], "sweeping", "swept", "nothing")
+        with pytest.raises(PoolRefusedError, match=started["round_id"]):
+            await daemon.pools.start_round("main", "operator op")
+        shown = {one["pool"]: one["last_round"] for one in await daemon.pools.overview()}
+        assert shown["main"]["round_id"] == started["round_id"]
+        assert shown["other"] is None
+
+
+async def test_what_there_is_not_is_not_found(world: World) -> None:
+    async with world.daemon(POOL) as daemon:
+        for act in (daemon.pools.plan("mian"), daemon.pools.start_round("mian", "operator op")):
+            with pytest.raises(PoolRefusedError, match="there are: main") as refused:
+                await act
+            assert refused.value.code == "NOT_FOUND"
+        with pytest.raises(PoolRefusedError, match="no round") as refused:
+            await daemon.pools.round("main-1")
+        assert refused.value.code == "NOT_FOUND"
+
+
+@pytest.mark.req("POOL-12", "POOL-13", "POOL-14", "POOL-18")
+async def test_pools_are_shown_with_their_last_round_and_next_time(world: World) -> None:
+    clock = WallClock("2026-01-05T12:00:00")
+    scheduled = pool(A, B, C, schedule="08:30, 17:30")
+    async with world.daemon(scheduled, clock=clock) as daemon:
+        await daemon.run_round()
+        (shown,) = await daemon.pools.overview()
+        assert (shown["pool"], shown["target"], shown["members"]) == ("main", TARGET, 3)
+        assert shown["next_at"] == "2026-01-05T09:30:00.000+00:00"
+        assert shown["last_round"]["swept"] == "1300.29"
+        assert "items" not in shown["last_round"]
+
+
+@pytest.fixture
+def slow() -> MockClock:
+    """A trio clock on which two seconds are twenty: nothing is late on a busy machine."""
+    return MockClock(rate=0.1)
+
+
+@pytest.mark.req("POOL-16")
+async def test_many_accounts_of_many_banks_are_asked_and_swept_at_once(
+    tmp_path: Path, slow: MockClock
+) -> None:
+    """Every answer comes two seconds late: all balances are under way together, and all sweeps."""
+    many = [number(bank, place) for bank in (PINGAN, CMB) for place in range(1, 9)]
+    async with open_world(tmp_path, dict.fromkeys(many, "150.00")) as world:
+        world.workers = 8
+        async with world.daemon(pool(*many)) as daemon:
+            links = [lane.parts.link for lane in daemon.tasks.lanes.values()]
+            await until(lambda: all(link.is_open for link in links))
+            for chances in world.chance.values():
+                chances[Fault.DELAYED] = 1.0
+
+            def under_way() -> int:
+                return sum(link.snapshot().in_flight for link in links)
+
+            started = await daemon.pools.start_round("main", "operator op")
+            for step in ("asking", "sweeping"):
+                await daemon.until_items(started["round_id"], step)
+                await until(lambda: under_way() == len(many), step)
+                await wait_all_tasks_blocked(0.05)  # each answer lies there for its two seconds
+                slow.jump(2.0)
+            for chances in world.chance.values():
+                chances.clear()
+            while (await daemon.pools.round(started["round_id"]))["state"] != "finished":
+                slow.jump(2.0)
+                await trio.sleep(0.002)
+            assert (await daemon.pools.round(started["round_id"]))["swept"] == "800.00"
+
+
+# -- keys ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("POOL-12", "POOL-13", "FEP-27", "FEP-28")
+async def test_a_bank_without_its_key_is_an_alarm_and_the_others_go_on(world: World) -> None:
+    async with world.daemon(POOL) as daemon:
+        world.gates[CMB].close()
+        found = await daemon.run_round()
+        items = await daemon.items(found["round_id"])
+        assert [items[one]["state"] for one in (A, B, C)] == ["swept", "nothing", "nothing"]
+        assert items[B]["reason"] == "NO_UKEY"
+        assert daemon.blocked() == ["no ready UKey for: cmb"]
+        assert world.balance(B) == "500.29"
+        assert items[B]["balance_task"] not in await daemon.task_states()
+
+        world.gates[CMB].open()
+        found = await daemon.run_round()
+        assert daemon.blocked() == []
+        assert found["swept"] == "400.29"
+
+
+@pytest.mark.req("FEP-27", "FEP-28")
+async def test_without_any_key_no_round_begins(world: World) -> None:
+    async with world.daemon(POOL) as daemon:
+        world.gates[CMB].close()
+        world.gates[PINGAN].close()
+        with pytest.raises(PoolRefusedError, match="insert the keys") as refused:
+            await daemon.pools.start_round("main", "operator op")
+        assert refused.value.code == "KEY_UNAVAILABLE"
+        assert daemon.blocked() == ["no ready UKey for: cmb, pingan"]
+        assert (await daemon.pools.overview())[0]["last_round"] is None
+        # A plan says for each account why nothing would move.
+        planned = await daemon.pools.plan("main")
+        assert [item["reason"] for item in planned["items"]] == ["NO_UKEY"] * 3
+
+
+async def test_a_key_pulled_in_mid_round_makes_its_accounts_wait(world: World) -> None:
+    async with world.daemon(POOL) as daemon:
+        await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
+        started = await daemon.pools.start_round("main", "operator op")
+        world.gates[CMB].close()
+        await until(lambda: world.balance(A) == "100.00")
+        items = await daemon.items(started["round_id"])
+        assert items[B]["state"] in ("asking", "planned", "sweeping")
+        world.gates[CMB].open()
+        assert (await daemon.finished(started["round_id"]))["swept"] == "1300.29"
+
+
+@pytest.mark.req("FEP-28")
+@pytest.mark.parametrize("restart", [False, True])
+async def test_the_alarm_of_a_pool_that_is_gone_ends(world: World, restart: bool) -> None:
+    async with world.daemon(POOL) as daemon:
+        world.gates[CMB].close()
+        await daemon.pools.plan("main")
+        assert daemon.blocked()
+        if not restart:
+            daemon.pools.configure([], world.accounts)
+            assert not daemon.blocked()
+            return
+    async with world.daemon() as daemon:
+        assert not daemon.blocked()
+
+
+# -- what goes wrong at the bank -------------------------------------------------------------------
+
+
+@pytest.mark.req("POOL-02", "POOL-06")
+async def test_an_account_whose_balance_fails_holds_up_no_other(world: World) -> None:
+    unknown = number(PINGAN, 5)  # approved, but its bank has no such account
+    async with world.daemon(pool(A, unknown, B)) as daemon:
+        found = await daemon.run_round()
+        items = await daemon.items(found["round_id"])
+        assert [items[one]["state"] for one in (A, unknown, B)] == ["swept", "failed", "swept"]
+        assert items[unknown]["reason"] == "BALANCE_UNAVAILABLE"
+        assert items[unknown]["amount"] is None
+        assert items[unknown]["sweep_task"] not in await daemon.task_states()
+
+
+@pytest.mark.req("POOL-06", "POOL-11")
+async def test_a_sweep_the_bank_refuses_is_failed_with_its_words(world: World) -> None:
+    strange = number(PINGAN, 5)  # approved, but its bank has no such account to credit
+    async with world.daemon(pool(A, target=strange)) as daemon:
+        found = await daemon.run_round()
+        (item,) = found["items"]
+        assert item["state"] == "failed"
+        assert item["reason"]
+        assert found["swept"] == "0.00"
+    assert world.balance(A) == "1000.00"
+
+
+@pytest.mark.req("POOL-11")
+async def test_a_sweep_whose_answer_is_lost_is_neither_lost_nor_sent_again(world: World) -> None:
+    for chances in world.chance.values():
+        chances[Fault.CLOSE_AFTER_BOOKING] = 1.0
+    async with world.daemon(POOL) as daemon:
+        found = await daemon.run_round()
+        assert found["states"] == {"swept": 2, "nothing": 1}
+        items = await daemon.items(found["round_id"])
+        assert [world.booked(items[one]["sweep_task"]) for one in (A, B)] == [1, 1]
+
+
+@pytest.mark.req("POOL-11")
+async def test_a_sweep_that_came_back_later_is_returned(world: World) -> None:
+    """退票, found days after the round: the round that is over says so."""
+    async with world.daemon(POOL) as daemon:
+        found = await daemon.run_round()
+        sweep = (await daemon.items(found["round_id"]))[A]["sweep_task"]
+        await returned(daemon, sweep)
+    async with world.daemon(POOL) as daemon:
+        items = await daemon.items(found["round_id"])
+        while items[A]["state"] == "swept":
+            await trio.sleep(0.002)
+            items = await daemon.items(found["round_id"])
+        assert [items[one]["state"] for one in (A, B, C)] == ["returned", "swept", "nothing"]
+        after = await daemon.pools.round(found["round_id"])
+        assert (after["state"], after["swept"]) == ("finished", "400.29")
+        view = await daemon.tasks.get(CLIENT, TaskId(sweep))
+        assert view["state"] == "returned"
+        # The pool is not blocked by it, and nothing is sent again for it.
+        assert (await daemon.run_round())["states"] == {"nothing": 3}
+
+
+async def returned(daemon: Daemon, task_id: str) -> None:
+    """Record what the watch over successes finds: the payment came back."""
+    task = await daemon.store.read(lambda c: task_store.one(c, task_id))
+    assert task is not None
+    now = dt.datetime.now(dt.UTC)
+    change = task_store.Change(
+        task.seq,
+        State.SUCCEEDED,
+        State.RETURNED,
+        (Event.PROVED_RETURNED,),
+        "the bank's statement says: returned (退票)",
+        now,
+        {"delivery": task_store.OWED, "bank_code": "RJ01"},
+    )
+    await daemon.store.write(lambda c: task_store.apply(c, [change], "c"))
+
+
+# -- no account is swept twice over ----------------------------------------------------------------
+
+
+@pytest.mark.req("POOL-05", "DEC-b")
+async def test_payments_under_way_are_taken_off_the_balance(world: World) -> None:
+    async with world.daemon(POOL) as daemon:
+        world.chance[PINGAN][Fault.LANDED] = 1.0  # taken by the bank, not booked yet
+        answer = await daemon.submit("PAY-1", PINGAN, world.transfer(A, C, "850.00"))
+        assert isinstance(answer, Admitted)
+        await daemon.until_task("PAY-1", "accepted")
+        world.chance[PINGAN].clear()
+        found = await daemon.run_round()
+        items = await daemon.items(found["round_id"])
+        assert (items[A]["balance"], items[A]["amount"]) == ("1000.00", "50.00")
+
+
+@pytest.mark.req("POOL-05", "DEC-b")
+async def test_a_payment_that_ends_while_the_balance_is_asked_is_taken_off(
+    world: World, jumping: MockClock
+) -> None:
+    """The bank reads the balance, books a payment, answers the payment first: an old balance."""
+    async with world.daemon(pool(A)) as daemon:
+        lane = daemon.tasks.lanes[PINGAN]
+        await until(lambda: lane.parts.link.is_open)
+        world.chance[PINGAN][Fault.DELAYED] = 1.0
+        started = await daemon.pools.start_round("main", "operator op")
+        balance_task = started["items"][0]["balance_task"]
+        await until(lambda: lane.in_flight == 1)
+        await until(lambda: lane.parts.link.snapshot().in_flight == 1)
+        await wait_all_tasks_blocked(0.05)  # the answer lies at the bank for its two seconds
+        world.chance[PINGAN].clear()
+        await daemon.submit("PAY-1", PINGAN, world.transfer(A, C, "850.00"))
+        await daemon.until_task("PAY-1", "succeeded")
+        assert (await daemon.task_states())[balance_task] not in ("succeeded", "failed")
+        jumping.jump(2.0)
+        found = await daemon.finished(started["round_id"])
+        assert (found["items"][0]["balance"], found["items"][0]["amount"]) == ("1000.00", "50.00")
+    assert world.balance(A) == "100.00"
+
+
+@pytest.mark.req("POOL-05", "DEC-b")
+async def test_two_pools_of_one_account_never_plan_with_the_same_money(world: World) -> None:
+    """The configuration refuses such pools, but a reload in mid-round can still make them meet.
+
+    Both balances are the same; the first sweep is an id in the queue, whose body shows no amount.
+    """
+    first = pool(A, rule=Fixed(Cny(80_000)))
+    second = pool(A, name="second", rule=Fixed(Cny(80_000)))
+    async with world.daemon(first, second) as daemon:
+        one = await daemon.pools.start_round("main", "operator op")
+        two = await daemon.pools.start_round("second", "operator op")
+        done = [await daemon.finished(each["round_id"]) for each in (one, two)]
+        assert sorted(each["items"][0]["amount"] for each in done) == ["200.00", "800.00"]
+        assert [each["items"][0]["state"] for each in done] == ["swept", "swept"]
+    assert world.balance(A) == "0.00"
+
+
+# -- configuration in mid-round --------------------------------------------------------------------
+
+GONE = {
+    "the pool": (),
+    "the member": (pool(B, C),),
+    "the member, which is the target now": (pool(B, C, target=A),),
+}
+
+
+@pytest.mark.req("POOL-15")
+@pytest.mark.parametrize("left", GONE.values(), ids=GONE.keys())
+async def test_what_is_taken_out_of_the_configuration_moves_no_more(
+    world: World, left: tuple[PoolConfig, ...]
+) -> None:
+    async with world.daemon(POOL) as daemon:
+        await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        lane = daemon.tasks.lanes[PINGAN]
+        started = await daemon.pools.start_round("main", "operator op")
+        await until(lambda: lane.in_flight or lane.queue.sendable)
+        lane.drain()
+        await daemon.until_task(started["items"][0]["balance_task"], "succeeded")
+        await until(lambda: "-s1" in "".join(list_ids(daemon)), "A's sweep waits as an id")
+        daemon.pools.configure(left, world.accounts)
+        lane.resume()
+        found = await daemon.finished(started["round_id"])
+        items = {item["account"]: item for item in found["items"]}
+        assert items[A]["state"] == "failed"
+        states = await daemon.task_states()
+        assert states[items[A]["sweep_task"]] == "failed"
+    assert A not in {payer for payer, _, _ in world.payments()}
+
+
+def list_ids(daemon: Daemon) -> list[str]:
+    """Return the ids of the open tasks of Ping An."""
+    return [task.task_id for task in daemon.tasks.tasks_of(PINGAN)]
+
+
+@pytest.mark.req("POOL-15")
+async def test_a_balance_that_comes_for_an_account_taken_out_plans_nothing(world: World) -> None:
+    async with world.daemon(POOL) as daemon:
+        await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        for lane in daemon.tasks.lanes.values():
+            lane.drain()
+        started = await daemon.pools.start_round("main", "operator op")
+        daemon.pools.configure([], world.accounts)
+        for lane in daemon.tasks.lanes.values():
+            lane.resume()
+        found = await daemon.finished(started["round_id"])
+        assert {(item["state"], item["reason"]) for item in found["items"]} == {
+            ("failed", "NOT_CONFIGURED")
+        }
+    assert world.payments() == []
+
+
+async def test_a_bank_that_is_gone_fails_its_accounts_and_the_round_ends(world: World) -> None:
+    """Its ids can't be handed over any more; neither this round nor a later one hangs on that."""
+    async with world.daemon(POOL) as daemon:
+        for lane in daemon.tasks.lanes.values():
+            lane.drain()
+        daemon.store.cut_at, daemon.store.after = daemon.store.count + 1, True
+        # Dies when the round is on disk, and before any id is.
+        await daemon.pools.start_round("main", "operator op")
+    world.banks = (PINGAN,)
+    async with world.daemon(pool(A, C)) as daemon:
+        await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        await until(lambda: world.balance(A) == "100.00", "A waits for B's bank")
+        (shown,) = await daemon.pools.overview()
+        found = await daemon.finished(shown["last_round"]["round_id"])
+        items = {item["account"]: item for item in found["items"]}
+        assert items[B]["state"] == "failed"
+        assert items[B]["reason"].startswith("UNKNOWN_BANK")
+        assert (await daemon.run_round())["states"] == {"nothing": 2}
+    assert world.balance(B) == "500.29"
+
+
+@pytest.mark.req("POOL-11")
+async def test_a_sweep_that_may_have_left_is_not_failed_when_its_bank_is_gone(world: World) -> None:
+    world.chance[CMB][Fault.LANDED] = 1.0
+    async with world.daemon(POOL) as daemon:
+        started = await daemon.pools.start_round("main", "operator op")
+        sweep = started["items"][1]["sweep_task"]
+        await daemon.until_task(sweep, "accepted")
+        await daemon.until_items(started["round_id"], "swept", "sweeping", "nothing")
+    world.banks = (PINGAN,)
+    async with world.daemon(pool(A, C)) as daemon:
+        await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        await daemon.pools.plan("main")
+        items = await daemon.items(started["round_id"])
+        assert items[B]["state"] == "sweeping", "only evidence closes it"
+
+
+# -- the order of a round survives who gave it, the disk, and itself -------------------------------
+
+
+@pytest.mark.parametrize("moment", range(6))
+async def test_a_round_goes_on_when_who_ordered_it_hangs_up(world: World, moment: int) -> None:
+    async with world.daemon(POOL) as daemon:
+        with trio.CancelScope() as caller:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(daemon.pools.start_round, "main", "operator op")
+                for _ in range(moment):
+                    await trio.lowlevel.checkpoint()
+                caller.cancel()
+        await until(lambda: world.balance(TARGET) == "1300.29", "the round hangs")
+        (shown,) = await daemon.pools.overview()
+        await daemon.finished(shown["last_round"]["round_id"])
+        assert (await daemon.run_round())["states"] == {"nothing": 3}
+
+
+async def test_a_full_disk_refuses_a_round_and_leaves_nothing_of_it(world: World) -> None:
+    async with world.daemon(POOL) as daemon:
+        await fill(daemon)
+        with pytest.raises(StoreFullError):
+            await daemon.pools.start_round("main", "operator op")
+        (shown,) = await daemon.pools.overview()
+        assert shown["last_round"] is None
+        await limit_pages(daemon, room=10_000)
+        # The pool is not blocked by a round that is nowhere but in memory.
+        assert (await daemon.run_round())["swept"] == "1300.29"
+
+
+async def limit_pages(daemon: Daemon, room: int) -> None:
+    """Let the store's file grow by so many pages and no more."""
+
+    def work(connection: Any) -> None:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages + room}").scalar_one()
+
+    await daemon.store.write(work)
+
+
+async def test_a_full_queue_of_our_own_ids_is_worked_off(world: World, jumping: MockClock) -> None:
+    """B's question for its body waits while A's transfer is refused: both must go on."""
+    world.queue_max = 1
+    async with world.daemon(POOL) as daemon:
+        daemon.tasks.lanes[CMB].drain()
+        started = await daemon.pools.start_round("main", "operator op")
+        while (await daemon.items(started["round_id"]))[A]["state"] != "planned":
+            await trio.sleep(0.002)
+        await wait_all_tasks_blocked(0.05)  # A's transfer was refused
+        daemon.tasks.lanes[CMB].resume()
+        limit = trio.current_time() + 60 * SUBMIT_RETRY_SECONDS
+        while (await daemon.pools.round(started["round_id"]))["state"] != "finished":
+            assert trio.current_time() < limit, await daemon.pools.round(started["round_id"])
+            await trio.sleep(0.05)
+            jumping.jump(SUBMIT_RETRY_SECONDS)
+        assert (await daemon.pools.round(started["round_id"]))["swept"] == "1300.29"
+
+
+async def test_a_task_that_no_round_has_is_refused_at_once(world: World) -> None:
+    async with world.daemon(POOL) as daemon:
+        answers: list[Any] = []
+        alien = Submission(TaskId("alien-s1"), PINGAN, Kind.TRANSFER)
+        daemon.tasks.submit(CLIENT, [alien], answers.extend)
+        await daemon.until_task("alien-s1", "failed")
+    assert world.payments() == []
+
+
+@pytest.mark.req("POOL-15")
+def test_no_session_can_answer_in_the_name_of_pooling() -> None:
+    with pytest.raises(ValueError, match="client must be"):
+        parse_name(CLIENT, "client")
+
+
+@pytest.mark.parametrize("moment", ["asking", "planned", "sweeping", "swept"])
+async def test_the_service_started_again_goes_on_where_it_stood(world: World, moment: str) -> None:
+    """As its supervisor does after a defect: the same object runs anew in the same process."""
+    async with world.daemon(POOL) as daemon:
+        if moment == "sweeping":
+            world.chance[PINGAN][Fault.LANDED] = 1.0
+        started = await daemon.pools.start_round("main", "operator op")
+        if moment != "asking":
+            last = {"planned": ("planned", "sweeping", "swept", "nothing"), "sweeping": None}
+            states = last.get(moment) or (moment, "swept", "nothing")
+            await daemon.until_items(started["round_id"], *states)
+        if moment == "sweeping":
+            await until(lambda: world.book.payments(PINGAN))
+        daemon.pooling.cancel()
+        await until(lambda: CLIENT not in daemon.tasks.present)
+        world.chance[PINGAN].clear()
+        await daemon.nursery.start(world.pooling, daemon)
+        if moment == "sweeping":
+            items = await daemon.items(started["round_id"])
+            assert items[A]["state"] == "sweeping"
+            world.book.settle_landed(
+                PINGAN, world.book.payments(PINGAN)[0].client_ref, dt.datetime.now(dt.UTC), ok=True
+            )
+        found = await daemon.finished(started["round_id"])
+        assert found["states"] == {"swept": 2, "nothing": 1}
+        # And the pool may have its next round.
+        assert (await daemon.run_round())["states"] == {"nothing": 3}
+    assert len(world.payments()) == 2
+
+
+async def test_who_waits_for_a_plan_gets_it_when_the_service_starts_again(world: World) -> None:
+    async with world.daemon(POOL) as daemon:
+        for lane in daemon.tasks.lanes.values():
+            lane.drain()
+        plans: list[dict[str, Any]] = []
+
+        async def ask() -> None:
+            plans.append(await daemon.pools.plan("main"))
+
+        daemon.nursery.start_soon(ask)
+        await until(lambda: daemon.tasks.status()["open"] == 3)
+        daemon.pooling.cancel()
+        await until(lambda: CLIENT not in daemon.tasks.present)
+        await daemon.nursery.start(world.pooling, daemon)
+        for lane in daemon.tasks.lanes.values():
+            lane.resume()
+        await until(lambda: plans)
+        assert (plans[0]["state"], plans[0]["planned"]) == ("finished", "1300.29")
+
+
+# -- crashes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("POOL-06", "POOL-11", "POOL-14")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("payer", "after"),
+    [(A, False), (B, True)],
+    ids=["before the commit, paid at once", "after the commit, paid later"],
+)
+async def test_a_round_survives_the_end_of_the_process_at_every_change(
+    tmp_path: Path, payer: AccountNumber, after: bool
+) -> None:
+    """Dies at the first change, at the second, and so on until a round needs no more changes."""
+    at, uncut = 0, False
+    seen: set[str] = set()
+    while True:
+        at += 1
+        directory = tmp_path / f"{at}"
+        directory.mkdir()
+        async with open_world(directory, {payer: "1000.00"}) as world:
+            world.banks = (world.accounts[payer].bank,)
+            async with world.daemon(pool(payer), cut_at=at, after=after) as daemon:
+                await daemon.run_round()
+                uncut = True
+            if uncut:
+                break
+            async with world.daemon(pool(payer)) as daemon:
+                (shown,) = await daemon.pools.overview()
+                if shown["last_round"] is None:
+                    found = await daemon.run_round()
+                else:
+                    states = await daemon.items(shown["last_round"]["round_id"])
+                    seen |= {item["state"] for item in states.values()}
+                    found = await daemon.finished(shown["last_round"]["round_id"])
+                (item,) = found["items"]
+                swept = item["state"] == "swept"
+                assert world.booked(item["sweep_task"]) == swept, (at, item)
+                if not swept:
+                    # Died before the first byte: the bank's "no record" closed it, by its card.
+                    assert item["state"] == "failed", (at, item)
+                    await daemon.run_round()
+                assert (world.balance(payer), world.balance(TARGET)) == ("100.00", "900.00"), at
+    assert at > 10
+    assert seen >= {"asking", "planned", "swept"}
+
+
+# -- the schedule ----------------------------------------------------------------------------------
+
+SCHEDULED = pool(A, schedule="08:30, 17:30")
+
+
+async def rounds(daemon: Daemon, expected: int) -> None:
+    """Wait for so many rounds, counted by their questions for A's balance; never for more."""
+    limit = time.monotonic() + WAIT_SECONDS_MAX
+    while (count := len(await daemon.task_states(Kind.BALANCE))) < expected:
+        assert time.monotonic() < limit, f"{count} rounds, not {expected}"
+        await trio.sleep(0.002)
+    assert count == expected
+
+
+async def looked(jumping: MockClock, daemon: Daemon, times: int = 2) -> None:
+    """Let the schedule look again."""
+    for _ in range(times):
+        await wait_all_tasks_blocked(0.01)
+        jumping.jump(SCHEDULE_LOOK_SECONDS)
+    await wait_all_tasks_blocked(0.02)
+
+
+@pytest.mark.req("POOL-13", "POOL-14", "POOL-18")
+async def test_a_round_is_run_once_when_it_is_due_and_every_day_again(
+    world: World, jumping: MockClock
+) -> None:
+    clock = WallClock("2026-01-05T08:29:59")
+    async with world.daemon(SCHEDULED, clock=clock) as daemon:
+        await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        await looked(jumping, daemon)
+        await rounds(daemon, 0)
+        clock.set("2026-01-05T08:30:00")
+        await looked(jumping, daemon)
+        await until(lambda: world.balance(A) == "100.00")
+        await rounds(daemon, 1)
+        (shown,) = await daemon.pools.overview()
+        assert shown["last_round"]["note"] == "schedule 08:30"
+        for moment, count in (
+            ("2026-01-05T08:30:20", 1),
+            ("2026-01-05T17:29:59", 1),
+            ("2026-01-05T17:30:19", 2),
+            ("2026-01-06T00:00:00", 2),
+            ("2026-01-06T08:30:05", 3),
+        ):
+            clock.set(moment)
+            await looked(jumping, daemon)
+            await rounds(daemon, count)
+
+
+@pytest.mark.req("POOL-14")
+async def test_a_clock_that_steps_makes_no_round_twice_and_none_hours_late(
+    world: World, jumping: MockClock
+) -> None:
+    clock = WallClock("2026-01-05T08:30:10")
+    async with world.daemon(SCHEDULED, clock=clock) as daemon:
+        await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        await looked(jumping, daemon)
+        await rounds(daemon, 1)
+        for moment in (
+            "2026-01-05T08:29:00",  # set back over the due moment
+            "2026-01-05T08:30:30",
+            "2026-01-05T07:00:00",
+            "2026-01-05T08:31:00",
+            # The machine slept over 17:30 until late: such a round is not caught up.
+            "2026-01-05T17:50:00",
+        ):
+            clock.set(moment)
+            await looked(jumping, daemon)
+            await rounds(daemon, 1)
+        clock.set("2026-01-06T08:30:00")
+        await looked(jumping, daemon)
+        await rounds(daemon, 2)
+
+
+@pytest.mark.req("POOL-14")
+async def test_a_round_missed_by_a_stop_is_caught_up_once_if_it_is_not_too_late(
+    world: World, jumping: MockClock
+) -> None:
+    due = "2026-01-05T08:30:00"
+    late = dt.datetime.fromisoformat(due) + dt.timedelta(seconds=MISSED_SECONDS_MAX)
+    clock = WallClock(late.isoformat())
+    async with world.daemon(SCHEDULED, clock=clock) as daemon:
+        await looked(jumping, daemon)
+        await rounds(daemon, 0)
+    clock.set((late - dt.timedelta(seconds=1)).isoformat())
+    for _ in range(2):
+        async with world.daemon(SCHEDULED, clock=clock) as daemon:
+            await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+            await looked(jumping, daemon)
+            await until(lambda: world.balance(A) == "100.00")
+            await rounds(daemon, 1)
+
+
+@pytest.mark.req("POOL-14", "FEP-27")
+async def test_a_round_caught_up_waits_until_the_keys_are_read(
+    world: World, jumping: MockClock
+) -> None:
+    """A slot says that it has started before its card is known: no reason to leave its bank out."""
+    world.gates[PINGAN].close()
+    clock = WallClock("2026-01-05T08:31:00")
+    async with world.daemon(SCHEDULED, clock=clock) as daemon:
+        await wait_all_tasks_blocked(0.05)
+        assert daemon.blocked() == []
+        world.gates[PINGAN].open()
+        await until(lambda: world.balance(A) == "100.00")
+        assert daemon.blocked() == []
+
+
+@pytest.mark.req("POOL-14", "FEP-28")
+async def test_a_key_that_stays_away_is_an_alarm_all_the_same(
+    world: World, jumping: MockClock
+) -> None:
+    world.gates[PINGAN].close()
+    clock = WallClock("2026-01-05T08:31:00")
+    async with world.daemon(SCHEDULED, clock=clock) as daemon:
+        await wait_all_tasks_blocked(0.05)
+        jumping.jump(KEYS_SECONDS_MAX)
+        await until(daemon.blocked)
+        while (shown := (await daemon.pools.overview())[0]["last_round"]) is None:
+            await trio.sleep(0.002)
+        found = await daemon.finished(shown["round_id"])
+        assert found["items"][0]["reason"] == "NO_UKEY"
+
+
+@pytest.mark.req("POOL-14")
+async def test_a_round_that_is_due_while_the_last_one_runs_is_left_out(
+    world: World, jumping: MockClock
+) -> None:
+    world.chance[PINGAN][Fault.LANDED] = 1.0
+    clock = WallClock("2026-01-05T08:30:00")
+    async with world.daemon(SCHEDULED, clock=clock) as daemon:
+        await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        await until(lambda: world.book.payments(PINGAN))
+        clock.set("2026-01-05T17:30:00")
+        await looked(jumping, daemon)
+        await rounds(daemon, 1)
+    assert len(world.payments()) == 1
+
+
+@pytest.mark.req("POOL-14")
+async def test_a_full_disk_delays_a_scheduled_round(world: World, jumping: MockClock) -> None:
+    clock = WallClock("2026-01-05T08:29:00")
+    async with world.daemon(SCHEDULED, clock=clock) as daemon:
+        await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        await fill(daemon)
+        clock.set("2026-01-05T08:30:00")
+        await looked(jumping, daemon)
+        await rounds(daemon, 0)
+        await limit_pages(daemon, room=10_000)
+        await looked(jumping, daemon)
+        await until(lambda: world.balance(A) == "100.00")
+        await rounds(daemon, 1)
+
+
+async def fill(daemon: Daemon) -> None:
+    """Fill the store's file to its last page, so that a round has no room."""
+    await limit_pages(daemon, room=0)
+
+    def work(connection: Any) -> None:
+        connection.exec_driver_sql(
+            "insert into pool_round (round_id, pool, key, state, started_at, note)"
+            " select 'x' || count(*), 'x', 'x' || count(*), 'finished', '2026', hex(zeroblob(60))"
+            " from pool_round"
+        )
+
+    with contextlib.suppress(StoreFullError):
+        while True:
+            await daemon.store.write(work)
