@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
+import cattrs
+
 from fep.adapters.api import BankAdapter
 from fep.adapters.host import BankHost
 
@@ -14,6 +16,24 @@ HOST_GROUP: Final = "fep.bank_hosts"
 
 class UnknownAdapterError(LookupError):
     """No installed package offers this adapter; the message lists those there are."""
+
+
+class BrokenAdapterError(ImportError):
+    """An installed package offers this adapter, but it can't be used; the message says why."""
+
+
+_UNLOADABLE: Final = (
+    ImportError,
+    AttributeError,
+    LookupError,
+    NameError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    cattrs.BaseValidationError,
+)
+"""What the import of a package with a fault in its code, card or files can raise."""
 
 
 def names(group: str = ADAPTER_GROUP) -> list[str]:
@@ -26,7 +46,21 @@ def _load(group: str, name: str) -> Any:  # noqa: ANN401 - an entry point is unt
     if not found:
         msg = f"no adapter {name!r} is installed; there are: {', '.join(names(group)) or 'none'}"
         raise UnknownAdapterError(msg)
-    return found[0].load()
+    offers = {one.value for one in found}
+    if len(offers) > 1:
+        # Which one would speak to the bank is not left to the order of installation.
+        several = ", ".join(sorted(offers))
+        msg = f"adapter {name!r} is offered by several packages, as {several}; keep one"
+        raise BrokenAdapterError(msg)
+    try:
+        loaded = found[0].load()
+    except _UNLOADABLE as error:
+        msg = f"adapter {name!r} is installed but can't be loaded: {error}"
+        raise BrokenAdapterError(msg) from error
+    if getattr(loaded, "name", None) != name or not callable(getattr(loaded, "open", None)):
+        msg = f"adapter {name!r} is installed, but {found[0].value} is no adapter of this name"
+        raise BrokenAdapterError(msg)
+    return loaded
 
 
 def adapter(name: str) -> BankAdapter:
@@ -34,6 +68,7 @@ def adapter(name: str) -> BankAdapter:
 
     Raises:
         UnknownAdapterError: there is none.
+        BrokenAdapterError: there is one that can't be used.
     """
     loaded: BankAdapter = _load(ADAPTER_GROUP, name)
     return loaded
@@ -44,6 +79,7 @@ def host(name: str) -> BankHost:
 
     Raises:
         UnknownAdapterError: there is none.
+        BrokenAdapterError: there is one that can't be used.
     """
     loaded: BankHost = _load(HOST_GROUP, name)
     return loaded

@@ -143,9 +143,8 @@ def _adapter(name: str) -> BankAdapter:
     except registry.UnknownAdapterError as error:
         msg = f"{error.args[0]}{hint(name, registry.names())}"
         raise ValueError(msg) from error
-    except (ImportError, AttributeError) as error:
-        msg = f"adapter {name!r} is installed but can't be loaded: {error}"
-        raise ValueError(msg) from error
+    except registry.BrokenAdapterError as error:
+        raise ValueError(str(error)) from error
 
 
 def _card(table: Table, adapter: BankAdapter, changes: dict[str, Any]) -> BehaviourCard | None:

@@ -98,23 +98,31 @@ def _adapters(given: argparse.Namespace) -> int:
 
     from fep.adapters import registry  # noqa: PLC0415
 
-    rows = [
-        {
-            "name": one.name,
-            "title": one.title,
-            "version": one.version,
-            "capabilities": sorted(one.capabilities),
-            "signed_by": one.card.signing.by.value,
-        }
-        for one in map(registry.adapter, registry.names())
-    ]
+    rows = []
+    broken = 0
+    for name in registry.names():
+        try:
+            one = registry.adapter(name)
+        except registry.BrokenAdapterError as error:
+            print(error, file=sys.stderr)
+            broken = 1
+            continue
+        rows.append(
+            {
+                "name": one.name,
+                "title": one.title,
+                "version": one.version,
+                "capabilities": sorted(one.capabilities),
+                "signed_by": one.card.signing.by.value,
+            }
+        )
     if given.json:
         print(orjson.dumps({"adapters": rows}).decode())
-        return 0
+        return broken
     for row in rows:
         print(f"{row['name']:<14} {row['version']:<8} {row['title']}")
         print(f"{'':<14} {', '.join(row['capabilities'])}")
-    return 0
+    return broken
 
 
 def _run(given: argparse.Namespace) -> int:

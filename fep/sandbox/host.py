@@ -308,7 +308,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         host, listen = registry.host(given.adapter), parse_listen(given.listen)
         profile, book = _profile(given)
-    except (registry.UnknownAdapterError, ValueError, OSError) as error:
+    except (LookupError, ImportError, ValueError, OSError) as error:
         _complain(str(error))
         return 1
     with closing(book):
