@@ -142,8 +142,13 @@ class Demo:
         command = [sys.executable, "-m", "fep.sandbox.finance"]
         command += ["--address", f"tcp:127.0.0.1:{scene.port}", "--client", FINANCE_CLIENT]
         command += ["--token-file", str(scene.token), "--work", str(path)]
+        # In a session of its own: Ctrl-C is the demo's, which says what there is to say.
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
         )
         try:
             self._watch(process, len(work))

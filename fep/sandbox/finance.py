@@ -102,11 +102,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     token = given.token_file.read_text("utf-8").strip()
     work = json.loads(given.work.read_text("utf-8"))
-    try:
-        return trio.run(run, given.address, given.client, token, work)
-    except KeyboardInterrupt:
-        # Ctrl-C reaches all of the demo's processes; the demo itself says what there is to say.
-        return 1
+    return trio.run(run, given.address, given.client, token, work)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, Literal, Self
+from typing import IO, Any, Final, Literal, Protocol, Self
 
 import attrs
 import tomli_w
@@ -111,6 +111,65 @@ CARD_CHANGES: Final = {
 """The simulated banks book at once and forget nothing, so waits of minutes become fractions."""
 
 
+class Running(Protocol):
+    """What the scene asks of a process; ``subprocess.Popen`` is one."""
+
+    pid: int
+    stdout: IO[Any] | None
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status once ``poll`` or ``wait`` has seen its end."""
+
+    def poll(self) -> int | None:
+        """Return the exit status, None while it lives."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; raises ``subprocess.TimeoutExpired``."""
+
+    def send_signal(self, sig: int) -> None:
+        """Send it a signal."""
+
+    def kill(self) -> None:
+        """Send it SIGKILL."""
+
+
+class Launch(Protocol):
+    """Starts a ``fep`` command as a process of its own."""
+
+    def __call__(
+        self,
+        arguments: Sequence[str],
+        log_file: Path,
+        *,
+        pipe: bool,
+        environment: Mapping[str, str],
+    ) -> Running:
+        """Return it started, with what it writes in the log file.
+
+        Args:
+            arguments: such as ``["run", "--config", "fep.toml"]``.
+            log_file: gets standard error, and standard output too unless ``pipe``.
+            pipe: whether standard output is to be read as ``stdout`` of what is returned.
+            environment: variables on top of our own.
+        """
+        ...
+
+
+def launch(
+    arguments: Sequence[str], log_file: Path, *, pipe: bool, environment: Mapping[str, str]
+) -> Running:
+    """Start a ``fep`` command in a fresh Python; see ``Launch``."""
+    with log_file.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "fep.daemon.main", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if pipe else log,
+            stderr=log,
+            env=os.environ | environment,
+        )
+
+
 @attrs.define
 class HostProcess:
     """One simulated bank."""
@@ -122,7 +181,8 @@ class HostProcess:
     seed: int = 0
     port: int = 0
     log_level: str = "info"
-    process: subprocess.Popen[bytes] | None = None
+    start_command: Launch = launch
+    process: Running | None = None
 
     @property
     def log_file(self) -> Path:
@@ -137,18 +197,14 @@ class HostProcess:
     def launch(self) -> None:
         """Start it and do not wait; call ``wait_listening`` next."""
         self.kill()
-        command = [sys.executable, "-m", "fep.daemon.main", "host", self.plan.adapter]
-        command += ["--bank", self.plan.name, "--listen", f"127.0.0.1:{self.port}"]
+        command = ["host", self.plan.adapter, "--bank", self.plan.name]
+        command += ["--listen", f"127.0.0.1:{self.port}", "--log-level", self.log_level]
         command += ["--ledger", str(self.directory / "book.sqlite"), "--seed", str(self.seed)]
         for certificate in self.certificates:
             command += ["--certificate", str(certificate)]
         if self.faults:
             command += ["--faults", self.faults]
-        command += ["--log-level", self.log_level]
-        with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL
-            )
+        self.process = self.start_command(command, self.log_file, pipe=True, environment={})
 
     def wait_listening(self) -> None:
         """Wait until it listens, and learn on which port.
@@ -180,7 +236,7 @@ class HostProcess:
         return self.process is not None and self.process.poll() is None
 
 
-def end(process: subprocess.Popen[Any] | None, number: signal.Signals) -> int | None:
+def end(process: Running | None, number: signal.Signals) -> int | None:
     """Send a signal to a process that we started, wait for its end, return its status."""
     if process is None:
         return None
@@ -253,6 +309,8 @@ class Scene:
         accounts_per_bank: approved accounts at each.
         seed: of the balances and thresholds.
         rig: virtual UKeys, one a bank; None: software keys.
+        heartbeat_s: of the control connections.
+        start_command: how the daemon and the banks are started.
     """
 
     def __init__(
@@ -264,6 +322,7 @@ class Scene:
         seed: int = 1,
         rig: UkeyRig | None = None,
         heartbeat_s: float = 2.0,
+        start_command: Launch = launch,
     ) -> None:
         self.directory = directory
         self.banks = tuple(banks)
@@ -273,9 +332,10 @@ class Scene:
         self.token = directory / "token"
         self.socket = directory / "control.sock"
         self.hosts: dict[str, HostProcess] = {}
-        self.daemon: subprocess.Popen[bytes] | None = None
+        self.daemon: Running | None = None
         self._rng = random.Random(seed)
         self._heartbeat_s = heartbeat_s
+        self._start_command = start_command
         self.workers = 4
         self.reply_timeout_s = 5.0
         self.card_changes: dict[str, Any] = json.loads(json.dumps(CARD_CHANGES))
@@ -323,7 +383,13 @@ class Scene:
         for place, plan in enumerate(self.banks):
             certificates = [self._certificate(place)]
             self.hosts[plan.name] = HostProcess(
-                plan, self.directory, certificates, faults, seed=place, log_level=log_level
+                plan,
+                self.directory,
+                certificates,
+                faults,
+                seed=place,
+                log_level=log_level,
+                start_command=self._start_command,
             )
         for host in self.hosts.values():
             host.launch()
@@ -419,17 +485,11 @@ class Scene:
 
     def start_daemon(self, *, log_name: str = "fep.log") -> None:
         """Start ``fep run`` and wait until it answers on its control socket."""
-        environment = dict(os.environ)
-        if self.rig is not None:
-            environment |= self.rig.environment
-        with (self.directory / log_name).open("ab") as log:
-            self.daemon = subprocess.Popen(
-                [sys.executable, "-m", "fep.daemon.main", "run", "--config", str(self.config)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=environment,
-            )
+        command = ["run", "--config", str(self.config)]
+        environment = {} if self.rig is None else self.rig.environment
+        self.daemon = self._start_command(
+            command, self.directory / log_name, pipe=False, environment=environment
+        )
         limit = time.monotonic() + START_SECONDS_MAX
         while time.monotonic() < limit:
             if self.daemon.poll() is not None:

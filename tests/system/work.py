@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
+import tempfile
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from fep.adapters.host import BookAccount
@@ -11,7 +17,6 @@ from fep.sandbox.scene import Scene
 
 ENTERPRISE = "E0001"
 OPEN = ("queued", "offered", "fetched", "sending", "accepted", "unknown")
-NEVER_DONE = "no record"
 
 
 def transfer(scene: Scene, payer: BookAccount, payee: BookAccount, amount: str) -> dict[str, Any]:
@@ -72,3 +77,25 @@ def violations(scene: Scene, tasks: list[dict[str, Any]]) -> list[str]:
     ]
     book.close()
     return faults
+
+
+def states_on_disk(scene: Scene) -> Counter[str]:
+    """Return how many tasks stand in each state in the store of a daemon that has been killed.
+
+    A copy is read: to look at the original would repair it, which is the next daemon's part.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("fep.sqlite", "fep.sqlite-wal"):
+            if (source := scene.directory / "state" / name).exists():
+                shutil.copy(source, folder)
+        with closing(sqlite3.connect(Path(folder) / "fep.sqlite")) as database:
+            return Counter(dict(database.execute("select state, count(*) from task group by 1")))
+
+
+def causes(client: BlockingClient, tasks: list[dict[str, Any]]) -> Counter[str]:
+    """Return how many tasks went through each event and cause, by their causal chains."""
+    found: Counter[str] = Counter()
+    for task in tasks:
+        events = client.call("task.why", {"task_id": task["task_id"]})["events"]
+        found.update({f"{event['event']}: {event['cause']}" for event in events})
+    return found
