@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from fep.client import BlockingClient
 from fep.sandbox.scene import FINANCE_CLIENT, Scene
 from fep.wire.jsonrpc import INVALID_PARAMS, INVALID_REQUEST, LINE_BYTES_MAX, PARSE_ERROR, REFUSED
 from tests.system.work import every_task, open_tasks, transfer, violations
@@ -79,7 +80,12 @@ def busy(running: Scene) -> Scene:
         operator.call("link.drain", {"bank": payer.bank})
     with wire(running) as client:
         body = transfer(running, payer, payee, "1.00")
-        params = {"task_id": WAITING, "bank": payer.bank, "kind": "transfer", "body": body}
+        params: dict[str, Any] = {
+            "task_id": WAITING,
+            "bank": payer.bank,
+            "kind": "transfer",
+            "body": body,
+        }
         assert client.ask("task.submit", **params)["result"]["state"] == "queued"
     return running
 
