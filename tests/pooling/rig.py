@@ -148,17 +148,20 @@ class WallClock:
 
 
 class CutStore(Store):
-    """A store at whose n-th change the process dies: before it is on disk, or right after."""
+    """A store at whose n-th change somebody dies: before it is on disk, or right after."""
 
     cut_at = 0
     """Which change; 0 = none."""
+    of = ""
+    """Count the changes of this package only; empty = all."""
     after = False
     dying: Callable[[], None] = staticmethod(lambda: None)
     count = 0
 
     def submit(self, work: Work, done: Done) -> None:
-        self.count += 1
-        if self.count != self.cut_at:
+        counts = getattr(work, "func", work).__module__.startswith(self.of)
+        self.count += counts
+        if self.count != self.cut_at or not counts:
             super().submit(work, done)
         elif self.after:
             super().submit(work, lambda _result, _error: self.dying())

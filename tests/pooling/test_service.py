@@ -329,10 +329,10 @@ async def test_a_sweep_that_came_back_later_is_returned(world: World) -> None:
         sweep = (await daemon.items(found["round_id"]))[A]["sweep_task"]
         await returned(daemon, sweep)
     async with world.daemon(POOL) as daemon:
+        with trio.fail_after(WAIT_SECONDS_MAX):
+            while (await daemon.items(found["round_id"]))[A]["state"] == "swept":
+                await trio.sleep(0.002)
         items = await daemon.items(found["round_id"])
-        while items[A]["state"] == "swept":
-            await trio.sleep(0.002)
-            items = await daemon.items(found["round_id"])
         assert [items[one]["state"] for one in (A, B, C)] == ["returned", "swept", "nothing"]
         after = await daemon.pools.round(found["round_id"])
         assert (after["state"], after["swept"]) == ("finished", "400.29")
@@ -553,8 +553,9 @@ async def test_a_full_queue_of_our_own_ids_is_worked_off(world: World, jumping: 
     async with world.daemon(POOL) as daemon:
         daemon.tasks.lanes[CMB].drain()
         started = await daemon.pools.start_round("main", "operator op")
-        while (await daemon.items(started["round_id"]))[A]["state"] != "planned":
-            await trio.sleep(0.002)
+        with trio.fail_after(WAIT_SECONDS_MAX):
+            while (await daemon.items(started["round_id"]))[A]["state"] != "planned":
+                await trio.sleep(0.002)
         await wait_all_tasks_blocked(0.05)  # A's transfer was refused
         daemon.tasks.lanes[CMB].resume()
         limit = trio.current_time() + 60 * SUBMIT_RETRY_SECONDS
@@ -608,6 +609,54 @@ async def test_the_service_started_again_goes_on_where_it_stood(world: World, mo
         # And the pool may have its next round.
         assert (await daemon.run_round())["states"] == {"nothing": 3}
     assert len(world.payments()) == 2
+
+
+@pytest.mark.req("POOL-06", "POOL-11")
+@pytest.mark.parametrize("after", [False, True], ids=["before the commit", "after the commit"])
+async def test_the_service_started_again_believes_the_disk_and_not_its_memory(
+    world: World, after: bool
+) -> None:
+    """It ends at each of its changes in turn, when memory is ahead of the disk or behind it."""
+    moved = [A, B]
+    for at in range(2, 30):
+        async with world.daemon(pool(*moved)) as daemon:
+            await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
+            store = daemon.store
+            store.count, store.of, store.cut_at, store.after = 0, "fep.pooling", at, after
+            store.dying = lambda: daemon.pooling.cancel()  # noqa: PLW0108 - a new one each time
+            started = await daemon.pools.start_round("main", "operator op")
+            with trio.fail_after(WAIT_SECONDS_MAX):
+                while (found := await daemon.pools.round(started["round_id"]))[
+                    "state"
+                ] == "running":
+                    if daemon.pooling.cancel_called:
+                        break
+                    await trio.sleep(0.002)
+            if not daemon.pooling.cancel_called:
+                break
+            await until(lambda: CLIENT not in daemon.tasks.present)
+            await daemon.nursery.start(world.pooling, daemon)
+            found = await daemon.finished(started["round_id"])
+            assert found["states"] == {"swept": len(moved)}, at
+            for item in found["items"]:
+                assert world.booked(item["sweep_task"]) == 1
+                back = world.transfer(TARGET, item["account"], item["amount"])
+                await daemon.submit(f"BACK-{at}-{item['account']}", PINGAN, back)
+                await daemon.until_task(f"BACK-{at}-{item['account']}", "succeeded")
+    assert at > 4
+
+
+async def test_a_lane_that_inquires_when_all_ends_ends_too(world: World) -> None:
+    """The link refuses at once and without waiting: asking on and on would stop the whole loop."""
+    async with world.daemon(POOL) as daemon:
+        world.chance[PINGAN][Fault.LANDED] = 1.0
+        await daemon.submit("PAY-1", PINGAN, world.transfer(A, C, "850.00"))
+        await daemon.until_task("PAY-1", "accepted")
+        lane = daemon.tasks.lanes[PINGAN]
+        await until(lambda: lane.in_flight == 0)
+        lane._inquiries.extend(daemon.tasks.tasks_of(PINGAN))
+        lane._idle.unpark()
+        daemon.end()
 
 
 async def test_who_waits_for_a_plan_gets_it_when_the_service_starts_again(world: World) -> None:
@@ -795,8 +844,9 @@ async def test_a_key_that_stays_away_is_an_alarm_all_the_same(
         await wait_all_tasks_blocked(0.05)
         jumping.jump(KEYS_SECONDS_MAX)
         await until(daemon.blocked)
-        while (shown := (await daemon.pools.overview())[0]["last_round"]) is None:
-            await trio.sleep(0.002)
+        with trio.fail_after(WAIT_SECONDS_MAX):
+            while (shown := (await daemon.pools.overview())[0]["last_round"]) is None:
+                await trio.sleep(0.002)
         found = await daemon.finished(shown["round_id"])
         assert found["items"][0]["reason"] == "NO_UKEY"
 
