@@ -45,6 +45,8 @@ Fetch = Callable[[str, int], Awaitable[dict[str, Any] | None]]
 Result = Callable[[TaskResult], Awaitable[None]]
 Told = Callable[[str], None]
 EventSink = Callable[[dict[str, Any]], None]
+Connect = Callable[[], Awaitable[trio.abc.Stream]]
+"""Opens a stream to the daemon in place of the address, such as a tunnel; raises OSError."""
 
 
 @attrs.define(eq=False)
@@ -81,8 +83,10 @@ class Client:
         alarm: Told | None = None,
         event: EventSink | None = None,
         clock: Clock | None = None,
+        connect: Connect | None = None,
     ) -> None:
         self._address = parse_address(address) if isinstance(address, str) else address
+        self._open_stream = connect
         self._tls = tls
         self._conversation = Conversation(name, token)
         self._fetch = fetch
@@ -211,6 +215,8 @@ class Client:
         address = self._address
         try:
             with trio.fail_after(CONNECT_SECONDS_MAX):
+                if self._open_stream is not None:
+                    return await self._open_stream()
                 if address.kind == "unix":
                     return await trio.open_unix_socket(address.path)
                 stream = await trio.open_tcp_stream(address.host, address.port)

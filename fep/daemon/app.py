@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -23,7 +23,8 @@ import trio
 from fep.adapters.api import BankProfile
 from fep.alarms.service import Alarms
 from fep.control.commands import ProtocolRefusal, Services
-from fep.control.service import run_control
+from fep.control.config import ControlConfig
+from fep.control.service import Guard, run_control
 from fep.daemon import config as configuration
 from fep.daemon import notify
 from fep.daemon.config import BankConfig, Config, ConfigFaultsError
@@ -34,7 +35,7 @@ from fep.domain.errors import ConfigError
 from fep.domain.ids import AccountNumber, BankName, Sequence
 from fep.keys.service import KeyRing, run_monitor, run_slot
 from fep.links.mux import UnmatchedReply
-from fep.links.service import Link, run_link
+from fep.links.service import Connect, Link, connect_tcp, run_link
 from fep.logs import Followers
 from fep.pooling.service import PoolService
 from fep.store.database import Store
@@ -60,6 +61,37 @@ class _Unit:
     ended: trio.Event
 
 
+Faces = Callable[..., Awaitable[None]]
+"""As ``run_control``: started with (ControlConfig, Services, Guard), ``started()`` with the
+addresses it listens on."""
+
+
+def _store_of(config: Config) -> Store:
+    return Store.at(config.state_dir / STORE_FILE)
+
+
+async def _run_faces(
+    config: ControlConfig,
+    services: Services,
+    guard: Guard,
+    *,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    inherited = notify.inherited_sockets().get("control", [])
+    await run_control(config, services, guard, inherited, task_status=task_status)
+
+
+@attrs.frozen
+class Outside:
+    """What of the daemon touches the machine; the simulation puts its own in place."""
+
+    open_store: Callable[[Config], Store] = _store_of
+    connect: Connect = connect_tcp
+    faces: Faces = _run_faces
+    rng: random.Random = attrs.field(factory=random.Random, repr=False)
+    """Jitter of reconnects, and where the request numbers begin."""
+
+
 class Daemon:
     """One front-end processor (企业端前置机).
 
@@ -67,12 +99,19 @@ class Daemon:
     ``stop`` was called or the task is cancelled, and raises when the store fails.
     """
 
-    def __init__(self, config: Config, clock: Clock, followers: Followers) -> None:
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        followers: Followers,
+        outside: Outside | None = None,
+    ) -> None:
         self.config = config
+        self._outside = outside or Outside()
         self._clock = clock
         self._followers = followers
         self._accounts: dict[AccountNumber, Account] = dict(config.accounts)
-        self._rng = random.Random()  # noqa: S311 - jitter of reconnects
+        self._rng = self._outside.rng
         self._units: dict[BankName, _Unit] = {}
         self.links: dict[BankName, Link] = {}
         self._stop = trio.Event()
@@ -92,7 +131,7 @@ class Daemon:
         config = self.config
         config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _only_one(config):
-            self._store = Store.at(config.state_dir / STORE_FILE)
+            self._store = self._outside.open_store(config)
             self._assemble()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._store.run)
@@ -150,9 +189,8 @@ class Daemon:
                 await lanes.start(self._run_unit, bank)
             await lanes.start(self._supervised, "pooling", self.pools.run)
             async with trio.open_nursery() as faces:
-                inherited = notify.inherited_sockets().get("control", [])
                 addresses = await faces.start(
-                    run_control, self.config.control, self.services, guarded, inherited
+                    self._outside.faces, self.config.control, self.services, guarded
                 )
                 faces.start_soon(notify.watchdog, self._healthy, self.status_line)
                 log.info(
@@ -212,6 +250,7 @@ class Daemon:
             self.alarms,
             self._unmatched,
             random.Random(self._rng.random()),  # noqa: S311
+            self._outside.connect,
         )
         most = bank.card.throttle.concurrent_max
         self.tasks.add_lane(

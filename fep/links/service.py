@@ -56,6 +56,28 @@ _SOCKET_OPTIONS: Final = (
 )
 
 
+Connect = Callable[[LinkConfig], Awaitable[socket.socket]]
+"""Opens a non-blocking socket to the bank; raises OSError. The link sets the deadline."""
+
+
+async def connect_tcp(config: LinkConfig) -> socket.socket:
+    """Return a non-blocking socket connected to the bank, with the options that find a dead peer.
+
+    Raises:
+        OSError: no connection.
+    """
+    stream = await trio.open_tcp_stream(config.host, config.port)
+    sock = socket.socket(fileno=stream.socket.detach())
+    try:
+        sock.settimeout(0.0)
+        for level, option, value in _SOCKET_OPTIONS:
+            sock.setsockopt(level, option, value)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
 class Gate(Protocol):
     """What permits a bank's session: its key slot (FEP-09)."""
 
@@ -339,6 +361,7 @@ class Link:
         alarms: where LINK_DOWN and BANK_HEARTBEAT_LOST go.
         unmatched: gets every answer that no caller waits for, in order, none dropped.
         rng: draws the back-off's jitter.
+        connect: opens the socket; a simulation puts its own network in place.
     """
 
     def __init__(
@@ -350,6 +373,7 @@ class Link:
         alarms: Alarms,
         unmatched: trio.MemorySendChannel[UnmatchedReply],
         rng: random.Random,
+        connect: Connect = connect_tcp,
     ) -> None:
         self.config = config
         self.state = LinkState.OFF
@@ -362,6 +386,7 @@ class Link:
         self._alarms = alarms
         self._backoff = Backoff(config.backoff_first_s, config.backoff_max_s, rng)
         self._traffic = _Traffic(config.bank, clock, unmatched)
+        self._open_socket = connect
         self._gate: Gate | None = None
         self._connection: _Connection | None = None
         self._is_held = False
@@ -518,7 +543,7 @@ class Link:
         config = self.config
         try:
             with trio.fail_after(config.connect_timeout_s):
-                stream = await trio.open_tcp_stream(config.host, config.port)
+                sock = await self._open_socket(config)
         except trio.TooSlowError:
             self.last_failure = f"no connection within {config.connect_timeout_s} s"
             return None
@@ -526,15 +551,6 @@ class Link:
             self.last_failure = f"connect: {error}"
             return None
         framer = self._codec.framer()
-        sock = socket.socket(fileno=stream.socket.detach())
-        try:
-            sock.settimeout(0.0)
-            for level, option, value in _SOCKET_OPTIONS:
-                sock.setsockopt(level, option, value)
-        except OSError as error:
-            sock.close()
-            self.last_failure = f"connect: {error}"
-            return None
         return _Connection(sock, framer, config.heartbeat_s, self._traffic)
 
     async def _serve(self, connection: _Connection) -> None:
