@@ -1,0 +1,512 @@
+"""One run: the daemon lives, is killed and lives again among foul banks, clients and keys; then all
+is calm, and what must hold of every task and every fen is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import structlog
+import trio
+import trio.testing
+
+from fep.client.conversation import CallError, DisconnectedError, TaskResult
+from fep.client.trio_client import Client
+from fep.control.commands import Role, Services
+from fep.control.session import Peer, Session
+from fep.daemon.app import Daemon, Outside
+from fep.daemon.config import Config
+from fep.domain.ids import BankName, ClientName, TaskId, client_ref
+from fep.keys.routing import Insertion, View
+from fep.links.config import LinkConfig
+from fep.logs import Followers
+from fep.sandbox.book import SqliteBook
+from fep.store.database import Store
+from fep.tasks import store as task_store
+from fep.tasks.state import FINAL, State
+from tests.simulation.banks import Bank, Mischief
+from tests.simulation.machine import (
+    Disk,
+    SimClock,
+    Threads,
+    deterministic,
+    socket_pair,
+    trio_stream,
+)
+from tests.simulation.setting import ENTERPRISE, HORIZON_SECONDS, Setting, drawn
+
+FOUL_SECONDS: Final = 600.0
+"""How long everything may go wrong."""
+CALM_SECONDS_MAX: Final = 3 * HORIZON_SECONDS
+TASKS_PER_CLIENT: Final = 10
+BOOKED_ONCE: Final = frozenset({State.SUCCEEDED, State.RETURNED})
+
+
+@attrs.define
+class Report:
+    """What a run was, and what was wrong with it."""
+
+    seed: int
+    tasks: int = 0
+    crashes: int = 0
+    torn: int = 0
+    unknowns: int = 0
+    seconds: float = 0.0
+    """Virtual time."""
+    steps: int = 0
+    violations: list[str] = attrs.Factory(list)
+    digest: str = ""
+    """Of everything that was logged, in order: the same seed gives the same digest."""
+
+
+class _Trace:
+    """Takes the place of the log: counts what matters and digests all of it."""
+
+    IDS: Final = ("alarm_id", "session", "ts")
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.lines: list[str] = []
+        self.crashes: list[str] = []
+        self._hash = hashlib.sha256()
+
+    def __call__(self, _logger: object, method: str, record: Any) -> Any:
+        event = str(record.get("event"))
+        self.counts[event] = self.counts.get(event, 0) + 1
+        if method == "exception" or event in ("lane.crashed", "connection.crashed"):
+            self.crashes.append(f"{event}: {record.get('lane', '')} {_exception()}")
+        if event == "task.left_open" and record.get("state") == "unknown":
+            self.counts["unknown"] = self.counts.get("unknown", 0) + 1
+        shown = sorted((k, str(v)) for k, v in record.items() if k not in self.IDS)
+        line = f"{trio.current_time():.6f} {shown}"
+        self.lines.append(line)
+        self._hash.update(line.encode())
+        raise structlog.DropEvent
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _exception() -> str:
+    import traceback  # noqa: PLC0415
+
+    return traceback.format_exc(limit=-12)
+
+
+class FinanceSystem:
+    """One outside finance system: its tasks, and what it knows of them over all connections."""
+
+    def __init__(self, name: str, run: Run, rng: random.Random) -> None:
+        self.name = name
+        self._run = run
+        self._rng = rng
+        self.work: dict[str, dict[str, Any]] = {}
+        self.acknowledged: set[str] = set()
+        """Ids whose submit was answered: they must never be lost."""
+        self.refused: dict[str, str] = {}
+        self.results: dict[str, TaskResult] = {}
+        self.told: list[TaskResult] = []
+
+    def make_work(self) -> None:
+        """Draw the tasks."""
+        accounts = self._run.setting.accounts
+        for number in range(self._rng.randint(1, TASKS_PER_CLIENT)):
+            payer = self._rng.choice(accounts)
+            payee = self._rng.choice([one for one in accounts if one is not payer])
+            kind = self._rng.choice(("transfer", "transfer", "transfer", "balance", "statement"))
+            if kind == "transfer":
+                params: dict[str, Any] = {
+                    "payer": {"account": payer.number},
+                    "payee": {"account": payee.number, "name": payee.name, "bank_name": "样例银行"},
+                    "amount": f"{self._rng.randint(1, 90_000)}.{self._rng.randint(0, 99):02d}",
+                    "currency": "CNY",
+                }
+                if self._rng.random() < 0.9:
+                    code = "307584007998" if "pingan" in payee.bank else "308584000013"
+                    params["payee"]["bank_code"] = code
+            elif kind == "balance":
+                params = {"account": payer.number}
+            else:
+                params = {"account": payer.number, "from": "2026-01-05", "to": "2026-01-05"}
+            self.work[f"{self.name}-{number}"] = {
+                "bank": payer.bank,
+                "kind": kind,
+                "body": {"kind": kind, "params": params},
+                "at": self._rng.random() * FOUL_SECONDS * 0.8,
+                "inline": self._rng.random() < 0.4,
+            }
+
+    async def fetch(self, task_id: str, _attempt: int) -> dict[str, Any] | None:
+        """Give a body, mostly, sometime."""
+        if self._run.foul:
+            await trio.sleep(self._rng.random() * self._rng.choice((0.1, 1.0, 90.0)))
+            if self._rng.random() < 0.1:
+                return None
+        one = self.work.get(task_id)
+        if one is None:
+            return None
+        body: dict[str, Any] = one["body"]
+        return body
+
+    async def result(self, result: TaskResult) -> None:
+        """Keep a result; acknowledging it happens when this returns."""
+        if self._run.foul and self._rng.random() < 0.3:
+            await trio.sleep(self._rng.random() * 5.0)
+        self.told.append(result)
+        self.results[result.task_id] = result
+
+    async def run(self) -> None:
+        """Connect, work, vanish, come back, for ever."""
+        while True:
+            with trio.CancelScope() as scope:
+                if self._run.foul and self._rng.random() < 0.5:
+                    scope.deadline = trio.current_time() + self._rng.uniform(1.0, 200.0)
+                client = Client(
+                    "unix:none",
+                    self.name,
+                    fetch=self.fetch,
+                    result=self.result,
+                    clock=self._run.clock,
+                    connect=self._run.connect_client(self.name, Role.FINANCE),
+                )
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(client.run)
+                    for task_id in self.work:
+                        if task_id not in self.acknowledged and task_id not in self.refused:
+                            nursery.start_soon(self._submit, client, task_id)
+            await trio.sleep(self._rng.uniform(0.0, 20.0) if self._run.foul else 0.1)
+
+    async def _submit(self, client: Client, task_id: str) -> None:
+        one = self.work[task_id]
+        await trio.sleep(max(0.0, one["at"] - trio.current_time()))
+        body = one["body"] if one["inline"] else None
+        try:
+            for _ in range(self._rng.choice((1, 1, 2))):
+                await client.submit(task_id, one["bank"], one["kind"], body)
+                self.acknowledged.add(task_id)
+            if self._rng.random() < 0.05:
+                await client.call("task.cancel", {"task_id": task_id})
+        except CallError as error:
+            if task_id not in self.acknowledged:
+                if error.code in ("SHUTTING_DOWN", "QUEUE_FULL", "STORE_FULL"):
+                    return
+                self.refused[task_id] = error.code
+        except DisconnectedError:
+            pass
+
+
+class Run:
+    """The whole of one run."""
+
+    def __init__(self, seed: int, root: Path, daemon_class: type[Daemon] = Daemon) -> None:
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.setting: Setting = drawn(self.rng)
+        self.clock = SimClock()
+        self.foul = True
+        self.report = Report(seed)
+        self.trace = _Trace()
+        self._daemon_class = daemon_class
+        self._disk = Disk(root, self._fork())
+        self._book = SqliteBook(Path(":memory:"))
+        self._threads = Threads(self._fork(), after_work=self._after_work)
+        self._threads.before_work = self._before_work
+        self._banks = {
+            name: Bank(
+                BankName(name),
+                adapter,
+                self._book,
+                self.clock,
+                self._fork(),
+                self.setting.certificates,
+            )
+            for name, adapter in self.setting.adapters.items()
+        }
+        self._clients = [
+            FinanceSystem(f"erp-{number}", self, self._fork())
+            for number in range(self.rng.randint(1, 2))
+        ]
+        self._services: Services | None = None
+        self._guard: Any = None
+        self._sessions: trio.Nursery | None = None
+        self._daemon: Daemon | None = None
+        self._life: trio.CancelScope | None = None
+        self._crash_in_commit = False
+        self._crashed = trio.Event()
+        self._before: dict[str, bytes | None] = {}
+        self._sockets: list[Any] = []
+
+    def _fork(self) -> random.Random:
+        """Return a source of its own, so that one actor's draws do not move another's."""
+        return random.Random(self.rng.getrandbits(64))
+
+    # -- the machine --------------------------------------------------------------------------
+
+    def _before_work(self, work: Callable[..., Any]) -> None:
+        if self._crash_in_commit and getattr(work, "__name__", "") == "_commit":
+            self._before = self._disk.content()
+
+    async def _after_work(self, work: Callable[..., Any]) -> None:
+        if self._before and getattr(work, "__name__", "") == "_commit":
+            self._crash_in_commit = False
+            before, self._before = self._before, {}
+            self._disk.crash_in_commit(before)
+            self._die()
+            with trio.CancelScope(shield=True, relative_deadline=1.0):
+                await self._crashed.wait()
+
+    def _open_store(self, config: Config) -> Store:
+        return Store.at(config.state_dir / "fep.sqlite")
+
+    async def _connect_bank(self, config: LinkConfig) -> Any:
+        sock = await self._banks[config.bank].connect()
+        self._sockets.append(sock)
+        return sock
+
+    async def _faces(
+        self,
+        _config: Any,
+        services: Services,
+        guard: Any,
+        *,
+        task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            self._services, self._guard, self._sessions = services, guard, nursery
+            task_status.started(["simulated"])
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._sessions = None
+
+    def connect_client(self, name: str, role: Role) -> Callable[[], Awaitable[trio.abc.Stream]]:
+        """Return what opens a stream to the daemon as it is at that moment."""
+
+        async def connect() -> trio.abc.Stream:
+            await trio.sleep(0.01)
+            if self._sessions is None:
+                raise ConnectionRefusedError(111, "refused")
+            ours, theirs = socket_pair()
+            self._sockets.append(theirs)
+            proven = ClientName(name)
+            peer = (
+                Peer(None, {proven: role}, None, None, "simulated")
+                if role is Role.FINANCE
+                else Peer(role, {}, proven, None, "simulated")
+            )
+            services = self._services
+            assert services is not None
+
+            async def handle(stream: trio.SocketStream) -> None:
+                await Session(stream, peer, services, 30.0).run()
+
+            self._sessions.start_soon(self._guard(handle), trio_stream(theirs))
+            return trio_stream(ours)
+
+        return connect
+
+    # -- lives of the daemon ------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        """Run the daemon, kill it, run it again, until the run is over."""
+        while True:
+            self._crashed = trio.Event()
+            config = attrs.evolve(self.setting.config, state_dir=self._disk.directory)
+            outside = Outside(self._open_store, self._connect_bank, self._faces, self._fork())
+            self._daemon = self._daemon_class(config, self.clock, Followers(), outside)
+            self._sockets = []
+            with trio.CancelScope() as self._life:
+                await self._daemon.run()
+            self._daemon = None
+            if not self._crashed.is_set():
+                self.report.violations.append("the daemon ended by itself")
+                return
+            await trio.sleep(self.rng.uniform(0.1, 30.0))
+
+    def _die(self) -> None:
+        """Kill the daemon at this very moment: nothing of it reaches the world any more."""
+        self.report.crashes += 1
+        self._sessions = None
+        for sock in self._sockets:
+            # The peer reads what left before, then the end. What comes after fails.
+            try:
+                sock.shutdown(2)
+            except OSError:
+                pass
+        assert self._life is not None
+        self._life.cancel()
+        self._crashed.set()
+
+    async def _kill_now_and_then(self) -> None:
+        rng = self._fork()
+        for _ in range(rng.choice((0, 1, 2, 4))):
+            await trio.sleep(rng.uniform(0.0, FOUL_SECONDS / 3))
+            if not self.foul:
+                return
+            for _ in range(rng.randrange(80)):
+                await trio.lowlevel.checkpoint()
+            if self._daemon is None or self._crashed.is_set():
+                continue
+            if rng.random() < 0.4:
+                self._crash_in_commit = True
+            else:
+                self._disk.crash()
+                self._die()
+
+    # -- keys, pools, clocks ------------------------------------------------------------------
+
+    async def _pull_keys(self) -> None:
+        rng = self._fork()
+        number = 1
+        while self.foul:
+            await trio.sleep(rng.uniform(10.0, 300.0))
+            if self._daemon is None or not self.foul:
+                continue
+            slot = rng.choice(list(self._daemon.ring.slots.values()))
+            slot.post(View(service=True, readers=True, card=None, settled=True))
+            await trio.sleep(rng.choice((0.0, 0.01, 1.0, 60.0)) * rng.random())
+            number += 1
+            there = Insertion("software", number, "")
+            slot.post(View(service=True, readers=True, card=there, settled=True))
+
+    async def _run_pools(self) -> None:
+        rng = self._fork()
+        for _ in range(rng.choice((0, 1, 1, 2))):
+            await trio.sleep(rng.uniform(0.0, FOUL_SECONDS / 2))
+            if self._services is not None and self._sessions is not None:
+                try:
+                    await self._services.pools.start_round("main", "the simulation")
+                except Exception as error:  # a refusal, or the daemon died under us
+                    if type(error).__name__ not in ("PoolRefusedError", "StoreFailedError"):
+                        raise
+
+    # -- the run ------------------------------------------------------------------------------
+
+    async def run(self) -> Report:
+        """Live through it, and return what was."""
+        self._book.open_accounts(self.setting.accounts, self.clock.now())
+        async with trio.open_nursery() as nursery:
+            for bank in self._banks.values():
+                bank.misbehave(Mischief.drawn(self.rng))
+                await nursery.start(bank.run)
+            for client in self._clients:
+                client.make_work()
+                nursery.start_soon(client.run)
+            nursery.start_soon(self._live)
+            nursery.start_soon(self._kill_now_and_then)
+            nursery.start_soon(self._pull_keys)
+            nursery.start_soon(self._run_pools)
+            await trio.sleep(FOUL_SECONDS)
+            self._be_calm()
+            await self._settle()
+            await self._check()
+            nursery.cancel_scope.cancel()
+        self.report.seconds = trio.current_time()
+        self.report.torn = self._disk.torn
+        self.report.unknowns = self.trace.counts.get("unknown", 0)
+        self.report.violations += [f"defect: {one}" for one in self.trace.crashes]
+        self.report.digest = self.trace.digest()
+        self._book.close()
+        return self.report
+
+    def _be_calm(self) -> None:
+        self.foul = False
+        self._crash_in_commit = False
+        for bank in self._banks.values():
+            bank.misbehave(Mischief())
+        if self._daemon is not None:
+            for slot in self._daemon.ring.slots.values():
+                there = Insertion("software", 1_000_000, "")
+                slot.post(View(service=True, readers=True, card=there, settled=True))
+
+    async def _settle(self) -> None:
+        """Wait until every task is at its end and told, or too long."""
+        until = trio.current_time() + CALM_SECONDS_MAX
+        while trio.current_time() < until:
+            await trio.sleep(30.0)
+            if self._daemon is None or self._sessions is None:
+                continue
+            status = self._services.tasks.status() if self._services is not None else None
+            if status is not None and status["open"] == 0 and self._all_told():
+                return
+
+    def _all_told(self) -> bool:
+        return all(
+            task_id in client.refused or task_id in client.results
+            for client in self._clients
+            for task_id in client.work
+        )
+
+    async def _check(self) -> None:
+        faults = self.report.violations
+        assert self._daemon is not None
+        store = self._services.tasks.store if self._services is not None else None
+        assert store is not None
+        rows = await store.read(_every_task)
+        self.report.tasks = len(rows)
+        faults += self._book.check()
+        known = set()
+        for task_id, kind, state in rows:
+            if state not in FINAL:
+                faults.append(f"{task_id} is stuck in {state.value}")
+            if kind != "transfer":
+                continue
+            reference = client_ref(ENTERPRISE, TaskId(task_id))
+            known.add(reference)
+            times = self._book.times_booked(reference)
+            if times != int(state in BOOKED_ONCE):
+                faults.append(f"{task_id} is {state.value} and was booked {times} times")
+        faults += [
+            f"payment {payment.client_ref} has no task"
+            for payment in self._book.payments()
+            if payment.client_ref not in known
+        ]
+        states = {task_id: state for task_id, _, state in rows}
+        for client in self._clients:
+            for task_id in client.acknowledged:
+                if task_id not in states:
+                    faults.append(f"{task_id} was acknowledged and is lost")
+                elif task_id not in client.results:
+                    if states[task_id] is not State.CANCELLED:
+                        faults.append(f"{task_id} is {states[task_id].value} and was never told")
+                elif client.results[task_id].state != states[task_id].value:
+                    faults.append(
+                        f"{task_id} was told as {client.results[task_id].state} and is"
+                        f" {states[task_id].value}"
+                    )
+
+
+def _every_task(connection: Any) -> list[tuple[str, str, State]]:
+    import sqlalchemy as sa  # noqa: PLC0415
+
+    table = task_store.task
+    rows = connection.execute(sa.select(table.c.task_id, table.c.kind, table.c.state))
+    return [(row[0], row[1], State(row[2])) for row in rows]
+
+
+def simulate(seed: int, daemon_class: type[Daemon] = Daemon) -> tuple[Report, list[str]]:
+    """Run one seed; returns the report and the whole trace."""
+    root = Path(tempfile.mkdtemp(prefix=f"fep-sim-{seed}-", dir=_memory()))
+    run = Run(seed, root, daemon_class)
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, run.trace],
+        cache_logger_on_first_use=False,
+    )
+    try:
+        with deterministic(seed), run._threads.installed():
+            report = trio.run(run.run, clock=trio.testing.MockClock(autojump_threshold=0))
+    finally:
+        structlog.reset_defaults()
+        shutil.rmtree(root)
+    return report, run.trace.lines
+
+
+def _memory() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
