@@ -9,13 +9,21 @@ from __future__ import annotations
 import datetime as dt
 import random
 import socket
+from collections.abc import Callable
 from typing import Any, Final
 
 import attrs
 import trio
 
 from fep.adapters import registry
-from fep.adapters.host import Answer, Book, BookPayment, Faults, HostProfile
+from fep.adapters.host import (
+    Answer,
+    Book,
+    BookPayment,
+    DuplicateReferenceError,
+    Faults,
+    HostProfile,
+)
 from fep.domain.clock import BusinessDate, Clock
 from fep.domain.ids import AccountNumber, BankName
 from fep.sandbox.book import SqliteBook
@@ -26,6 +34,8 @@ REQUEST_LAG_SECONDS_MAX: Final = 90.0
 """A request may lie this long in the bank's queue, also after its connection has gone."""
 RECORD_LAG_SECONDS_MAX: Final = 120.0
 """A booked payment may stay invisible to status queries for this long."""
+AGAIN: Final = "~"
+"""Stands in the book between a reference and the mark of its repetition."""
 PROMISED_SECONDS: Final = 300.0
 """``no_record_after_s`` of the cards; above the sum of both lags and every reply time-out."""
 
@@ -44,6 +54,8 @@ class Mischief:
     cut: float = 0.0
     split: float = 0.0
     restart: float = 0.0
+    forget: float = 0.0
+    """A reference that is known is booked once more: this bank does not protect us."""
     faults: str = ""
     """The host half's own faults, as ``fep host --faults`` takes them."""
 
@@ -60,17 +72,28 @@ class Mischief:
             " unknown_after_booking throttled delayed"
         ).split()
         faults = ",".join(f"{name}={chance():.3f}" for name in names)
-        fields = [field.name for field in attrs.fields(cls) if field.name != "faults"]
-        return cls(**{name: chance() for name in fields}, faults=faults)
+        drawn = {
+            field.name: chance()
+            for field in attrs.fields(cls)
+            if field.name not in ("faults", "forget")
+        }
+        return cls(**drawn, forget=float(rng.random() < 0.5), faults=faults)
 
 
 class LaggingBook:
     """The book as one bank's status query sees it: what was booked shows after a while."""
 
-    def __init__(self, book: SqliteBook, rng: random.Random, chance: float) -> None:
+    def __init__(
+        self,
+        book: SqliteBook,
+        rng: random.Random,
+        mischief: Mischief,
+        on_payment: Callable[[], None],
+    ) -> None:
         self._book = book
+        self._on_payment = on_payment
         self._rng = rng
-        self._chance = chance
+        self._mischief = mischief
         self._shows_at: dict[str, float] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -78,8 +101,15 @@ class LaggingBook:
 
     def pay(self, bank: BankName, request: Any, now: dt.datetime) -> BookPayment:
         """Book it; a status query may not find it at once."""
-        made = self._book.pay(bank, request, now)
-        if self._rng.random() < self._chance:
+        self._on_payment()
+        try:
+            made = self._book.pay(bank, request, now)
+        except DuplicateReferenceError:
+            if self._rng.random() >= self._mischief.forget:
+                raise
+            again = f"{request.client_ref}{AGAIN}{self._rng.getrandbits(32):08x}"
+            return self._book.pay(bank, attrs.evolve(request, client_ref=again), now)
+        if self._rng.random() < self._mischief.record_lag:
             lag = self._rng.random() * RECORD_LAG_SECONDS_MAX
             self._shows_at[request.client_ref] = trio.current_time() + lag
         return made
@@ -116,12 +146,13 @@ class Bank:
         self._clock = clock
         self._rng = rng
         self._certificates = certificates
+        self.on_payment: Callable[[], None] = lambda: None
+        """Called when a payment has come in, before it is booked."""
         self._profile = self._new_profile()
         self._nursery: trio.Nursery | None = None
         self._lines: set[trio.CancelScope] = set()
         self._up = trio.Event()
         self._up.set()
-        self.requests_taken = 0
 
     def misbehave(self, mischief: Mischief) -> None:
         """Take another temper from now on."""
@@ -129,7 +160,7 @@ class Bank:
         self._profile = self._new_profile()
 
     def _new_profile(self) -> HostProfile:
-        book: Book = LaggingBook(self._book, self._rng, self.mischief.record_lag)  # type: ignore[assignment]
+        book: Book = LaggingBook(self._book, self._rng, self.mischief, lambda: self.on_payment())  # type: ignore[assignment]
         faults = Faults.parse(self.mischief.faults, self._rng.randrange(1 << 30))
         return HostProfile(self.name, book, self._clock, faults, self._certificates)
 
@@ -199,7 +230,6 @@ class Bank:
         """Give the bank the bytes when they have come through, and send what it answers."""
         if at > trio.current_time():
             await trio.sleep_until(at)
-        self.requests_taken += 1
         for answer in connection.receive_data(data):
             if answer.data or answer.close:
                 nursery.start_soon(self._answer, sock, answer, nursery)

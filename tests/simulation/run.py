@@ -17,6 +17,7 @@ import structlog
 import trio
 import trio.testing
 
+from fep.adapters.host import BookedState
 from fep.client.conversation import CallError, DisconnectedError, TaskResult
 from fep.client.trio_client import Client
 from fep.control.commands import Role, Services
@@ -31,7 +32,7 @@ from fep.sandbox.book import SqliteBook
 from fep.store.database import Store
 from fep.tasks import store as task_store
 from fep.tasks.state import FINAL, State
-from tests.simulation.banks import Bank, Mischief
+from tests.simulation.banks import AGAIN, Bank, Mischief
 from tests.simulation.machine import (
     Disk,
     SimClock,
@@ -111,6 +112,7 @@ class FinanceSystem:
         self.acknowledged: set[str] = set()
         """Ids whose submit was answered: they must never be lost."""
         self.refused: dict[str, str] = {}
+        self.cancelled: set[str] = set()
         self.results: dict[str, TaskResult] = {}
         self.told: list[TaskResult] = []
 
@@ -192,6 +194,8 @@ class FinanceSystem:
                 await client.submit(task_id, one["bank"], one["kind"], body)
                 self.acknowledged.add(task_id)
             if self._rng.random() < 0.05:
+                # Once the call has left, only the answer tells, and it may be lost.
+                self.cancelled.add(task_id)
                 await client.call("task.cancel", {"task_id": task_id})
         except CallError as error:
             if task_id not in self.acknowledged:
@@ -345,13 +349,20 @@ class Run:
         self._crashed.set()
 
     async def _kill_now_and_then(self) -> None:
+        """Kill at drawn moments, and just when a payment has reached a bank."""
         rng = self._fork()
-        for _ in range(rng.choice((0, 1, 2, 4))):
-            await trio.sleep(rng.uniform(0.0, FOUL_SECONDS / 3))
-            if not self.foul:
-                return
+        kills = rng.choice((0, 1, 2, 4, 6))
+        share = rng.random()
+        """Of the kills that wait for a payment."""
+        for _ in range(kills):
+            await trio.sleep(rng.uniform(0.0, FOUL_SECONDS / kills))
+            if rng.random() < share:
+                await self._next_payment()
+                await trio.sleep(rng.choice((0.0, 0.02, 0.1, 10.0)) * rng.random())
             for _ in range(rng.randrange(80)):
                 await trio.lowlevel.checkpoint()
+            if not self.foul:
+                return
             if self._daemon is None or self._crashed.is_set():
                 continue
             if rng.random() < 0.4:
@@ -359,6 +370,13 @@ class Run:
             else:
                 self._disk.crash()
                 self._die()
+
+    async def _next_payment(self) -> None:
+        came = trio.Event()
+        for bank in self._banks.values():
+            bank.on_payment = came.set
+        with trio.move_on_after(FOUL_SECONDS / 4):
+            await came.wait()
 
     # -- keys, pools, clocks ------------------------------------------------------------------
 
@@ -439,7 +457,7 @@ class Run:
 
     def _all_told(self) -> bool:
         return all(
-            task_id in client.refused or task_id in client.results
+            task_id in client.refused or task_id in client.results or task_id in client.cancelled
             for client in self._clients
             for task_id in client.work
         )
@@ -452,22 +470,20 @@ class Run:
         rows = await store.read(_every_task)
         self.report.tasks = len(rows)
         faults += self._book.check()
-        known = set()
+        booked: dict[str, int] = {}
+        for payment in self._book.payments():
+            if payment.state is BookedState.DONE:
+                first = payment.client_ref.partition(AGAIN)[0]
+                booked[first] = booked.get(first, 0) + 1
         for task_id, kind, state in rows:
             if state not in FINAL:
                 faults.append(f"{task_id} is stuck in {state.value}")
             if kind != "transfer":
                 continue
-            reference = client_ref(ENTERPRISE, TaskId(task_id))
-            known.add(reference)
-            times = self._book.times_booked(reference)
+            times = booked.pop(client_ref(ENTERPRISE, TaskId(task_id)), 0)
             if times != int(state in BOOKED_ONCE):
                 faults.append(f"{task_id} is {state.value} and was booked {times} times")
-        faults += [
-            f"payment {payment.client_ref} has no task"
-            for payment in self._book.payments()
-            if payment.client_ref not in known
-        ]
+        faults += [f"payment {reference} has no task" for reference in booked]
         states = {task_id: state for task_id, _, state in rows}
         for client in self._clients:
             for task_id in client.acknowledged:
