@@ -309,7 +309,9 @@ class Run:
             assert services is not None
 
             async def handle(stream: trio.SocketStream) -> None:
-                await Session(stream, peer, services, 30.0).run()
+                session = Session(stream, peer, services, 30.0)
+                if await session.open():
+                    await session.run()
 
             self._sessions.start_soon(self._guard(handle), trio_stream(theirs))
             return trio_stream(ours)
