@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import datetime as dt
 import functools
 import random
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,17 @@ from typing import Any
 import attrs
 import tomli_w
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from fep.adapters.host import BookAccount
 from fep.daemon import config as configuration
 from fep.daemon.config import Config
 from fep.domain.ids import AccountNumber, BankName
 from fep.domain.money import Cny
-from fep.sandbox.scene import make_software_key
 from tests.simulation.banks import PROMISED_SECONDS
+from tests.simulation.machine import EPOCH
 
 BANKS = (
     ("pingan", "pingan_b2bi", "99000000000", {"corp_code": "00102079900001234000"}),
@@ -49,7 +55,7 @@ class Setting:
 
 def _card(by_slot: bool) -> dict[str, Any]:
     return {
-        "signing": {"by": "slot" if by_slot else "front_end"},
+        "signing": {"by": "slot" if by_slot else "front_end", "algorithm": "ecdsa_sha256"},
         "throttle": {"submit_gap_s": 0.0, "query_gap_s": 0.0, "concurrent_max": 0},
         "inquiry": {
             "cool_down_s": 20.0,
@@ -67,7 +73,28 @@ def _card(by_slot: bool) -> dict[str, Any]:
 def directory() -> Path:
     """Return a directory of this process with one key; the key's file is read in every life."""
     path = Path(tempfile.mkdtemp(prefix="fep-sim-"))
-    make_software_key(path, "key")
+    atexit.register(shutil.rmtree, path)
+    # P-256: reading an RSA key takes longer than many a run.
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "simulation")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(EPOCH - dt.timedelta(days=1))
+        .not_valid_after(EPOCH + dt.timedelta(days=3650))
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (path / "key.pem").touch(0o600)
+    (path / "key.pem").write_bytes(
+        key.private_bytes(
+            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    (path / "key.crt").write_bytes(certificate.public_bytes(pem))
     return path
 
 
