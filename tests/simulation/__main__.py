@@ -15,16 +15,11 @@ from collections.abc import Sequence
 
 import attrs
 
-from tests.simulation.run import Report, simulate
+from tests.simulation.run import report_of, simulate
 
 PROCESSES = 2
 LINES_SHOWN_MAX = 3
 HASH_SEED = "0"
-
-
-def one(seed: int) -> Report:
-    """Return the report of one seed."""
-    return simulate(seed)[0]
 
 
 def campaign(first: int, count: int, processes: int) -> dict[str, object]:
@@ -33,7 +28,7 @@ def campaign(first: int, count: int, processes: int) -> dict[str, object]:
     total = {"seeds": 0, "tasks": 0, "crashes": 0, "torn": 0, "unknowns": 0, "violations": 0}
     failed: list[int] = []
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for report in pool.imap_unordered(one, range(first, first + count), chunksize=4):
+        for report in pool.imap_unordered(report_of, range(first, first + count), chunksize=4):
             total["seeds"] += 1
             for name in ("tasks", "crashes", "torn", "unknowns"):
                 total[name] += getattr(report, name)

@@ -160,7 +160,7 @@ class Bank:
         self._profile = self._new_profile()
 
     def _new_profile(self) -> HostProfile:
-        book: Book = LaggingBook(self._book, self._rng, self.mischief, lambda: self.on_payment())  # type: ignore[assignment]
+        book: Book = LaggingBook(self._book, self._rng, self.mischief, lambda: self.on_payment())
         faults = Faults.parse(self.mischief.faults, self._rng.randrange(1 << 30))
         return HostProfile(self.name, book, self._clock, faults, self._certificates)
 

@@ -159,9 +159,9 @@ def deterministic(seed: int) -> Iterator[None]:
     state = _run._r.getstate()
     _run._r.seed(seed)
     before = _run._ALLOW_DETERMINISTIC_SCHEDULING
-    _run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    vars(_run)["_ALLOW_DETERMINISTIC_SCHEDULING"] = True
     try:
         yield
     finally:
         _run._r.setstate(state)
-        _run._ALLOW_DETERMINISTIC_SCHEDULING = before
+        vars(_run)["_ALLOW_DETERMINISTIC_SCHEDULING"] = before

@@ -4,9 +4,11 @@ is calm, and what must hold of every task and every fen is checked.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import shutil
+import socket
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -29,8 +31,8 @@ from fep.keys.routing import Insertion, View
 from fep.links.config import LinkConfig
 from fep.logs import Followers
 from fep.sandbox.book import SqliteBook
+from fep.store import schema
 from fep.store.database import Store
-from fep.tasks import store as task_store
 from fep.tasks.state import FINAL, State
 from tests.simulation.banks import AGAIN, Bank, Mischief
 from tests.simulation.machine import (
@@ -342,10 +344,8 @@ class Run:
         self._sessions = None
         for sock in self._sockets:
             # The peer reads what left before, then the end. What comes after fails.
-            try:
-                sock.shutdown(2)
-            except OSError:
-                pass
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
         assert self._life is not None
         self._life.cancel()
         self._crashed.set()
@@ -504,7 +504,7 @@ class Run:
 def _every_task(connection: Any) -> list[tuple[str, str, State]]:
     import sqlalchemy as sa  # noqa: PLC0415
 
-    table = task_store.task
+    table = schema.task
     rows = connection.execute(sa.select(table.c.task_id, table.c.kind, table.c.state))
     return [(row[0], row[1], State(row[2])) for row in rows]
 
@@ -524,6 +524,11 @@ def simulate(seed: int, daemon_class: type[Daemon] = Daemon) -> tuple[Report, li
         structlog.reset_defaults()
         shutil.rmtree(root)
     return report, run.trace.lines
+
+
+def report_of(seed: int) -> Report:
+    """Return the report of one seed."""
+    return simulate(seed)[0]
 
 
 def _memory() -> str | None:

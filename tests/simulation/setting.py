@@ -90,9 +90,7 @@ def directory() -> Path:
     pem = serialization.Encoding.PEM
     (path / "key.pem").touch(0o600)
     (path / "key.pem").write_bytes(
-        key.private_bytes(
-            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     (path / "key.crt").write_bytes(certificate.public_bytes(pem))
     return path
@@ -106,7 +104,9 @@ def setting(banks: int, by_slot: bool, workers: int) -> Setting:
     accounts = tuple(
         BookAccount(
             BankName(name),
-            AccountNumber(f"{prefix}{number:03d}" if "b2bi" in adapter else f"{prefix}{number:02d}"),
+            AccountNumber(
+                f"{prefix}{number:03d}" if "b2bi" in adapter else f"{prefix}{number:02d}"
+            ),
             f"江枫样例制造有限公司{name}{number:02d}",
             Cny(1_000_000_00),
         )
@@ -164,9 +164,7 @@ def setting(banks: int, by_slot: bool, workers: int) -> Setting:
     path = place / f"fep-{banks}-{by_slot}-{workers}.toml"
     path.write_text(tomli_w.dumps(file), "utf-8")
     certificate = x509.load_pem_x509_certificate((place / "key.crt").read_bytes())
-    return Setting(
-        configuration.load(path), accounts, adapters, (certificate,) if by_slot else ()
-    )
+    return Setting(configuration.load(path), accounts, adapters, (certificate,) if by_slot else ())
 
 
 def drawn(rng: random.Random) -> Setting:
