@@ -68,9 +68,14 @@ class Mischief:
             return temper * rng.random() if rng.random() < 0.7 else 0.0
 
         names = (
-            "silent_before_booking silent_after_booking close_before_booking close_after_booking"
-            " unknown_after_booking throttled delayed"
-        ).split()
+            "silent_before_booking",
+            "silent_after_booking",
+            "close_before_booking",
+            "close_after_booking",
+            "unknown_after_booking",
+            "throttled",
+            "delayed",
+        )
         faults = ",".join(f"{name}={chance():.3f}" for name in names)
         drawn = {
             field.name: chance()
@@ -160,9 +165,12 @@ class Bank:
         self._profile = self._new_profile()
 
     def _new_profile(self) -> HostProfile:
-        book: Book = LaggingBook(self._book, self._rng, self.mischief, lambda: self.on_payment())
+        book: Book = LaggingBook(self._book, self._rng, self.mischief, self._payment_came)
         faults = Faults.parse(self.mischief.faults, self._rng.randrange(1 << 30))
         return HostProfile(self.name, book, self._clock, faults, self._certificates)
+
+    def _payment_came(self) -> None:
+        self.on_payment()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the bank's lines, and let the bank go down now and then, until cancelled."""

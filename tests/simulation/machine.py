@@ -104,7 +104,7 @@ class Threads:
         self,
         work: Callable[..., Any],
         *args: Any,
-        thread_name: str | None = None,
+        thread_name: str | None = None,  # noqa: ARG002 - trio's signature
         abandon_on_cancel: bool = False,
         limiter: trio.CapacityLimiter | None = None,
     ) -> Any:
