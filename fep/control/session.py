@@ -7,8 +7,9 @@ commit's callback; nothing is done per line that can be done per batch.
 from __future__ import annotations
 
 import hmac
+import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from typing import Any, Final
@@ -120,16 +121,27 @@ class _Batch:
 
 
 class _Outbox:
-    """What waits to be written to one client; bounded, since who fills it waits for room."""
+    """What waits to be written to one client; bounded, since who fills it waits for room.
 
-    def __init__(self) -> None:
+    Args:
+        now: sends what it can at once, without waiting; None where only the writer can (TLS).
+    """
+
+    def __init__(self, now: Callable[[bytes], int] | None) -> None:
+        self._now = now
         self._lines: list[bytes] = []
         self._bytes = 0
         self._wanted = trio.Event()
         self._written = trio.Event()
 
     def put(self, lines: bytes) -> None:
-        """Queue lines; never waits."""
+        """Send lines, or queue them; never waits."""
+        if self._now is not None and not self._bytes:
+            # Nobody waits before them: a reply costs no turn of the scheduler.
+            sent = self._now(lines)
+            if sent == len(lines):
+                return
+            lines = lines[sent:]
         self._lines.append(lines)
         self._bytes += len(lines)
         self._wanted.set()
@@ -188,7 +200,7 @@ class Session:
         self._early: deque[jsonrpc.Message] = deque()
         self._caller: Caller | None = None
         self._mailbox: Mailbox | None = None
-        self._outbox = _Outbox()
+        self._outbox = _Outbox(_sender(stream))
         self._uncommitted = 0
         self._committed = trio.Event()
         self._heard_at = trio.current_time()
@@ -422,17 +434,12 @@ class Session:
             self._uncommitted -= 1
             self._committed.set()
             self._committed = trio.Event()
-            lines = []
-            for (id_, _), answer in zip(submits, answers, strict=True):
-                if isinstance(answer, Admitted):
-                    value = {
-                        "task_id": answer.task_id,
-                        "state": answer.state.value,
-                        "known": answer.known,
-                    }
-                    lines.append(jsonrpc.result(id_, value))
-                else:
-                    lines.append(jsonrpc.refusal(id_, answer.code, answer.message))
+            lines = [
+                jsonrpc.result(id_, answer)
+                if type(answer) is Admitted
+                else jsonrpc.refusal(id_, answer.code, answer.message)
+                for (id_, _), answer in zip(submits, answers, strict=True)
+            ]
             self._send(b"".join(lines))
 
         self._uncommitted += 1
@@ -665,6 +672,23 @@ def _result_line(id_: int, told: Delivery) -> bytes:
         return line
     log.error("session.result_too_long", task_id=told.task_id, size=len(line))
     return jsonrpc.request(id_, "task.result", params | {"result": None})
+
+
+def _sender(stream: trio.abc.Stream) -> Callable[[bytes], int] | None:
+    """Return what sends on a plain stream without waiting; it says how much has left."""
+    if not isinstance(stream, trio.SocketStream):
+        return None
+    fileno = stream.socket.fileno
+
+    def send(data: bytes) -> int:
+        try:
+            # os.write would raise SIGPIPE's error in the same way; the descriptor is non-blocking.
+            return os.write(fileno(), data)
+        except OSError:
+            # Full, or broken: the writer waits, or finds out.
+            return 0
+
+    return send
 
 
 def _first(group: BaseExceptionGroup[_Closed]) -> _Closed:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import timedelta
 from functools import partial
 from typing import Any, Final, Self
 
@@ -36,24 +35,23 @@ from fep.domain.order import (
 from fep.links.mux import UnmatchedReply
 from fep.store.database import Store, StoreBusyError, StoreFullError
 from fep.tasks import store
+from fep.tasks.admission import Admission, Arrival
 from fep.tasks.config import TasksConfig
 from fep.tasks.lane import Lane, LaneParts
 from fep.tasks.mailbox import ClientBox, Mailbox
 from fep.tasks.state import BEFORE_SENDING, FINAL, OPEN_AT_BANK, Event, State, step
 from fep.tasks.task import (
-    Admitted,
+    Answer,
     Delivery,
     Message,
     Refused,
     Submission,
     Task,
-    body_bytes,
     digest,
 )
 
 log = structlog.get_logger()
 
-Answer = Admitted | Refused
 TIMER_SECONDS: Final = 0.5
 PAGE_TASKS_MAX: Final = 500
 NEARLY_FULL_SHARE, RELIEVED_SHARE = 0.9, 0.8
@@ -104,7 +102,7 @@ class TaskService:
         self._open: dict[TaskId, Task] = {}
         self._boxes: dict[ClientName, ClientBox] = {}
         self._paid: dict[AccountNumber, Cny] = {}
-        self._seq = 0
+        self._admission = Admission(store, config.age_max_s, self._admitted)
         self._ages: list[tuple[float, int, Task]] = []
         self._accepting = True
 
@@ -120,9 +118,10 @@ class TaskService:
 
     async def load(self) -> None:
         """Read what was open when the last process ended."""
-        tasks, self._seq, owed, drained = await self.store.read(
+        tasks, last_seq, owed, drained = await self.store.read(
             lambda c: (store.open_tasks(c), store.last_seq(c), store.owed(c), store.drained(c))
         )
+        self._admission.begin_after(last_seq)
         for task in tasks:
             self._keep(task)
         for client, task_id in owed:
@@ -178,48 +177,15 @@ class TaskService:
             done([Refused("SHUTTING_DOWN", msg) for _ in submissions])
             return
         refusals = [self._unacceptable(one) for one in submissions]
-        now = self.clock.now()
-        fresh: list[store.NewTask] = []
+        arrival = Arrival(client, submissions, refusals, self.clock.now(), done)
+        self._admission.submit(arrival, self.configuration)
 
-        def admit(connection: Any) -> list[Answer]:  # noqa: ANN401
-            fresh.clear()
-            stored = store.known(connection, [one.task_id for one in submissions])
-            found: list[Answer] = []
-            for one, refused in zip(submissions, refusals, strict=True):
-                if (earlier := stored.get(one.task_id)) is not None:
-                    found.append(_repeated(client, one, earlier))
-                    continue
-                if refused is not None:
-                    found.append(refused)
-                    continue
-                new = self._new(client, one, now)
-                fresh.append(new)
-                stored[one.task_id] = store.Known(
-                    client,
-                    one.bank,
-                    one.kind,
-                    State.QUEUED,
-                    None if new.body is None else digest(new.body),
-                )
-                found.append(Admitted(one.task_id, State.QUEUED, known=False))
-            store.insert(connection, fresh, self.configuration)
-            return found
-
-        def committed(found: list[Answer] | None, error: Exception | None) -> None:
-            if error is not None:
-                found = [_not_stored(error) for _ in submissions]
-            else:
-                for new in fresh:
-                    self._keep(new.task)
-                    self.lanes[new.task.bank].add(new.task)
-                self._watch_fill()
-            assert found is not None
-            done(found)
-
-        try:
-            self.store.submit(admit, committed)
-        except FepError as error:
-            committed(None, error)
+    def _admitted(self, fresh: list[Task]) -> None:
+        """Know the tasks that are on disk now, and let their lanes have them."""
+        for task in fresh:
+            self._keep(task)
+            self.lanes[task.bank].add(task)
+        self._watch_fill()
 
     def _unacceptable(self, one: Submission) -> Refused | None:
         lane = self.lanes.get(one.bank)
@@ -232,23 +198,6 @@ class TaskService:
         if len(self._open) >= self.config.queue_max:
             return Refused("QUEUE_FULL", f"{self.config.queue_max} tasks are open; try again later")
         return None
-
-    def _new(self, client: ClientName, one: Submission, now: Any) -> store.NewTask:  # noqa: ANN401
-        self._seq += 1
-        age = self.config.age_max_s if one.expires_s is None else one.expires_s
-        task = Task(
-            seq=self._seq,
-            task_id=one.task_id,
-            client=client,
-            bank=one.bank,
-            kind=one.kind,
-            priority=one.priority,
-            state=State.QUEUED,
-            submitted_at=now,
-            expires_at=now + timedelta(seconds=age),
-            body=one.body,
-        )
-        return store.NewTask(task, None if one.body is None else body_bytes(one.kind, one.body))
 
     def parse(self, bank: BankName, kind: Kind, params: object) -> Body:
         """Return a body that this enterprise may send to this bank.
@@ -833,29 +782,3 @@ class _Claim:
         self.committing = False
         if self._left:
             self.committed()
-
-
-def _repeated(client: ClientName, one: Submission, earlier: store.Known) -> Answer:
-    """Return the answer to an id that is stored already: the same task, or a conflict."""
-    if earlier.client != client:
-        return Refused("TASK_CONFLICT", "this task_id belongs to another client; choose another")
-    if (earlier.bank, earlier.kind) != (one.bank, one.kind):
-        msg = f"this task_id was submitted as {earlier.kind.value} for {earlier.bank} before"
-        return Refused("TASK_CONFLICT", msg)
-    if (
-        one.body is not None
-        and earlier.body_digest is not None
-        and digest(body_bytes(one.kind, one.body)) != earlier.body_digest
-    ):
-        return Refused("TASK_CONFLICT", "another body is recorded for this task_id; take a new id")
-    return Admitted(one.task_id, earlier.state, known=True)
-
-
-def _not_stored(error: Exception) -> Refused:
-    if isinstance(error, StoreFullError):
-        return Refused("STORE_FULL", str(error))
-    if isinstance(error, StoreBusyError):
-        return Refused("QUEUE_FULL", str(error))
-    if isinstance(error, FepError):
-        return Refused("SHUTTING_DOWN", str(error))
-    raise error

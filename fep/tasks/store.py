@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -61,6 +62,7 @@ class Change:
 class Known:
     """What the store holds of an id that is submitted again."""
 
+    seq: int
     client: ClientName
     bank: BankName
     kind: Kind
@@ -76,7 +78,6 @@ class NewTask:
     body: bytes | None
 
 
-_INSERT: Final = sa.insert(task)
 _INSERT_EVENT: Final = sa.insert(task_event)
 
 
@@ -87,6 +88,7 @@ def _chunks(ids: Sequence[str]) -> Iterable[Sequence[str]]:
 def known(connection: sa.Connection, ids: Sequence[str]) -> dict[TaskId, Known]:
     """Return what is stored of these ids."""
     columns = (
+        task.c.seq,
         task.c.task_id,
         task.c.client,
         task.c.bank,
@@ -97,53 +99,102 @@ def known(connection: sa.Connection, ids: Sequence[str]) -> dict[TaskId, Known]:
     found: dict[TaskId, Known] = {}
     for chunk in _chunks(ids):
         for row in connection.execute(sa.select(*columns).where(task.c.task_id.in_(chunk))):
-            found[TaskId(row[0])] = Known(
-                ClientName(row[1]), BankName(row[2]), Kind(row[3]), State(row[4]), row[5]
+            found[TaskId(row[1])] = Known(
+                row[0], ClientName(row[2]), BankName(row[3]), Kind(row[4]), State(row[5]), row[6]
             )
     return found
 
 
-def insert(connection: sa.Connection, tasks: Sequence[NewTask], configuration: str) -> None:
-    """Insert new tasks with their first event, all in two statements."""
+_INSERTED: Final = (
+    task.c.seq,
+    task.c.task_id,
+    task.c.client,
+    task.c.bank,
+    task.c.kind,
+    task.c.priority,
+    task.c.state,
+    task.c.submitted_at,
+    task.c.expires_at,
+    task.c.body,
+    task.c.body_digest,
+    task.c.updated_at,
+)
+ROWS_AT_ONCE: Final = (256, 64, 16, 4, 1)
+"""Rows of one insert statement: few sizes, so that each is prepared once."""
+
+
+_SKIP: Final = "ON CONFLICT (task_id) DO NOTHING"
+
+
+@functools.cache
+def _insert_sql(paramstyle: str, rows: int) -> str:
+    mark = "?" if paramstyle == "qmark" else "%s"
+    row = f"({', '.join([mark] * len(_INSERTED))})"
+    names = ", ".join(column.name for column in _INSERTED)
+    # Made of our own columns' names and marks: nothing of a client stands in it.
+    return f"INSERT INTO task ({names}) VALUES {', '.join([row] * rows)} {_SKIP}"  # noqa: S608
+
+
+def insert(connection: sa.Connection, tasks: Sequence[NewTask], configuration: str) -> int:
+    """Insert new tasks with their first event, in a few statements; returns how many are new.
+
+    A task whose id is stored already is left out. The places of the tasks are without a gap.
+    """
     if not tasks:
-        return
-    at = to_text(tasks[0].task.submitted_at)
+        return 0
+    style = connection.dialect.paramstyle
+    written = at = 0
+    while at < len(tasks):
+        size = next(size for size in ROWS_AT_ONCE if size <= len(tasks) - at)
+        values: list[Any] = []
+        for new in tasks[at : at + size]:
+            values += _values(new)
+        written += connection.exec_driver_sql(_insert_sql(style, size), tuple(values)).rowcount
+        at += size
+    first, last = tasks[0].task.seq, tasks[-1].task.seq
     connection.execute(
-        _INSERT,
-        [
-            {
-                "seq": new.task.seq,
-                "task_id": new.task.task_id,
-                "client": new.task.client,
-                "bank": new.task.bank,
-                "kind": new.task.kind.value,
-                "priority": new.task.priority,
-                "state": new.task.state.value,
-                "submitted_at": at,
-                "expires_at": to_text(new.task.expires_at),
-                "body": new.body,
-                "body_digest": None if new.body is None else digest(new.body),
-                "updated_at": at,
-            }
-            for new in tasks
-        ],
+        _INSERT_FIRST_EVENTS, {"first": first, "last": last, "configuration": configuration}
     )
-    connection.execute(
-        _INSERT_EVENT,
-        [
-            {
-                "task_seq": new.task.seq,
-                "at": at,
-                "event": "submitted",
-                "state": new.task.state.value,
-                "cause": f"task.submit of client {new.task.client}",
-                "configuration": configuration,
-                "digest": "" if new.body is None else digest(new.body),
-                "detail": "",
-            }
-            for new in tasks
-        ],
+    return written
+
+
+def _values(new: NewTask) -> tuple[Any, ...]:
+    one = new.task
+    at = text_of(one.submitted_at)
+    return (
+        one.seq,
+        one.task_id,
+        one.client,
+        one.bank,
+        one.kind.value,
+        one.priority,
+        one.state.value,
+        at,
+        text_of(one.expires_at),
+        new.body,
+        None if new.body is None else digest(new.body),
+        at,
     )
+
+
+text_of: Final = functools.lru_cache(maxsize=1024)(to_text)
+"""Tasks that came together share their times."""
+
+_INSERT_FIRST_EVENTS: Final = sa.insert(task_event).from_select(
+    ["task_seq", "at", "event", "state", "cause", "configuration", "digest", "detail"],
+    sa.select(
+        task.c.seq,
+        task.c.submitted_at,
+        sa.literal("submitted"),
+        task.c.state,
+        sa.literal("task.submit of client ") + task.c.client,
+        sa.bindparam("configuration", type_=sa.Text),
+        sa.func.coalesce(task.c.body_digest, ""),
+        sa.literal(""),
+    )
+    .where(task.c.seq.between(sa.bindparam("first"), sa.bindparam("last")))
+    .order_by(task.c.seq),
+)
 
 
 def apply(connection: sa.Connection, changes: Iterable[Change], configuration: str) -> None:

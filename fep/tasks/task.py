@@ -7,6 +7,7 @@ import hashlib
 from typing import Any, Final, Literal
 
 import attrs
+import msgspec
 import orjson
 
 from fep.domain.ids import BankName, ClientName, ClientRef, TaskId
@@ -50,8 +51,7 @@ class Task:
         return self.kind in MOVES_MONEY
 
 
-@attrs.frozen
-class Submission:
+class Submission(msgspec.Struct, frozen=True, gc=False):
     """One ``task.submit``, already parsed."""
 
     task_id: TaskId
@@ -62,8 +62,7 @@ class Submission:
     body: Body | None = None
 
 
-@attrs.frozen
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True, gc=False):
     """The task is on disk: newly, or it was there already (``known``)."""
 
     task_id: TaskId
@@ -87,6 +86,10 @@ class Refused:
         "STORE_FULL",
     ]
     message: str
+
+
+Answer = Admitted | Refused
+"""To a submission."""
 
 
 @attrs.frozen

@@ -1,0 +1,208 @@
+"""Admits what arrived while the disk was busy as one group: a few statements for all of it.
+
+Many clients with one task each cost the store no more than one client with many. What arrives
+before a group's turn joins that group; each submitter is answered when the group is on disk.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import attrs
+import sqlalchemy as sa
+
+from fep.domain.errors import FepError
+from fep.domain.ids import ClientName, TaskId
+from fep.store.database import Store, StoreBusyError, StoreFullError
+from fep.tasks import store as rows
+from fep.tasks.state import State
+from fep.tasks.task import (
+    Admitted,
+    Answer,
+    Refused,
+    Submission,
+    Task,
+    body_bytes,
+    digest,
+)
+
+
+@attrs.define(eq=False, slots=True)
+class Arrival:
+    """What one client submitted together."""
+
+    client: ClientName
+    submissions: Sequence[Submission]
+    refusals: Sequence[Refused | None]
+    """Why each can't be new; one that is stored already is known all the same."""
+    at: dt.datetime
+    done: Callable[[list[Answer]], None]
+
+
+@attrs.define(eq=False, slots=True)
+class _Group:
+    """What one commit admits; filled in the writer's thread when its turn comes."""
+
+    configuration: str
+    is_taken: bool = False
+    """True once its turn came: later arrivals belong to another group."""
+    arrivals: list[Arrival] = attrs.Factory(list)
+    answers: list[list[Answer]] = attrs.Factory(list)
+    fresh: list[Task] = attrs.Factory(list)
+
+
+class Admission:
+    """Owns what waits to be admitted.
+
+    Args:
+        store: where tasks are kept.
+        age_max_s: after so long a task that was never fetched expires.
+        keep: called in the trio thread with the tasks that are on disk now, in order.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        age_max_s: float,
+        keep: Callable[[list[Task]], None],
+    ) -> None:
+        self._store = store
+        self._age_max_s = age_max_s
+        self._keep = keep
+        self._seq = 0
+        self._arrivals: deque[Arrival] = deque()
+        self._is_queued = False
+        """True while a group waits for its turn: what arrives joins it."""
+
+    def begin_after(self, last_seq: int) -> None:
+        """Give places above this one: the highest that is stored."""
+        self._seq = last_seq
+
+    def submit(self, arrival: Arrival, configuration: str) -> None:
+        """Put an arrival into the next group; its ``done`` is called once it is on disk."""
+        self._arrivals.append(arrival)
+        if self._is_queued:
+            return
+        self._is_queued = True
+        group = _Group(configuration)
+        try:
+            self._store.submit(partial(self._admit, group), partial(self._committed, group))
+        except FepError as error:
+            self._committed(group, None, error)
+
+    def _take(self, group: _Group) -> None:
+        # In this order: what arrives from here on either joins now or queues another group.
+        self._is_queued = False
+        group.is_taken = True
+        group.arrivals = list(_drained(self._arrivals))
+
+    def _admit(self, group: _Group, connection: sa.Connection) -> None:
+        """Write the group (writer thread)."""
+        self._take(group)
+        made = [self._new(arrival) for arrival in group.arrivals]
+        new = [one for several in made for one in several if one is not None]
+        written = rows.insert(connection, new, group.configuration)
+        if written == len(new) and all(None not in several for several in made):
+            group.fresh = [one.task for one in new]
+            group.answers = [
+                [Admitted(one.task_id, State.QUEUED, known=False) for one in arrival.submissions]
+                for arrival in group.arrivals
+            ]
+            return
+        ids = [one.task_id for arrival in group.arrivals for one in arrival.submissions]
+        stored = rows.known(connection, ids)
+        for arrival, several in zip(group.arrivals, made, strict=True):
+            answers: list[Answer] = []
+            for one, task, refused in zip(
+                arrival.submissions, several, arrival.refusals, strict=True
+            ):
+                known = stored.get(one.task_id)
+                if known is None:
+                    assert refused is not None
+                    answers.append(refused)
+                elif task is not None and known.seq == task.task.seq:
+                    group.fresh.append(task.task)
+                    answers.append(Admitted(one.task_id, State.QUEUED, known=False))
+                else:
+                    answers.append(_repeated(arrival.client, one, known))
+            group.answers.append(answers)
+
+    def _new(self, arrival: Arrival) -> list[rows.NewTask | None]:
+        """Return the tasks of an arrival, None where one can't be new."""
+        made: list[rows.NewTask | None] = []
+        expires: dict[float, dt.datetime] = {}
+        for one, refused in zip(arrival.submissions, arrival.refusals, strict=True):
+            if refused is not None:
+                made.append(None)
+                continue
+            self._seq += 1
+            age = self._age_max_s if one.expires_s is None else one.expires_s
+            if (expires_at := expires.get(age)) is None:
+                expires_at = expires[age] = arrival.at + dt.timedelta(seconds=age)
+            task = Task(
+                self._seq,
+                one.task_id,
+                arrival.client,
+                one.bank,
+                one.kind,
+                one.priority,
+                State.QUEUED,
+                arrival.at,
+                expires_at,
+                body=one.body,
+            )
+            body = None if one.body is None else body_bytes(one.kind, one.body)
+            made.append(rows.NewTask(task, body))
+        return made
+
+    def _committed(self, group: _Group, _result: Any, error: Exception | None) -> None:  # noqa: ANN401
+        if error is not None:
+            refused = _not_stored(error)
+            if not group.is_taken:
+                self._take(group)
+            for arrival in group.arrivals:
+                arrival.done([refused] * len(arrival.submissions))
+            return
+        self._keep(group.fresh)
+        for arrival, answers in zip(group.arrivals, group.answers, strict=True):
+            arrival.done(answers)
+
+
+def _drained(arrivals: deque[Arrival]) -> Any:  # noqa: ANN401 - an iterator
+    """Yield and remove what is there; safe beside an append in another thread."""
+    while True:
+        try:
+            yield arrivals.popleft()
+        except IndexError:
+            return
+
+
+def _repeated(client: ClientName, one: Submission, earlier: rows.Known) -> Answer:
+    """Return the answer to an id that is stored already: the same task, or a conflict."""
+    if earlier.client != client:
+        return Refused("TASK_CONFLICT", "this task_id belongs to another client; choose another")
+    if (earlier.bank, earlier.kind) != (one.bank, one.kind):
+        msg = f"this task_id was submitted as {earlier.kind.value} for {earlier.bank} before"
+        return Refused("TASK_CONFLICT", msg)
+    if (
+        one.body is not None
+        and earlier.body_digest is not None
+        and digest(body_bytes(one.kind, one.body)) != earlier.body_digest
+    ):
+        msg = "another body is recorded for this task_id; take a new id"
+        return Refused("TASK_CONFLICT", msg)
+    return Admitted(TaskId(one.task_id), earlier.state, known=True)
+
+
+def _not_stored(error: Exception) -> Refused:
+    if isinstance(error, StoreFullError):
+        return Refused("STORE_FULL", str(error))
+    if isinstance(error, StoreBusyError):
+        return Refused("QUEUE_FULL", str(error))
+    if isinstance(error, FepError):
+        return Refused("SHUTTING_DOWN", str(error))
+    raise error
