@@ -106,6 +106,9 @@ class Store:
         )
         sa.event.listen(self._engine, "connect", _prepare_connection)
         self._waiting: deque[_Item] = deque()
+        self._committed: deque[list[_Item]] = deque()
+        """Groups that are on disk and not answered yet."""
+        self._defect: Exception | None = None
         self._wake = trio.Event()
         self._writer_limiter = trio.CapacityLimiter(1)
         self._reader_limiter = trio.CapacityLimiter(READERS_MAX)
@@ -202,6 +205,8 @@ class Store:
             await self._start()
             task_status.started()
             while True:
+                if self._defect is not None:
+                    raise self._defect
                 if not self._waiting:
                     self._wake = trio.Event()
                     await self._wake.wait()
@@ -229,6 +234,7 @@ class Store:
             while self._waiting:
                 await self._commit_group()
         finally:
+            self._answer_committed()
             await trio.to_thread.run_sync(self._close, limiter=self._writer_limiter)
 
     def _check_open(self) -> None:
@@ -244,7 +250,8 @@ class Store:
         self._waiting.clear()
         for item in group:
             item.result, item.error = None, failure
-        _answer(group)
+        self._committed.append(group)
+        self._answer_committed()
 
     async def _commit_group(self) -> None:
         group = [self._waiting.popleft() for _ in range(min(GROUP_WORK_MAX, len(self._waiting)))]
@@ -259,7 +266,22 @@ class Store:
             log.warning("store.held", refused=len(group))
         else:
             self._note_full(full=any(isinstance(item.error, StoreFullError) for item in group))
-        _answer(group)
+        self._committed.append(group)
+        if self._waiting:
+            # The next group's sync runs while this one's submitters are answered.
+            trio.lowlevel.current_trio_token().run_sync_soon(self._answer_committed)
+        else:
+            self._answer_committed()
+
+    def _answer_committed(self) -> None:
+        """Answer the groups that are on disk, oldest first."""
+        try:
+            while self._committed:
+                for item in self._committed.popleft():
+                    item.done(item.result, item.error)
+        except Exception as error:  # noqa: BLE001 - a defect: raised by ``run``
+            self._defect = error
+            self._wake.set()
 
     def _note_full(self, *, full: bool) -> None:
         if full and not self._full:
@@ -289,11 +311,12 @@ class Store:
         """
         connection = self._connection
         assert connection is not None
+        raw = _raw(connection)
         try:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            raw.execute("BEGIN IMMEDIATE")
             for item in group:
-                _run_in_savepoint(connection, item)
-            connection.exec_driver_sql("COMMIT")
+                _run_in_savepoint(connection, raw, item)
+            raw.execute("COMMIT")
         except (sa.exc.DBAPIError, sqlite3.Error) as error:
             if _in_transaction(connection):
                 with suppress(sa.exc.DBAPIError):
@@ -305,25 +328,25 @@ class Store:
                 item.result, item.error = None, refusal
 
 
-def _run_in_savepoint(connection: sa.Connection, item: _Item) -> None:
+def _run_in_savepoint(connection: sa.Connection, raw: sqlite3.Connection, item: _Item) -> None:
     """Do one piece of work; what it raises is kept for its submitter, and the group lives on.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: the database rolled the whole group back (full disk, I/O error),
-            or is broken.
+        sqlite3.Error, sqlalchemy.exc.DBAPIError: the database rolled the whole group back (full
+            disk, I/O error), or is broken.
     """
-    connection.exec_driver_sql("SAVEPOINT work")
+    raw.execute("SAVEPOINT work")
     try:
         item.result = item.work(connection)
     except Exception as error:  # belongs to its submitter: see above
         if _code(error) in FATAL or (_code(error) and not _in_transaction(connection)):
             raise
         if _in_transaction(connection):
-            connection.exec_driver_sql("ROLLBACK TO work")
+            raw.execute("ROLLBACK TO work")
         # SQLite may undo only the one statement that found the disk full.
         item.error = _refusal(error) or error
     # Fails when the group's transaction is gone, whatever the work made of that.
-    connection.exec_driver_sql("RELEASE work")
+    raw.execute("RELEASE work")
 
 
 def _told(error: Exception) -> str:
@@ -332,14 +355,15 @@ def _told(error: Exception) -> str:
     return f"{origin} ({getattr(origin, 'sqlite_errorname', type(origin).__name__)})"
 
 
-def _answer(group: list[_Item]) -> None:
-    for item in group:
-        item.done(item.result, item.error)
+def _raw(connection: sa.Connection) -> sqlite3.Connection:
+    """Return the driver's own connection: a statement without a row needs no more."""
+    raw: Any = connection.connection.dbapi_connection
+    assert isinstance(raw, sqlite3.Connection)
+    return raw
 
 
 def _in_transaction(connection: sa.Connection) -> bool:
-    raw: Any = connection.connection.dbapi_connection
-    return bool(raw.in_transaction)
+    return _raw(connection).in_transaction
 
 
 def _prepare_connection(raw: sqlite3.Connection, _record: object) -> None:

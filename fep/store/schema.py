@@ -41,8 +41,19 @@ task: Final = sa.Table(
     sa.Column("updated_at", sa.Text, nullable=False),
     sa.Column("delivery", sa.Integer, nullable=False, server_default="0"),
     sa.Index("task_open", "bank", "state", "seq"),
-    sa.Index("task_client_ref", "client_ref"),
-    sa.Index("task_delivery", "client", "delivery"),
+    # Partial: a task that is only queued dirties no page of them.
+    sa.Index(
+        "task_client_ref",
+        "client_ref",
+        sqlite_where=sa.text("client_ref IS NOT NULL"),
+        postgresql_where=sa.text("client_ref IS NOT NULL"),
+    ),
+    sa.Index(
+        "task_owed",
+        "seq",
+        sqlite_where=sa.text("delivery = 1"),
+        postgresql_where=sa.text("delivery = 1"),
+    ),
 )
 """``delivery``: 0 no result yet, 1 result owed to the client, 2 acknowledged by it."""
 

@@ -157,6 +157,11 @@ class Lane:
         self._idle.unpark_all()
         self.wake_offers()
 
+    def next_lapse(self) -> float:
+        """Return when the oldest offer lapses (trio's time), infinite when there is none."""
+        # All have the same time, so the first that was put is the first that lapses.
+        return next(iter(self.offered.values()), float("inf"))
+
     @property
     def in_flight(self) -> int:
         """How many tasks the workers hold."""
@@ -190,8 +195,7 @@ class Lane:
         for task in list(self._in_hands):
             fresh = await self._service.store.read(partial(store.one, task_id=task.task_id))
             assert fresh is not None
-            for name in ("state", "body", "client_ref", "bank_ref", "sent_at", "inquire_at"):
-                setattr(task, name, getattr(fresh, name))
+            self._service.refresh(task, fresh)
             task.claimed = False
         self._in_hands.clear()
         self.queue = LaneQueue()
@@ -254,7 +258,8 @@ class Lane:
             await self._inquire(task)
             return
         if task.body is None:
-            task.body = await self._service.store.read(lambda c: _body_of(c, task.task_id))
+            read = await self._service.store.read(lambda c: _body_of(c, task.task_id))
+            self._service.know_body(task, read)
         body = task.body
         assert body is not None
         match body:

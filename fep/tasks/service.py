@@ -6,7 +6,7 @@ tasks that are open, and the boxes of what the clients must still be asked and t
 
 from __future__ import annotations
 
-import heapq
+import datetime as dt
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Self
@@ -39,6 +39,7 @@ from fep.tasks.admission import Admission, Arrival
 from fep.tasks.config import TasksConfig
 from fep.tasks.lane import Lane, LaneParts
 from fep.tasks.mailbox import ClientBox, Mailbox
+from fep.tasks.register import Register
 from fep.tasks.state import BEFORE_SENDING, FINAL, OPEN_AT_BANK, Event, State, step
 from fep.tasks.task import (
     Answer,
@@ -53,6 +54,11 @@ from fep.tasks.task import (
 log = structlog.get_logger()
 
 TIMER_SECONDS: Final = 0.5
+TIMER_SECONDS_MIN: Final = 0.05
+LOOK_SECONDS_MAX: Final = 30.0
+"""The longest time between two looks at what may lapse or expire."""
+EXPIRED_AT_ONCE_MAX: Final = 500
+TOO_OLD: Final = "too old, and never fetched: nothing was sent"
 PAGE_TASKS_MAX: Final = 500
 NEARLY_FULL_SHARE, RELIEVED_SHARE = 0.9, 0.8
 EVIDENCE_CHARS_MIN: Final = 10
@@ -99,11 +105,12 @@ class TaskService:
         """Digest of the configuration in force; every event bears it."""
         self.lanes: dict[BankName, Lane] = {}
         self.present: set[ClientName] = set()
-        self._open: dict[TaskId, Task] = {}
+        self._open = Register()
         self._boxes: dict[ClientName, ClientBox] = {}
         self._paid: dict[AccountNumber, Cny] = {}
         self._admission = Admission(store, config.age_max_s, self._admitted)
-        self._ages: list[tuple[float, int, Task]] = []
+        self._look = trio.Event()
+        """Set when something may lapse or expire sooner than was known."""
         self._accepting = True
 
     # -- start and stop -----------------------------------------------------------------------
@@ -123,7 +130,7 @@ class TaskService:
         )
         self._admission.begin_after(last_seq)
         for task in tasks:
-            self._keep(task)
+            self._open.keep(task)
         for client, task_id in owed:
             self._box(client).results[task_id] = None
         for bank in drained & self.lanes.keys():
@@ -144,9 +151,21 @@ class TaskService:
         """Let offers lapse and old tasks expire, until cancelled."""
         task_status.started()
         while True:
-            await trio.sleep(TIMER_SECONDS)
+            self._look = trio.Event()
+            with trio.move_on_after(self._quiet_seconds()):
+                await self._look.wait()
             await self._lapse()
             await self._expire()
+
+    def _quiet_seconds(self) -> float:
+        """Return for how long nothing lapses or expires; the wall clock may be set meanwhile."""
+        now = trio.current_time()
+        quiet = min(
+            self._open.next_expiry - self.clock.now().timestamp(),
+            *(lane.next_lapse() - now for lane in self.lanes.values()),
+            LOOK_SECONDS_MAX,
+        )
+        return max(quiet, TIMER_SECONDS_MIN)
 
     async def run_unmatched(
         self,
@@ -182,9 +201,12 @@ class TaskService:
 
     def _admitted(self, fresh: list[Task]) -> None:
         """Know the tasks that are on disk now, and let their lanes have them."""
+        expiry = self._open.next_expiry
         for task in fresh:
-            self._keep(task)
+            self._open.keep(task)
             self.lanes[task.bank].add(task)
+        if self._open.next_expiry < expiry:
+            self._look.set()
         self._watch_fill()
 
     def _unacceptable(self, one: Submission) -> Refused | None:
@@ -234,6 +256,8 @@ class TaskService:
         mailbox.close()
         if not mailbox.box.present:
             self.present.discard(mailbox.box.client)
+            # What it was asked for lapses at once.
+            self._look.set()
 
     async def take(self, mailbox: Mailbox) -> list[Message]:
         """Wait for what this connection must ask and tell, and return it, never empty."""
@@ -265,11 +289,12 @@ class TaskService:
         def known() -> None:
             lapses = trio.current_time() + self.config.fetch_timeout_s
             for task in tasks:
-                task.state = State.OFFERED
+                self._open.turn(task, State.OFFERED)
                 task.offers += 1
                 lane.offered[task] = lapses
                 self._box(task.client).ask(task.task_id, task.offers)
                 log.debug("task.offered", task_id=task.task_id, attempt=task.offers)
+            self._look.set()
 
         with _Claim(tasks) as claim:
             await self.patiently(partial(self._commit, changes, claim, known))
@@ -317,7 +342,7 @@ class TaskService:
 
         def known() -> None:
             for task, body in taken.items():
-                task.body, task.state = body, State.FETCHED
+                self._open.turn(task, State.FETCHED, body)
                 lane = self.lanes[task.bank]
                 lane.offered.pop(task, None)
                 lane.add(task)
@@ -519,12 +544,7 @@ class TaskService:
         Args:
             but: leave this client's out.
         """
-        sums: dict[AccountNumber, Cny] = {}
-        for task in self._open.values():
-            if isinstance(task.body, PaymentOrder) and task.client != but:
-                payer = task.body.payer
-                sums[payer] = sums.get(payer, ZERO) + task.body.amount
-        return sums
+        return self._open.under_way(but)
 
     def paid(self, payer: AccountNumber) -> Cny:
         """Return what our payments took from an account since this process began; it only grows.
@@ -535,10 +555,12 @@ class TaskService:
 
     def status(self) -> dict[str, Any]:
         """Return the queue's figures by bank."""
-        banks: dict[BankName, dict[str, int]] = {bank: {} for bank in self.lanes}
-        for task in self._open.values():
-            states = banks.setdefault(task.bank, {})
-            states[task.state.value] = states.get(task.state.value, 0) + 1
+        counts = self._open.counts()
+        banks = {
+            bank: {state.value: number for state, number in counts.get(bank, {}).items()}
+            for bank in [*self.lanes, *(counts.keys() - self.lanes.keys())]
+            if bank in self.lanes or counts[bank]
+        }
         return {
             "open": len(self._open),
             "queue_max": self.config.queue_max,
@@ -556,9 +578,17 @@ class TaskService:
 
     def tasks_of(self, bank: BankName) -> list[Task]:
         """Return the open tasks of a bank, in the order of admission."""
-        return sorted(
-            (task for task in self._open.values() if task.bank == bank), key=lambda task: task.seq
-        )
+        return self._open.of_bank(bank)
+
+    def know_body(self, task: Task, body: Body) -> None:
+        """Note a body that was read from the store."""
+        self._open.turn(task, task.state, body)
+
+    def refresh(self, task: Task, stored: Task) -> None:
+        """Bring a task whose lane crashed to what the store says of it."""
+        self._open.turn(task, stored.state, stored.body)
+        for name in ("client_ref", "bank_ref", "sent_at", "inquire_at"):
+            setattr(task, name, getattr(stored, name))
 
     async def change(
         self,
@@ -580,7 +610,7 @@ class TaskService:
         change = store.Change(task.seq, before, after, events, cause, now, values, wire=wire)
 
         def known() -> None:
-            task.state = after
+            self._open.turn(task, after)
             if after in FINAL:
                 self._end(task, values, now, cause)
 
@@ -628,7 +658,7 @@ class TaskService:
             raise errors[0]
 
     def _end(self, task: Task, values: Mapping[str, Any], now: Any, cause: str) -> None:  # noqa: ANN401
-        self._open.pop(task.task_id, None)
+        self._open.drop(task)
         if isinstance(task.body, PaymentOrder) and task.state is State.SUCCEEDED:
             self._paid[task.body.payer] = self.paid(task.body.payer) + task.body.amount
         self._box(task.client).forget_fetch(task.task_id)
@@ -659,10 +689,6 @@ class TaskService:
                     to_text(now),
                 )
             )
-
-    def _keep(self, task: Task) -> None:
-        self._open[task.task_id] = task
-        heapq.heappush(self._ages, (task.expires_at.timestamp(), task.seq, task))
 
     def _box(self, client: ClientName) -> ClientBox:
         box = self._boxes.get(client)
@@ -705,30 +731,51 @@ class TaskService:
         """End what is too old and was never fetched: nothing was sent (DEC-a)."""
         now = self.clock.now()
         expired = []
-        while self._ages and self._ages[0][0] <= now.timestamp():
-            task = heapq.heappop(self._ages)[2]
+        for task in self._open.expired(now.timestamp()):
             if task.state not in (State.QUEUED, State.OFFERED):
                 continue
             if task.claimed:
-                again = now.timestamp() + TIMER_SECONDS
-                heapq.heappush(self._ages, (again, task.seq, task))
-                break
-            expired.append(task)
-        for task in expired:
-            if lane := self.lanes.get(task.bank):
-                lane.offered.pop(task, None)
-            await self.change(
-                task,
-                (Event.EXPIRED,),
-                "too old, and never fetched: nothing was sent",
-                columns={"bank_code": "EXPIRED", "bank_message": "expired, nothing was sent"},
-            )
+                self._open.expire_at(task, now.timestamp() + TIMER_SECONDS)
+            else:
+                expired.append(task)
+        for at in range(0, len(expired), EXPIRED_AT_ONCE_MAX):
+            await self._expire_these(expired[at : at + EXPIRED_AT_ONCE_MAX], now)
         if expired:
             self.alarms.raise_alarm(
                 AlarmKind.TASK_EXPIRED,
                 expired[0].client,
                 f"{len(expired)} tasks expired unsent; the oldest is {expired[0].task_id}",
             )
+
+    async def _expire_these(self, tasks: list[Task], now: dt.datetime) -> None:
+        # While a part waits for the disk, another's tasks may be claimed or move on.
+        late = [one for one in tasks if one.state in (State.QUEUED, State.OFFERED)]
+        free = [one for one in late if not one.claimed]
+        for task in late:
+            if task.claimed:
+                self._open.expire_at(task, now.timestamp() + TIMER_SECONDS)
+        columns = {
+            "bank_code": "EXPIRED",
+            "bank_message": "expired, nothing was sent",
+            "delivery": store.OWED,
+        }
+        changes = [
+            store.Change(
+                task.seq, task.state, State.EXPIRED, (Event.EXPIRED,), TOO_OLD, now, columns
+            )
+            for task in free
+        ]
+
+        def known() -> None:
+            for task in free:
+                if lane := self.lanes.get(task.bank):
+                    lane.offered.pop(task, None)
+                self._open.turn(task, State.EXPIRED)
+                self._end(task, columns, now, TOO_OLD)
+
+        if free:
+            with _Claim(free) as claim:
+                await self.patiently(partial(self._commit, changes, claim, known))
 
     async def _take_unmatched(self, bank: BankName, reply: Reply) -> None:
         lane = self.lanes.get(bank)

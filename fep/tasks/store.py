@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ import sqlalchemy as sa
 from fep.domain.clock import from_text, to_text
 from fep.domain.ids import BankName, ClientName, ClientRef, TaskId
 from fep.domain.order import Body, Kind, parse_body
-from fep.store.schema import lane, message, resolution, task, task_event
+from fep.store.schema import lane, resolution, task, task_event
 from fep.tasks.state import FINAL, Event, State
 from fep.tasks.task import Delivery, Task, body_bytes, digest
 
@@ -78,9 +79,6 @@ class NewTask:
     body: bytes | None
 
 
-_INSERT_EVENT: Final = sa.insert(task_event)
-
-
 def _chunks(ids: Sequence[str]) -> Iterable[Sequence[str]]:
     return (ids[at : at + IDS_PER_QUERY_MAX] for at in range(0, len(ids), IDS_PER_QUERY_MAX))
 
@@ -106,33 +104,74 @@ def known(connection: sa.Connection, ids: Sequence[str]) -> dict[TaskId, Known]:
 
 
 _INSERTED: Final = (
-    task.c.seq,
-    task.c.task_id,
-    task.c.client,
-    task.c.bank,
-    task.c.kind,
-    task.c.priority,
-    task.c.state,
-    task.c.submitted_at,
-    task.c.expires_at,
-    task.c.body,
-    task.c.body_digest,
-    task.c.updated_at,
+    "seq",
+    "task_id",
+    "client",
+    "bank",
+    "kind",
+    "priority",
+    "state",
+    "submitted_at",
+    "expires_at",
+    "body",
+    "body_digest",
+    "updated_at",
 )
 ROWS_AT_ONCE: Final = (256, 64, 16, 4, 1)
 """Rows of one insert statement: few sizes, so that each is prepared once."""
 
 
 _SKIP: Final = "ON CONFLICT (task_id) DO NOTHING"
+_EVENT_COLUMNS: Final = (
+    "task_seq",
+    "at",
+    "event",
+    "state",
+    "cause",
+    "configuration",
+    "digest",
+    "detail",
+)
+_MESSAGE_COLUMNS: Final = (
+    "task_seq",
+    "bank",
+    "direction",
+    "at",
+    "correlation",
+    "digest",
+    "bytes",
+)
 
 
 @functools.cache
-def _insert_sql(paramstyle: str, rows: int) -> str:
+def _insert_sql(paramstyle: str, table: str, names: tuple[str, ...], rows: int, end: str) -> str:
     mark = "?" if paramstyle == "qmark" else "%s"
-    row = f"({', '.join([mark] * len(_INSERTED))})"
-    names = ", ".join(column.name for column in _INSERTED)
-    # Made of our own columns' names and marks: nothing of a client stands in it.
-    return f"INSERT INTO task ({names}) VALUES {', '.join([row] * rows)} {_SKIP}"  # noqa: S608
+    row = f"({', '.join([mark] * len(names))})"
+    # Made of our own tables' names and marks: nothing of a client stands in it.
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES {', '.join([row] * rows)} {end}"  # noqa: S608
+
+
+def _insert_rows(
+    connection: sa.Connection,
+    table: str,
+    names: tuple[str, ...],
+    rows: Sequence[tuple[Any, ...]],
+    end: str = "",
+) -> int:
+    """Insert rows, many a statement; returns how many were written.
+
+    A statement with many rows is one step of the database: Python's lock is not fought for at
+    each row.
+    """
+    style = connection.dialect.paramstyle
+    written = at = 0
+    while at < len(rows):
+        size = next(size for size in ROWS_AT_ONCE if size <= len(rows) - at)
+        values = tuple(itertools.chain.from_iterable(rows[at : at + size]))
+        sql = _insert_sql(style, table, names, size, end)
+        written += connection.exec_driver_sql(sql, values).rowcount
+        at += size
+    return written
 
 
 def insert(connection: sa.Connection, tasks: Sequence[NewTask], configuration: str) -> int:
@@ -142,15 +181,7 @@ def insert(connection: sa.Connection, tasks: Sequence[NewTask], configuration: s
     """
     if not tasks:
         return 0
-    style = connection.dialect.paramstyle
-    written = at = 0
-    while at < len(tasks):
-        size = next(size for size in ROWS_AT_ONCE if size <= len(tasks) - at)
-        values: list[Any] = []
-        for new in tasks[at : at + size]:
-            values += _values(new)
-        written += connection.exec_driver_sql(_insert_sql(style, size), tuple(values)).rowcount
-        at += size
+    written = _insert_rows(connection, "task", _INSERTED, [_values(new) for new in tasks], _SKIP)
     first, last = tasks[0].task.seq, tasks[-1].task.seq
     connection.execute(
         _INSERT_FIRST_EVENTS, {"first": first, "last": last, "configuration": configuration}
@@ -203,37 +234,58 @@ def apply(connection: sa.Connection, changes: Iterable[Change], configuration: s
     Raises:
         StaleTaskError: a row was not in the state it must be in; roll the work back.
     """
-    for change in changes:
-        at = to_text(change.at)
-        values = {"state": change.after.value, "updated_at": at, **change.columns}
-        done = connection.execute(
-            sa.update(task)
-            .where(task.c.seq == change.seq, task.c.state == change.before.value)
-            .values(values)
-        )
-        if done.rowcount != 1:
-            msg = f"task {change.seq} is not {change.before.value} on disk ({change.events})"
+    events: list[tuple[Any, ...]] = []
+    for names, several in itertools.groupby(changes, key=lambda change: tuple(change.columns)):
+        group = list(several)
+        sql = _update_sql(connection.dialect.paramstyle, names)
+        rows = [
+            (
+                change.after.value,
+                text_of(change.at),
+                *change.columns.values(),
+                change.seq,
+                change.before.value,
+            )
+            for change in group
+        ]
+        if connection.exec_driver_sql(sql, rows).rowcount != len(rows):
+            msg = f"one of {[(one.seq, one.before.value, one.events) for one in group]} moved on"
             raise StaleTaskError(msg)
-        wire_digest = ""
-        if change.wire is not None:
-            wire_digest = digest(change.wire.data)
-            add_message(connection, change.seq, "", change.wire, change.at)
-        connection.execute(
-            _INSERT_EVENT,
-            [
-                {
-                    "task_seq": change.seq,
-                    "at": at,
-                    "event": event.value,
-                    "state": change.after.value,
-                    "cause": change.cause,
-                    "configuration": configuration,
-                    "digest": wire_digest,
-                    "detail": change.detail,
-                }
-                for event in change.events
-            ],
+        for change in group:
+            events += _events_of(connection, change, configuration)
+    _insert_rows(connection, "task_event", _EVENT_COLUMNS, events)
+
+
+def _events_of(
+    connection: sa.Connection, change: Change, configuration: str
+) -> list[tuple[Any, ...]]:
+    """Return the rows of a change's events; its bytes are kept on the way."""
+    wire_digest = ""
+    if change.wire is not None:
+        wire_digest = digest(change.wire.data)
+        add_message(connection, change.seq, "", change.wire, change.at)
+    return [
+        (
+            change.seq,
+            text_of(change.at),
+            event.value,
+            change.after.value,
+            change.cause,
+            configuration,
+            wire_digest,
+            change.detail,
         )
+        for event in change.events
+    ]
+
+
+@functools.cache
+def _update_sql(paramstyle: str, names: tuple[str, ...]) -> str:
+    mark = "?" if paramstyle == "qmark" else "%s"
+    assert set(names) <= set(task.c.keys())
+    sets = ", ".join(f"{name} = {mark}" for name in ("state", "updated_at", *names))
+    # Made of our own columns' names and marks: nothing of a client stands in it.
+    return f"UPDATE task SET {sets} WHERE seq = {mark} AND state = {mark}"  # noqa: S608
 
 
 def note(  # noqa: PLR0913 - one row of the chain has so many columns
@@ -253,36 +305,33 @@ def note(  # noqa: PLR0913 - one row of the chain has so many columns
         connection.execute(sa.update(task).where(task.c.seq == seq).values(**columns))
     if wire is not None:
         add_message(connection, seq, "", wire, at)
-    connection.execute(
-        _INSERT_EVENT,
-        {
-            "task_seq": seq,
-            "at": to_text(at),
-            "event": event,
-            "state": state.value,
-            "cause": cause,
-            "configuration": configuration,
-            "digest": "" if wire is None else digest(wire.data),
-            "detail": "",
-        },
+    row = (
+        seq,
+        text_of(at),
+        event,
+        state.value,
+        cause,
+        configuration,
+        "" if wire is None else digest(wire.data),
+        "",
     )
+    _insert_rows(connection, "task_event", _EVENT_COLUMNS, [row])
 
 
 def add_message(
     connection: sa.Connection, seq: int | None, bank: str, wire: Bytes, at: dt.datetime
 ) -> None:
     """Keep exact bytes; ``seq`` is None for an answer that matched nothing."""
-    connection.execute(
-        sa.insert(message).values(
-            task_seq=seq,
-            bank=bank,
-            direction="sent" if wire.sent else "received",
-            at=to_text(at),
-            correlation=wire.correlation,
-            digest=digest(wire.data),
-            bytes=wire.data,
-        )
+    row = (
+        seq,
+        bank,
+        "sent" if wire.sent else "received",
+        text_of(at),
+        wire.correlation,
+        digest(wire.data),
+        wire.data,
     )
+    _insert_rows(connection, "message", _MESSAGE_COLUMNS, [row])
 
 
 def _task(row: Any) -> Task:  # noqa: ANN401 - a row is untyped by nature

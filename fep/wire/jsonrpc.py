@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any, Final, TypeVar
 
-import attrs
 import msgspec
 
 LINE_BYTES_MAX: Final = 1024 * 1024
@@ -46,8 +45,7 @@ class _Envelope(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     error: Failure | None = None
 
 
-@attrs.frozen
-class Request:
+class Request(msgspec.Struct, frozen=True, gc=False):
     """The other side asks; ``id`` None is a notification, which gets no reply."""
 
     id: Id | None
@@ -55,8 +53,7 @@ class Request:
     params: msgspec.Raw | None
 
 
-@attrs.frozen
-class Response:
+class Response(msgspec.Struct, frozen=True, gc=False):
     """The other side answers one of our requests: exactly one of result and error."""
 
     id: Id
@@ -64,8 +61,7 @@ class Response:
     error: Failure | None
 
 
-@attrs.frozen
-class Fault:
+class Fault(msgspec.Struct, frozen=True, gc=False):
     """A line that is no message; ``fatal`` ones end the connection after the answer."""
 
     code: int
@@ -103,7 +99,7 @@ class LineReceiver:
         for line in lines:
             message = self._too_long() if len(line) > self._max else decode(line)
             messages.append(message)
-            if isinstance(message, Fault) and message.fatal:
+            if type(message) is Fault and message.fatal:
                 self._dead, self._tail = True, bytearray()
                 return messages
         if len(self._tail) > self._max:

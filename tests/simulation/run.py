@@ -10,6 +10,7 @@ import random
 import shutil
 import socket
 import tempfile
+import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -98,8 +99,6 @@ class _Trace:
 
 
 def _exception() -> str:
-    import traceback  # noqa: PLC0415
-
     return traceback.format_exc(limit=-12)
 
 
@@ -330,8 +329,15 @@ class Run:
             outside = Outside(self._open_store, self._connect_bank, self._faces, self._fork())
             self._daemon = self._daemon_class(config, self.clock, Followers(), outside)
             self._sockets = []
-            with trio.CancelScope() as self._life:
-                await self._daemon.run()
+            try:
+                with trio.CancelScope() as self._life:
+                    await self._daemon.run()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is the run's finding
+                # What a killed daemon says in dying, nobody hears.
+                if not self._crashed.is_set():
+                    lines = traceback.format_exception(error, limit=-4)
+                    self.report.violations.append(f"the daemon fell: {''.join(lines)}")
+                    return
             self._daemon = None
             if not self._crashed.is_set():
                 self.report.violations.append("the daemon ended by itself")

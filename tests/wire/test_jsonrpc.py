@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-import attrs
+import msgspec.structs
 import msgspec
 import pytest
 from hypothesis import example, given
@@ -78,7 +78,7 @@ def plain(message: jsonrpc.Message) -> dict[str, Any]:
     """Return a message in a form that can be compared."""
     values = {
         name: bytes(value) if isinstance(value, msgspec.Raw) else value
-        for name, value in attrs.asdict(message, recurse=False).items()
+        for name, value in msgspec.structs.asdict(message).items()
     }
     return {"is": type(message).__name__, **values}
 

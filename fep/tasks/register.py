@@ -1,0 +1,119 @@
+"""The open tasks in memory, with the figures that are asked for often kept up to date. Pure.
+
+A million tasks may wait: nothing here walks all of them but what must have them all.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator
+
+from fep.domain.ids import AccountNumber, BankName, ClientName, TaskId
+from fep.domain.money import ZERO, Cny
+from fep.domain.order import Body, PaymentOrder
+from fep.tasks.state import State
+from fep.tasks.task import Task
+
+
+class Register:
+    """Owns which tasks are open; who changes a task's state or body does it here."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[TaskId, Task] = {}
+        self._counts: dict[BankName, dict[State, int]] = {}
+        self._under_way: dict[tuple[AccountNumber, ClientName], Cny] = {}
+        self._ages: dict[int, list[Task]] = {}
+        """By the second in which they expire, which is much less than an entry of a heap a task."""
+        self._seconds: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def get(self, task_id: TaskId) -> Task | None:
+        """Return an open task, None when there is none of this id."""
+        return self._tasks.get(task_id)
+
+    def of_bank(self, bank: BankName) -> list[Task]:
+        """Return a bank's open tasks, in the order of admission."""
+        found = [task for task in self._tasks.values() if task.bank == bank]
+        found.sort(key=lambda task: task.seq)
+        return found
+
+    def keep(self, task: Task) -> None:
+        """Take a task in."""
+        self._tasks[task.task_id] = task
+        self._count(task, 1)
+        self._sum(task, task.body, 1)
+        if task.state in (State.QUEUED, State.OFFERED):
+            self.expire_at(task, task.expires_at.timestamp())
+
+    def drop(self, task: Task) -> None:
+        """Let go of a task that is at its end."""
+        if self._tasks.pop(task.task_id, None) is not None:
+            self._count(task, -1)
+            self._sum(task, task.body, -1)
+
+    def turn(self, task: Task, state: State, body: Body | None = None) -> None:
+        """Note a task's new state, and its body where that has come."""
+        known = self._tasks.get(task.task_id) is task
+        if known:
+            self._count(task, -1)
+        task.state = state
+        if known:
+            self._count(task, 1)
+        if body is not None and task.body is None:
+            task.body = body
+            if known:
+                self._sum(task, body, 1)
+
+    def counts(self) -> dict[BankName, dict[State, int]]:
+        """Return how many open tasks of each bank are in each state, none that is zero."""
+        return {
+            bank: {state: number for state, number in states.items() if number}
+            for bank, states in self._counts.items()
+        }
+
+    def under_way(self, but: ClientName | None = None) -> dict[AccountNumber, Cny]:
+        """Return by payer what open payments will or may take, without one client's."""
+        sums: dict[AccountNumber, Cny] = {}
+        for (payer, client), amount in self._under_way.items():
+            if client != but:
+                sums[payer] = sums.get(payer, ZERO) + amount
+        return sums
+
+    # -- ages ---------------------------------------------------------------------------------
+
+    def expire_at(self, task: Task, moment: float) -> None:
+        """Let a task come up in ``expired`` from this moment on (seconds since 1970)."""
+        second = math.ceil(moment)
+        bucket = self._ages.get(second)
+        if bucket is None:
+            bucket = self._ages[second] = []
+            heapq.heappush(self._seconds, second)
+        bucket.append(task)
+
+    def expired(self, now: float) -> Iterator[Task]:
+        """Yield, once each, the tasks whose moment has come; they may have moved on."""
+        while self._seconds and self._seconds[0] <= now:
+            yield from self._ages.pop(heapq.heappop(self._seconds))
+
+    @property
+    def next_expiry(self) -> float:
+        """When the next may expire (seconds since 1970), infinite when none does."""
+        return float(self._seconds[0]) if self._seconds else math.inf
+
+    # -- figures ------------------------------------------------------------------------------
+
+    def _count(self, task: Task, by: int) -> None:
+        states = self._counts.setdefault(task.bank, {})
+        states[task.state] = states.get(task.state, 0) + by
+
+    def _sum(self, task: Task, body: Body | None, sign: int) -> None:
+        if isinstance(body, PaymentOrder):
+            key = (body.payer, task.client)
+            left = self._under_way.get(key, ZERO) + Cny(sign * body.amount.fen)
+            if left.fen:
+                self._under_way[key] = left
+            else:
+                self._under_way.pop(key, None)
