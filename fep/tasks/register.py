@@ -30,6 +30,9 @@ class Register:
     def __len__(self) -> int:
         return len(self._tasks)
 
+    def __getitem__(self, task_id: TaskId) -> Task:
+        return self._tasks[task_id]
+
     def get(self, task_id: TaskId) -> Task | None:
         """Return an open task, None when there is none of this id."""
         return self._tasks.get(task_id)

@@ -54,6 +54,8 @@ from fep.tasks.task import (
 log = structlog.get_logger()
 
 TIMER_SECONDS: Final = 0.5
+ABSENT_SECONDS: Final = 2.0
+"""A client that is back by then is asked again for what it was asked for, and nothing lapses."""
 TIMER_SECONDS_MIN: Final = 0.05
 LOOK_SECONDS_MAX: Final = 30.0
 """The longest time between two looks at what may lapse or expire."""
@@ -109,6 +111,8 @@ class TaskService:
         self._boxes: dict[ClientName, ClientBox] = {}
         self._paid: dict[AccountNumber, Cny] = {}
         self._admission = Admission(store, config.age_max_s, self._admitted)
+        self._leaving: dict[ClientName, float] = {}
+        """When the offers to a client that has gone lapse (trio's time)."""
         self._look = trio.Event()
         """Set when something may lapse or expire sooner than was known."""
         self._accepting = True
@@ -163,6 +167,7 @@ class TaskService:
         quiet = min(
             self._open.next_expiry - self.clock.now().timestamp(),
             *(lane.next_lapse() - now for lane in self.lanes.values()),
+            *(lapses - now for lapses in self._leaving.values()),
             LOOK_SECONDS_MAX,
         )
         return max(quiet, TIMER_SECONDS_MIN)
@@ -248,6 +253,7 @@ class TaskService:
         """Open a connection of a client for its messages; close the mailbox when it ends."""
         mailbox = Mailbox(self._box(client))
         self.present.add(client)
+        self._leaving.pop(client, None)
         self._wake_offers()
         return mailbox
 
@@ -256,7 +262,7 @@ class TaskService:
         mailbox.close()
         if not mailbox.box.present:
             self.present.discard(mailbox.box.client)
-            # What it was asked for lapses at once.
+            self._leaving[mailbox.box.client] = trio.current_time() + ABSENT_SECONDS
             self._look.set()
 
     async def take(self, mailbox: Mailbox) -> list[Message]:
@@ -712,11 +718,14 @@ class TaskService:
     async def _lapse(self) -> None:
         """Put back what was offered and not fetched in time (DEC-a)."""
         now = trio.current_time()
+        gone = {client for client, lapses in self._leaving.items() if lapses <= now}
+        for client in gone:
+            del self._leaving[client]
         for lane in list(self.lanes.values()):
             late = [
                 task
                 for task, lapses in lane.offered.items()
-                if not task.claimed and (lapses <= now or task.client not in self.present)
+                if not task.claimed and (lapses <= now or task.client in gone)
             ]
             for task in late:
                 lane.offered.pop(task, None)
