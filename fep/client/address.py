@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import attrs
+
+PORT_MAX: Final = 65_535
 
 
 @attrs.frozen
@@ -19,9 +21,10 @@ class Address:
     port: int = 0
 
     def __str__(self) -> str:
-        return (
-            f"unix:{self.path}" if self.kind == "unix" else f"{self.kind}:{self.host}:{self.port}"
-        )
+        if self.kind == "unix":
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.kind}:{host}:{self.port}"
 
 
 def parse_address(text: str) -> Address:
@@ -31,17 +34,27 @@ def parse_address(text: str) -> Address:
         ValueError: none of these forms.
     """
     kind, _, rest = text.partition(":")
-    if kind == "unix" and rest:
-        return Address("unix", path=rest)
-    if text.startswith(("/", "./", "../")):
-        return Address("unix", path=text)
+    path = text if text.startswith(("/", "./", "../")) else rest if kind == "unix" else ""
+    if path and "\0" not in path:
+        return Address("unix", path=path)
     if kind not in ("tcp", "tls"):
         kind, rest = "tcp", text
     host, _, port = rest.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    good = port.isascii() and port.isdigit() and 0 < int(port[:6]) <= PORT_MAX
+    if path or not good or not _is_host(host):
         msg = f"{text!r} is not unix:PATH, tcp:HOST:PORT or tls:HOST:PORT"
         raise ValueError(msg)
-    return Address("tls" if kind == "tls" else "tcp", host=host.strip("[]"), port=int(port))
+    return Address("tls" if kind == "tls" else "tcp", host=host, port=int(port))
+
+
+def _is_host(text: str) -> bool:
+    """Say whether a name can be looked up at all: the look-up itself would raise for others."""
+    try:
+        text.encode("idna")
+    except UnicodeError:
+        return False
+    return bool(text) and text.isprintable() and not set(text) & set("[]/ ")
 
 
 def client_tls(certificate: Path, key: Path, ca: Path) -> ssl.SSLContext:

@@ -2,6 +2,8 @@
 
 Each call blocks until its answer; the thread keeps the heartbeat, answers ``task.fetch`` and
 ``task.result`` through the caller's functions, and reconnects. For programs without an event loop.
+What those functions raise is shown on standard error and told to ``alarm``, and ends nothing: the
+body is asked for, and the result told, again later.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, assert_never
 
@@ -29,6 +32,7 @@ from fep.client.conversation import (
     DisconnectedError,
     EventTold,
     FetchAsked,
+    Foreign,
     Happening,
     Opened,
     ResultTold,
@@ -37,8 +41,13 @@ from fep.client.conversation import (
 from fep.domain.clock import Clock, SystemClock, to_text
 
 RECEIVE_BYTES: Final = 65_536
+SEND_BYTES: Final = 262_144
 CONNECT_SECONDS_MAX: Final = 10.0
+OPEN_SECONDS_MAX: Final = 10.0
+CLOSE_SECONDS_MAX: Final = 2.0
 JOIN_SECONDS_MAX: Final = 5.0
+
+WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 Fetch = Callable[[str, int], dict[str, Any] | None]
 Result = Callable[[TaskResult], None]
@@ -51,16 +60,19 @@ class _Ticket:
 
 
 class _LostError(Exception):
-    def __init__(self, reason: str, *, permanent: bool = False) -> None:
+    def __init__(self, reason: str, *, code: str = "", permanent: bool = False) -> None:
         super().__init__(reason)
+        self.code = code
         self.permanent = permanent
 
 
 class BlockingClient:
     """A connection to the daemon for threads; use it as a context manager.
 
-    ``fetch``, ``result`` and ``alarm`` run in the client's own thread: they must not call the
-    client, and must be short. A result is acknowledged when ``result`` returns.
+    Its calls may come from any number of threads. ``fetch``, ``result``, ``event`` and ``alarm``
+    run in the client's own thread: they can't call the client, and must be short. A result is
+    acknowledged when ``result`` returns. A session that is refused later than the first one is told
+    to ``alarm`` like any loss, and tried again.
 
     ``retry`` False: a first connection that can't be made is told at once, as a command wants it;
     ``connect_s`` bounds the wait for the first session.
@@ -89,18 +101,22 @@ class BlockingClient:
         self._alarm = alarm
         self._event = event
         self._clock = clock or SystemClock()
-        self._lock = threading.Lock()
-        self._out = b""
-        self._open = threading.Event()
-        self._settled = threading.Event()
-        """Set when the first session is open or refused for good."""
-        self._refusal: _LostError | None = None
-        """Why there is no session, when ``_settled`` and none will come."""
         self._retry = retry
         self._connect_s = connect_s
+        self._refusal: _LostError | None = None
+        """Why no first session came and none will."""
+        # All that follows changes under the lock only, which the condition has too.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._out = bytearray()
+        self._is_open = False
+        self._was_open = False
+        self._closing = False
+        self._ended = False
         self._stopping = threading.Event()
         # A pair of sockets wakes the reading thread when there is something to send.
         self._waker, self._wakee = socket.socketpair()
+        self._waker.settimeout(0)
         self._wakee.settimeout(0)
         self._thread = threading.Thread(target=self._run, name="fep-client", daemon=True)
         self.welcome: dict[str, Any] = {}
@@ -114,16 +130,17 @@ class BlockingClient:
             CallError: the daemon refused the session.
         """
         self._thread.start()
-        if not self._settled.wait(self._connect_s):
-            self.close()
+        with self._changed:
+            self._changed.wait_for(lambda: self._was_open or self._ended, self._connect_s)
+            if self._was_open:
+                return self
+        self.close()
+        if self._refusal is None:
             msg = f"no session with {self._address} within {self._connect_s:g} s"
             raise DisconnectedError(msg)
-        if self._refusal is not None:
-            self.close()
-            if self._refusal.permanent:
-                raise CallError("NOT_PERMITTED", str(self._refusal))
-            raise DisconnectedError(str(self._refusal)) from self._refusal.__cause__
-        return self
+        if self._refusal.permanent:
+            raise CallError(self._refusal.code, str(self._refusal))
+        raise DisconnectedError(str(self._refusal)) from self._refusal.__cause__
 
     def __exit__(
         self,
@@ -134,12 +151,24 @@ class BlockingClient:
         self.close()
 
     def close(self) -> None:
-        """End the connection and the thread."""
+        """Say goodbye and end the connection and the thread; calls that wait fail."""
+        with self._lock:
+            self._closing = True
+            goodbye = self._is_open
+        if threading.current_thread() is self._thread:
+            # From one of the caller's functions: the thread ends when that returns.
+            self._stopping.set()
+            return
+        if goodbye:
+            with suppress(CallError, DisconnectedError):
+                self._ask("session.close", {}, CLOSE_SECONDS_MAX, time.monotonic())
         self._stopping.set()
-        self._wake()
-        self._thread.join(JOIN_SECONDS_MAX)
-        self._waker.close()
-        self._wakee.close()
+        with self._lock:
+            self._wake()
+        if self._thread.is_alive():
+            self._thread.join(JOIN_SECONDS_MAX)
+        elif not self._ended:
+            self._end()  # it was never started
 
     # -- calls --------------------------------------------------------------------------------
 
@@ -151,11 +180,15 @@ class BlockingClient:
         Raises:
             CallError: the daemon refused it.
             DisconnectedError: no connection, or it ended before the answer, or the deadline passed.
+            TypeError, ValueError: the parameters are no JSON values.
         """
-        if not self._open.wait(deadline_s):
-            msg = f"not connected to {self._address}"
-            raise DisconnectedError(msg)
-        return self._ask(method, params or {}, deadline_s)
+        begun = time.monotonic()
+        self._check_thread()
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._is_open or self._ended, deadline_s):
+                msg = f"not connected to {self._address} within {deadline_s:g} s"
+                raise DisconnectedError(msg)
+        return self._ask(method, params or {}, deadline_s, begun)
 
     def submit(
         self,
@@ -175,6 +208,7 @@ class BlockingClient:
         Raises:
             CallError: the daemon refused it; nothing was changed.
             DisconnectedError: no answer within the deadline; submit the same id again.
+            TypeError, ValueError: the body is no JSON value.
         """
         params: dict[str, Any] = {"task_id": task_id, "bank": bank, "kind": kind}
         if body is not None:
@@ -183,89 +217,122 @@ class BlockingClient:
             params["priority"] = priority
         if expires_s is not None:
             params["expires_s"] = expires_s
-        answer: dict[str, Any] = self._ask("task.submit", params, deadline_s)
+        answer: dict[str, Any] = self._ask("task.submit", params, deadline_s, time.monotonic())
         return answer
 
-    def _ask(self, method: str, params: dict[str, Any], deadline_s: float) -> Any:  # noqa: ANN401
+    def _ask(self, method: str, params: dict[str, Any], deadline_s: float, begun: float) -> Any:  # noqa: ANN401
+        self._check_thread()
         ticket = _Ticket()
         with self._lock:
+            if self._ended:
+                msg = f"the client of {self._address} has ended"
+                raise DisconnectedError(msg)
             line = self._conversation.call(method, params, ticket)
-            if self._open.is_set():
+            if self._is_open:
                 self._out += line
-        self._wake()
-        if not ticket.done.wait(deadline_s):
+                self._wake()
+        try:
+            ticket.done.wait(max(0.0, begun + deadline_s - time.monotonic()))
+        finally:
             with self._lock:
                 self._conversation.forget(ticket)
+        if ticket.answer is None:
             msg = f"no answer to {method} within {deadline_s:g} s"
             raise DisconnectedError(msg)
-        assert ticket.answer is not None
-        error = ticket.answer.error
-        if error is None:
-            return ticket.answer.value
-        if error.code == DisconnectedError.code:
-            raise DisconnectedError(str(error))
-        raise error
+        if ticket.answer.error is not None:
+            raise ticket.answer.error
+        return ticket.answer.value
+
+    def _check_thread(self) -> None:
+        if threading.current_thread() is self._thread:
+            msg = "fetch, result, event and alarm can't call the client: its thread waits for them"
+            raise RuntimeError(msg)
 
     def _wake(self) -> None:
-        self._waker.send(b"w")
+        """Make the thread look; under the lock, since the thread closes the pair at its end."""
+        # A pair that is full wakes the thread as well, one that is closed has no thread to wake.
+        with suppress(OSError):
+            self._waker.send(b"w")
 
     # -- the thread ---------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._stay_connected()
+        finally:
+            # Whatever ended the thread, nobody may wait for it any more.
+            self._end()
+
+    def _stay_connected(self) -> None:
         wait = BACKOFF_FIRST_S
         while not self._stopping.is_set():
             try:
                 self._live()
             except _LostError as lost:
-                if self._settled.is_set() and self._open.is_set():
+                if self._end_session():
                     wait = BACKOFF_FIRST_S
-                self._end_session()
-                if lost.permanent or not (self._retry or self._settled.is_set()):
-                    self._refusal = lost
-                    self._settled.set()
+                if self._closing:
                     return
-                if self._alarm is not None and not self._stopping.is_set():
-                    self._alarm(str(lost))
+                if not self._was_open and (lost.permanent or not self._retry):
+                    self._refusal = lost
+                    return
+                self._tell(str(lost))
             self._stopping.wait(wait)
             wait = min(wait * 2, BACKOFF_MAX_S)
-        self._end_session()
 
-    def _end_session(self) -> None:
-        with self._lock:
-            self._open.clear()
-            self._out = b""
+    def _end_session(self) -> bool:
+        """Fail what can't be answered any more; returns whether the session was open."""
+        with self._changed:
+            was_open, self._is_open = self._is_open, False
+            self._out.clear()
             failed = self._conversation.disconnected()
+        for answer in failed:
+            _settle(answer)
+        return was_open
+
+    def _end(self) -> None:
+        self._end_session()
+        with self._changed:
+            self._ended = True
+            failed = self._conversation.ended()
+            self._changed.notify_all()
+            self._waker.close()
+            self._wakee.close()
         for answer in failed:
             _settle(answer)
 
     def _live(self) -> None:
+        """Live through one connection; raises ``_LostError`` at its end, returns when stopping."""
         with self._connect() as sock:
+            sock.settimeout(0)
             with self._lock:
-                self._out = self._conversation.connected()
+                self._out[:] = self._conversation.connected()
+            poller = select.poll()  # select itself can't take files numbered 1024 and more
+            poller.register(self._wakee, select.POLLIN)
             heard = beaten = time.monotonic()
             while not self._stopping.is_set():
-                interval = self._conversation.heartbeat_s
-                with self._lock:
-                    writable = [sock] if self._out else []
+                interval = self._conversation.heartbeat_s if self._is_open else OPEN_SECONDS_MAX
+                silence_max = SILENCE_HEARTBEATS * interval if self._is_open else interval
+                poller.register(sock, select.POLLIN | (select.POLLOUT if self._out else 0))
+                limit = min(beaten + interval, heard + silence_max) - time.monotonic()
+                # What TLS has taken from the socket already, no poll sees.
                 pending = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
-                limit = 0.0 if pending else max(0.0, beaten + interval - time.monotonic())
-                ready, can_write, _ = select.select([sock, self._wakee], writable, [], limit)
-                if self._wakee in ready:
+                ready = dict(poller.poll(0 if pending or limit < 0 else limit * 1000))
+                if self._wakee.fileno() in ready:
                     self._wakee.recv(RECEIVE_BYTES)
-                if can_write:
+                state = ready.get(sock.fileno(), 0)
+                if state & select.POLLOUT:
                     self._write(sock)
-                if sock in ready or pending:
-                    self._read(sock)
-                    heard = time.monotonic()
+                if state & ~select.POLLOUT or pending:
+                    heard = self._read(sock) or heard
                 now = time.monotonic()
-                if now >= beaten + interval:
-                    beaten = now
-                    if self._open.is_set():
-                        with self._lock:
-                            self._out += self._conversation.heartbeat(to_text(self._clock.now()))
-                if now - heard > SILENCE_HEARTBEATS * interval:
-                    msg = f"no heartbeat from {self._address} for {now - heard:.0f} s"
+                if now - heard >= silence_max:
+                    msg = f"nothing heard from {self._address} for {now - heard:.1f} s"
                     raise _LostError(msg)
+                if self._is_open and now >= beaten + self._conversation.heartbeat_s:
+                    beaten = now
+                    with self._lock:
+                        self._out += self._conversation.heartbeat(to_text(self._clock.now()))
 
     def _connect(self) -> socket.socket:
         address = self._address
@@ -291,68 +358,95 @@ class BlockingClient:
 
     def _write(self, sock: socket.socket) -> None:
         with self._lock:
-            data = self._out
+            data = bytes(self._out[:SEND_BYTES])
         try:
-            sent = sock.send(data[: RECEIVE_BYTES * 4])
-        except (TimeoutError, ssl.SSLWantWriteError):
+            sent = sock.send(data)
+        except WOULD_BLOCK:
             return
         except OSError as error:
             msg = f"the connection to {self._address} broke: {error}"
             raise _LostError(msg) from error
         with self._lock:
-            self._out = self._out[sent:]
+            del self._out[:sent]
 
-    def _read(self, sock: socket.socket) -> None:
+    def _read(self, sock: socket.socket) -> float | None:
+        """Take what came and act on it; returns the time after that, None when nothing came."""
         try:
             data = sock.recv(RECEIVE_BYTES)
-        except (TimeoutError, ssl.SSLWantReadError):
-            return
+        except WOULD_BLOCK:
+            return None
         except OSError as error:
             msg = f"the connection to {self._address} broke: {error}"
             raise _LostError(msg) from error
         if not data:
             msg = f"the daemon at {self._address} closed the connection"
             raise _LostError(msg)
-        with self._lock:
+        with self._changed:
             happenings, out = self._conversation.receive_data(data)
             self._out += out
             # Under the lock: a submission made now is either in ``out`` or sends itself.
-            if any(isinstance(happening, Opened) for happening in happenings):
-                self._open.set()
+            for happening in happenings:
+                if isinstance(happening, Opened):
+                    self.welcome = happening.welcome
+                    self._is_open = self._was_open = True
+                    self._changed.notify_all()
         for happening in happenings:
             self._act(happening)
+        return time.monotonic()
 
     def _act(self, happening: Happening) -> None:
         match happening:
             case Answered():
                 _settle(happening)
-            case Opened(welcome=welcome):
-                self.welcome = welcome
-                self._settled.set()
-            case Broken(reason=reason, permanent=permanent):
-                raise _LostError(reason, permanent=permanent)
+            case Opened():
+                pass  # acted on under the lock
+            case Broken(reason=reason, code=code, permanent=permanent):
+                raise _LostError(reason, code=code, permanent=permanent)
             case FetchAsked():
-                self._answer_fetch(happening)
+                self._give(happening)
             case ResultTold():
                 if self._result is not None:
-                    self._result(happening.result)
-                    self._queue(self._conversation.reply(happening.id, {}))
+                    self._take(happening, self._result)
             case EventTold(record=record):
                 if self._event is not None:
-                    self._event(record)
+                    with Foreign("event") as call:
+                        self._event(record)
+                    self._tell_fault(call)
             case _:
                 assert_never(happening)
 
-    def _answer_fetch(self, asked: FetchAsked) -> None:
-        body = None if self._fetch is None else self._fetch(asked.task_id, asked.attempt)
-        if body is None:
-            self._queue(self._conversation.refuse(asked.id, "this client has no such task"))
+    def _give(self, asked: FetchAsked) -> None:
+        line = self._conversation.refuse(asked.id, "this client has no such task")
+        with Foreign(f"fetch of {asked.task_id}") as call:
+            if self._fetch is not None:
+                body = self._fetch(asked.task_id, asked.attempt)
+                if body is not None:
+                    line = self._conversation.reply(asked.id, body)
+        self._queue(self._conversation.refuse(asked.id, call.fault) if call.fault else line)
+        self._tell_fault(call)
+
+    def _take(self, told: ResultTold, result: Result) -> None:
+        with Foreign(f"result of {told.result.task_id}") as call:
+            result(told.result)
+        if call.fault:
+            self._queue(self._conversation.refuse(told.id, call.fault))
         else:
-            self._queue(self._conversation.reply(asked.id, body))
+            self._queue(self._conversation.reply(told.id, {}))
+        self._tell_fault(call)
 
     def _queue(self, line: bytes) -> None:
         with self._lock:
             self._out += line
+
+    def _tell(self, reason: str) -> None:
+        """Raise the heartbeat alarm of FEP-31 on the finance system's side."""
+        if self._alarm is not None:
+            with Foreign("alarm"):
+                self._alarm(reason)
+
+    def _tell_fault(self, call: Foreign) -> None:
+        if call.fault:
+            self._tell(call.fault)
 
 
 def _settle(answer: Answered) -> None:

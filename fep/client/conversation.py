@@ -6,17 +6,30 @@ is the same task. Other calls fail with ``DisconnectedError`` when the connectio
 
 from __future__ import annotations
 
-from typing import Any, Final
+import traceback
+from types import TracebackType
+from typing import Annotated, Any, Final, Self
 
 import attrs
+import msgspec
 
 from fep.domain.errors import FepError
 from fep.wire import jsonrpc
 from fep.wire.jsonrpc import Fault, Request, Response
 
 SILENCE_HEARTBEATS: Final = 3
+HEARTBEAT_SECONDS_MAX: Final = 86_400.0
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.2, 10.0
 RESENT: Final = frozenset({"task.submit"})
+PERMANENT: Final = frozenset(
+    {
+        "NOT_PERMITTED",
+        str(jsonrpc.INVALID_REQUEST),
+        str(jsonrpc.METHOD_NOT_FOUND),
+        str(jsonrpc.INVALID_PARAMS),
+    }
+)
+"""Refusals of a first session that another try does not change; all others pass by themselves."""
 
 
 class CallError(FepError):
@@ -52,7 +65,7 @@ class Answered:
 
     ticket: Any
     value: Any
-    error: CallError | None
+    error: CallError | DisconnectedError | None
 
 
 @attrs.frozen
@@ -88,19 +101,48 @@ class EventTold:
 
 @attrs.frozen
 class Broken:
-    """The daemon refused the session or broke the protocol; ``permanent``: do not come back."""
+    """The daemon refused the session or broke the protocol; nothing more of this connection counts.
+
+    ``permanent``: of a first session, do not come back.
+    """
 
     reason: str
-    permanent: bool
+    code: str = ""
+    permanent: bool = False
 
 
 Happening = Answered | Opened | FetchAsked | ResultTold | EventTold | Broken
 
 
-@attrs.define
+class _Welcome(msgspec.Struct):
+    heartbeat_s: Annotated[float, msgspec.Meta(gt=0, le=HEARTBEAT_SECONDS_MAX)]
+
+
+class _FetchParams(msgspec.Struct):
+    task_id: str
+    attempt: int
+
+
+class _ResultParams(msgspec.Struct):
+    task_id: str
+    state: str
+    bank_code: str
+    bank_message: str
+    at: str
+    result: Any = None
+
+
+# Members we do not know are a newer daemon's, and ignored.
+_WELCOME: Final = msgspec.json.Decoder(_Welcome)
+_FETCH: Final = msgspec.json.Decoder(_FetchParams)
+_RESULT: Final = msgspec.json.Decoder(_ResultParams)
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
+
+
+@attrs.frozen
 class _Call:
     method: str
-    params: Any
+    line: bytes
     ticket: Any
 
 
@@ -127,20 +169,38 @@ class Conversation:
 
     def disconnected(self) -> list[Answered]:
         """End a connection; returns the calls that fail with it (submissions stay)."""
-        failed = []
-        for id_, call in list(self._calls.items()):
-            if call.method not in RESENT:
-                del self._calls[id_]
-                error = CallError(DisconnectedError.code, "the connection ended before the answer")
-                failed.append(Answered(call.ticket, None, error))
         self._opening = None
-        return failed
+        return self._fail(
+            [id_ for id_, call in self._calls.items() if call.method not in RESENT],
+            "the connection ended before the answer",
+        )
+
+    def ended(self) -> list[Answered]:
+        """End for good; returns all calls that wait, submissions too: they fail."""
+        self._opening = None
+        return self._fail(list(self._calls), "the client was closed before the answer")
+
+    def _fail(self, ids: list[jsonrpc.Id], reason: str) -> list[Answered]:
+        return [
+            Answered(self._calls.pop(id_).ticket, None, DisconnectedError(reason)) for id_ in ids
+        ]
 
     def call(self, method: str, params: Any, ticket: Any) -> bytes:  # noqa: ANN401
-        """Register a call and return its line; ``ticket`` comes back with the answer."""
-        self._next_id += 1
-        self._calls[self._next_id] = _Call(method, params, ticket)
-        return jsonrpc.request(self._next_id, method, params)
+        """Register a call and return its line; ``ticket`` comes back with the answer.
+
+        Raises:
+            TypeError, ValueError: the parameters are no JSON values; nothing was registered.
+            CallError: they fit no line.
+        """
+        id_ = self._next_id + 1
+        line = jsonrpc.request(id_, method, params)
+        if len(line) > jsonrpc.LINE_BYTES_MAX:
+            # The daemon would end the connection over it, and again each time it is sent again.
+            msg = f"the request has {len(line)} bytes, and a line at most {jsonrpc.LINE_BYTES_MAX}"
+            raise CallError(str(jsonrpc.INVALID_PARAMS), msg)
+        self._next_id = id_
+        self._calls[id_] = _Call(method, line, ticket)
+        return line
 
     def forget(self, ticket: Any) -> None:  # noqa: ANN401
         """Drop a call whose caller does not wait any more."""
@@ -160,69 +220,127 @@ class Conversation:
 
     @staticmethod
     def reply(id_: jsonrpc.Id, value: Any) -> bytes:  # noqa: ANN401
-        """Return the line that answers the daemon: a body, or ``{}`` as acknowledgement."""
-        return jsonrpc.result(id_, value)
+        """Return the line that answers the daemon: a body, or ``{}`` as acknowledgement.
+
+        Raises:
+            TypeError, ValueError: it is no JSON value, or fits no line.
+        """
+        line = jsonrpc.result(id_, value)
+        if len(line) > jsonrpc.LINE_BYTES_MAX:
+            msg = f"it has {len(line)} bytes, and a line at most {jsonrpc.LINE_BYTES_MAX}"
+            raise ValueError(msg)
+        return line
 
     @staticmethod
     def refuse(id_: jsonrpc.Id, reason: str) -> bytes:
-        """Return the line that says we can't answer now; the daemon asks again later."""
-        return jsonrpc.refusal(id_, "NOT_FOUND", reason)
+        """Return the line that says we can't answer now; the daemon asks or tells again later."""
+        printable = reason.encode("utf-8", "backslashreplace").decode("utf-8")
+        return jsonrpc.refusal(id_, "NOT_FOUND", printable)
 
     def receive_data(self, data: bytes) -> tuple[list[Happening], bytes]:
-        """Return what happened, and lines to send at once (unanswered submissions, after open)."""
+        """Return what happened, and lines to send at once (unanswered submissions, after open).
+
+        No bytes make it raise. ``Broken`` comes last, and calls that wait then wait still.
+        """
         happenings: list[Happening] = []
         out = b""
         for message in self._receiver.receive_data(data):
-            match message:
-                case Response(id=id_) if id_ == self._opening:
-                    happening, lines = self._opened(message)
-                    happenings.append(happening)
-                    out += lines
-                case Response():
-                    call = self._calls.pop(message.id, None)
-                    if call is not None:
-                        happenings.append(_answer(call, message))
-                case Request():
-                    if (asked := _asked(message)) is not None:
-                        happenings.append(asked)
-                    elif message.id is not None:
-                        msg = f"this client has no method {message.method!r}"
-                        out += jsonrpc.error(message.id, jsonrpc.METHOD_NOT_FOUND, msg)
-                case Fault():
-                    happenings.append(Broken(message.message, permanent=False))
+            happening, lines = self._received(message)
+            out += lines
+            if happening is not None:
+                happenings.append(happening)
+            if isinstance(happening, Broken):
+                break
         return happenings, out
+
+    def _received(self, message: jsonrpc.Message) -> tuple[Happening | None, bytes]:
+        match message:
+            case Response(id=id_) if id_ == self._opening:
+                return self._opened(message)
+            case Response():
+                call = self._calls.pop(message.id, None)
+                return (None if call is None else _answer(call, message)), b""
+            case Request():
+                return _asked(message)
+            case Fault():
+                return Broken(message.message), b""
 
     def _opened(self, message: Response) -> tuple[Happening, bytes]:
         self._opening = None
         if message.error is not None:
-            return Broken(message.error.message, permanent=True), b""
-        welcome = jsonrpc.value(message.result)
-        self.heartbeat_s = float(welcome["heartbeat_s"])
-        lines = [
-            jsonrpc.request(id_, call.method, call.params) for id_, call in self._calls.items()
-        ]
-        return Opened(welcome), b"".join(lines)
+            code = _code(message.error)
+            return Broken(message.error.message, code, permanent=code in PERMANENT), b""
+        try:
+            welcome = jsonrpc.decoded(_OBJECT, message.result)
+            self.heartbeat_s = jsonrpc.decoded(_WELCOME, message.result).heartbeat_s
+        except msgspec.ValidationError as error:
+            return Broken(f"the daemon's welcome can't be read: {error}"), b""
+        return Opened(welcome), b"".join(call.line for call in self._calls.values())
+
+
+def _code(failure: jsonrpc.Failure) -> str:
+    data = failure.data if isinstance(failure.data, dict) else {}
+    return str(data.get("code", failure.code))
 
 
 def _answer(call: _Call, message: Response) -> Answered:
-    if message.error is None:
+    if message.error is not None:
+        return Answered(call.ticket, None, CallError(_code(message.error), message.error.message))
+    try:
         return Answered(call.ticket, jsonrpc.value(message.result), None)
-    failure = message.error
-    data = failure.data if isinstance(failure.data, dict) else {}
-    return Answered(
-        call.ticket, None, CallError(str(data.get("code", failure.code)), failure.message)
-    )
+    except msgspec.ValidationError as error:
+        msg = f"the answer can't be read: {error}"
+        return Answered(call.ticket, None, CallError(str(jsonrpc.PARSE_ERROR), msg))
 
 
-def _asked(message: Request) -> FetchAsked | ResultTold | EventTold | None:
-    params = jsonrpc.value(message.params)
-    match message.method:
-        case "task.fetch" if message.id is not None:
-            return FetchAsked(message.id, params["task_id"], params["attempt"])
-        case "task.result" if message.id is not None:
-            names = ("task_id", "state", "result", "bank_code", "bank_message", "at")
-            return ResultTold(message.id, TaskResult(**{name: params[name] for name in names}))
-        case "event":
-            return EventTold(params)
-        case _:
-            return None
+def _asked(message: Request) -> tuple[Happening | None, bytes]:
+    """Sort what the daemon asks and tells; what can't be read is answered so."""
+    id_ = message.id
+    try:
+        match message.method:
+            case "task.fetch" if id_ is not None:
+                fetch = jsonrpc.decoded(_FETCH, message.params)
+                return FetchAsked(id_, fetch.task_id, fetch.attempt), b""
+            case "task.result" if id_ is not None:
+                told = jsonrpc.decoded(_RESULT, message.params)
+                return ResultTold(id_, TaskResult(**msgspec.structs.asdict(told))), b""
+            case "event":
+                return EventTold(jsonrpc.decoded(_OBJECT, message.params)), b""
+            case _:
+                pass
+    except msgspec.ValidationError as error:
+        line = b"" if id_ is None else jsonrpc.error(id_, jsonrpc.INVALID_PARAMS, str(error))
+        return None, line
+    if id_ is None:
+        return None, b""
+    msg = f"this client has no method {message.method!r}"
+    return None, jsonrpc.error(id_, jsonrpc.METHOD_NOT_FOUND, msg)
+
+
+class Foreign:
+    """A block in which one of the caller's own functions runs: what it raises ends nothing of ours.
+
+    Nobody knows what it may raise, and one task's trouble must not stop the others. The error goes
+    to standard error with its trace, as Python does with what a thread raises; ``fault`` is one
+    sentence of it, empty when there was none.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self.fault = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        traceback.print_exception(error)
+        # Its name only: what it says may hold what must not be in a log.
+        self.fault = f"{self._what} raised {type(error).__name__}"
+        return True

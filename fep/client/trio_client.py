@@ -3,14 +3,15 @@
 Bodies and results go through two functions of the caller: ``fetch(task_id, attempt)`` returns the
 body (None: not now), ``result(task_result)`` returns once the result is safe on the caller's side;
 only then it is acknowledged. Either may be called again for the same task: delivery is at least
-once.
+once. What they raise is shown on standard error and told to ``alarm``, and ends nothing else: the
+body is asked for, and the result told, again later. They are cancelled when the connection ends.
 """
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Self
 
 import attrs
@@ -28,6 +29,7 @@ from fep.client.conversation import (
     DisconnectedError,
     EventTold,
     FetchAsked,
+    Foreign,
     Happening,
     Opened,
     ResultTold,
@@ -37,9 +39,10 @@ from fep.domain.clock import Clock, SystemClock, to_text
 
 RECEIVE_BYTES: Final = 65_536
 CONNECT_SECONDS_MAX: Final = 10.0
+OPEN_SECONDS_MAX: Final = 10.0
 CLOSE_SECONDS_MAX: Final = 2.0
-OUTBOX_BYTES_MAX: Final = 16 * 1024 * 1024
 HANDLERS_MAX: Final = 256
+"""How many of the caller's functions run at once; what else is asked and told waits."""
 
 Fetch = Callable[[str, int], Awaitable[dict[str, Any] | None]]
 Result = Callable[[TaskResult], Awaitable[None]]
@@ -58,8 +61,9 @@ class _Ticket:
 class _LostError(Exception):
     """This connection is over; the reason is for the alarm."""
 
-    def __init__(self, reason: str, *, permanent: bool = False) -> None:
+    def __init__(self, reason: str, *, code: str = "", permanent: bool = False) -> None:
         super().__init__(reason)
+        self.code = code
         self.permanent = permanent
 
 
@@ -67,11 +71,12 @@ class Client:
     """A finance system's or operator's connection to the daemon.
 
     Start :meth:`run` in a nursery (or use :func:`open_client`); it is ``started()`` when the first
-    session is open, reconnects with back-off for ever, and raises ``CallError`` only when the
-    daemon refuses the session itself.
+    session is open, and reconnects with back-off for ever. It raises ``CallError`` only when the
+    daemon refuses the first session for good; a later refusal (a configuration that is wrong for an
+    hour) is told to ``alarm`` like any loss. It returns after :meth:`close`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is an option by itself, given by name
         self,
         address: str | Address,
         name: str,
@@ -94,11 +99,13 @@ class Client:
         self._alarm = alarm
         self._event = event
         self._clock = clock or SystemClock()
-        self._out = b""
+        self._out: list[bytes] = []
         self._out_wanted = trio.Event()
-        self._open = trio.Event()
-        self._last_heard = 0.0
+        self._changed = trio.Event()
+        self._is_open = False
         self._closing = False
+        self._ended = False
+        self._heard_at = 0.0
         self.welcome: dict[str, Any] = {}
 
     # -- calls --------------------------------------------------------------------------------
@@ -106,21 +113,35 @@ class Client:
     @property
     def connected(self) -> bool:
         """True while a session is open."""
-        return self._open.is_set()
+        return self._is_open
 
     async def wait_connected(self) -> None:
-        """Wait until a session is open."""
-        await self._open.wait()
+        """Wait until a session is open.
+
+        Raises:
+            DisconnectedError: the client has ended: none will be.
+        """
+        while not self._is_open:
+            self._check_alive()
+            await self._changed.wait()
 
     async def call(self, method: str, params: dict[str, Any] | None = None) -> Any:  # noqa: ANN401
         """Call a method and return its result; the caller sets the deadline.
 
         Raises:
             CallError: the daemon refused it.
-            DisconnectedError: the connection ended before the answer.
+            DisconnectedError: the connection ended before the answer, or the client has.
+            TypeError, ValueError: the parameters are no JSON values.
         """
-        await self._open.wait()
+        await self.wait_connected()
         return await self._ask(method, params or {})
+
+    async def close(self) -> None:
+        """Say goodbye and end: the daemon raises no alarm. Calls that wait still fail."""
+        self._closing = True
+        with suppress(CallError, DisconnectedError), trio.move_on_after(CLOSE_SECONDS_MAX):
+            if self._is_open:
+                await self._ask("session.close", {})
 
     async def submit(
         self,
@@ -139,6 +160,8 @@ class Client:
 
         Raises:
             CallError: the daemon refused it; nothing was changed.
+            DisconnectedError: the client has ended; submit the same id again.
+            TypeError, ValueError: the body is no JSON value.
         """
         params: dict[str, Any] = {"task_id": task_id, "bank": bank, "kind": kind}
         if body is not None:
@@ -151,9 +174,10 @@ class Client:
         return answer
 
     async def _ask(self, method: str, params: dict[str, Any]) -> Any:  # noqa: ANN401
+        self._check_alive()
         ticket = _Ticket()
         line = self._conversation.call(method, params, ticket)
-        if self._open.is_set():
+        if self._is_open:
             self._send(line)
         try:
             await ticket.done.wait()
@@ -161,17 +185,23 @@ class Client:
             if ticket.answer is None:
                 self._conversation.forget(ticket)
         assert ticket.answer is not None
-        error = ticket.answer.error
-        if error is None:
-            return ticket.answer.value
-        if error.code == DisconnectedError.code:
-            raise DisconnectedError(str(error))
-        raise error
+        if ticket.answer.error is not None:
+            raise ticket.answer.error
+        return ticket.answer.value
+
+    def _check_alive(self) -> None:
+        if self._ended:
+            msg = f"the client of {self._address} has ended"
+            raise DisconnectedError(msg)
 
     # -- life ---------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
-        """Stay connected until cancelled."""
+        """Stay connected until cancelled, or closed.
+
+        Raises:
+            CallError: the daemon refused the first session for good.
+        """
         wait, told = BACKOFF_FIRST_S, False
 
         def opened() -> None:
@@ -181,35 +211,45 @@ class Client:
                 told = True
                 task_status.started(self)
 
-        while True:
-            try:
-                await self._live(opened)
-            except _LostError as lost:
-                if lost.permanent:
-                    raise CallError("NOT_PERMITTED", str(lost)) from lost
-                self._tell(str(lost))
-            await trio.sleep(wait)
-            wait = min(wait * 2, BACKOFF_MAX_S)
+        try:
+            while True:
+                try:
+                    await self._live(opened)
+                except _LostError as lost:
+                    if self._closing:
+                        return
+                    if lost.permanent and not told:
+                        raise CallError(lost.code, str(lost)) from lost
+                    self._tell(str(lost))
+                await trio.sleep(wait)
+                wait = min(wait * 2, BACKOFF_MAX_S)
+        finally:
+            # Nobody may wait for an answer that can't come any more.
+            self._ended = True
+            self._settle(self._conversation.ended())
 
     async def _live(self, opened: Callable[[], None]) -> None:
         """Live through one connection; raises ``_LostError`` at its end."""
         stream = await self._connect()
-        self._out = self._conversation.connected()
+        self._out = [self._conversation.connected()]
         self._out_wanted.set()
-        self._last_heard = trio.current_time()
+        self._heard_at = trio.current_time()
+        lost: _LostError | None = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write, stream)
-                nursery.start_soon(self._beat)
+                nursery.start_soon(self._expect_welcome)
                 await self._read(stream, nursery, opened)
         except* _LostError as group:
-            raise _first(group) from None
+            # Raised below: beside a cancellation it would be a group, and reach our caller.
+            lost = _first(group)
         finally:
-            self._open = trio.Event()
-            for failed in self._conversation.disconnected():
-                self._answered(failed)
+            self._is_open = False
+            self._settle(self._conversation.disconnected())
             with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
                 await trio.aclose_forcefully(stream)
+        if lost is not None:
+            raise lost
 
     async def _connect(self) -> trio.abc.Stream:
         address = self._address
@@ -220,15 +260,32 @@ class Client:
                 if address.kind == "unix":
                     return await trio.open_unix_socket(address.path)
                 stream = await trio.open_tcp_stream(address.host, address.port)
-                if address.kind == "tcp":
-                    return stream
-                context = self._tls or ssl.create_default_context()
-                secured = trio.SSLStream(stream, context, server_hostname=address.host)
-                await secured.do_handshake()
-                return secured
-        except (OSError, trio.TooSlowError, trio.BrokenResourceError) as error:
-            msg = f"can't connect to {address}: {error or 'too slow'}"
+                return await self._secured(stream) if address.kind == "tls" else stream
+        except trio.TooSlowError as error:
+            msg = f"can't connect to {address}: not within {CONNECT_SECONDS_MAX:g} s"
             raise _LostError(msg) from error
+        except (OSError, trio.BrokenResourceError) as error:
+            reason = error if error.__cause__ is None else error.__cause__
+            msg = f"can't connect to {address}: {reason}"
+            raise _LostError(msg) from error
+
+    async def _secured(self, stream: trio.SocketStream) -> trio.abc.Stream:
+        context = self._tls or ssl.create_default_context()
+        secured = trio.SSLStream(stream, context, server_hostname=self._address.host)
+        done = False
+        try:
+            await secured.do_handshake()
+            done = True
+        finally:
+            if not done:
+                await trio.aclose_forcefully(stream)
+        return secured
+
+    async def _expect_welcome(self) -> None:
+        await trio.sleep(OPEN_SECONDS_MAX)
+        if not self._is_open:
+            msg = f"{self._address} took the connection and said nothing for {OPEN_SECONDS_MAX:g} s"
+            raise _LostError(msg)
 
     async def _read(
         self, stream: trio.abc.Stream, nursery: trio.Nursery, opened: Callable[[], None]
@@ -243,14 +300,14 @@ class Client:
             if not data:
                 msg = f"the daemon at {self._address} closed the connection"
                 raise _LostError(msg)
-            self._last_heard = trio.current_time()
+            self._heard_at = trio.current_time()
             happenings, out = self._conversation.receive_data(bytes(data))
+            self._send(out)
             for happening in happenings:
-                await self._happen(happening, nursery, room, opened)
-            if out:
-                self._send(out)
+                # Never waits: an answer that a function of the caller waits for may come next.
+                self._happen(happening, nursery, room, opened)
 
-    async def _happen(
+    def _happen(
         self,
         happening: Happening,
         nursery: trio.Nursery,
@@ -259,64 +316,80 @@ class Client:
     ) -> None:
         match happening:
             case Answered():
-                self._answered(happening)
+                self._settle([happening])
             case Opened(welcome=welcome):
                 self.welcome = welcome
-                self._open.set()
+                self._is_open = True
+                nursery.start_soon(self._beat)
                 opened()
-            case Broken(reason=reason, permanent=permanent):
-                raise _LostError(reason, permanent=permanent)
-            case FetchAsked() | ResultTold():
-                await room.acquire_on_behalf_of(id(happening))
-                nursery.start_soon(self._serve, happening, room)
+                self._settle([])
+            case Broken(reason=reason, code=code, permanent=permanent):
+                raise _LostError(reason, code=code, permanent=permanent)
+            case FetchAsked():
+                nursery.start_soon(self._give, happening, room)
+            case ResultTold():
+                if self._result is not None:
+                    # Without a function nobody has the result: it stays owed.
+                    nursery.start_soon(self._take, happening, self._result, room)
             case EventTold(record=record):
                 if self._event is not None:
-                    self._event(record)
+                    with Foreign("event") as call:
+                        self._event(record)
+                    self._tell_fault(call)
 
-    async def _serve(self, asked: FetchAsked | ResultTold, room: trio.CapacityLimiter) -> None:
-        try:
-            if isinstance(asked, FetchAsked):
-                body = (
-                    None if self._fetch is None else await self._fetch(asked.task_id, asked.attempt)
-                )
-                line = (
-                    self._conversation.refuse(asked.id, "this client has no such task")
-                    if body is None
-                    else self._conversation.reply(asked.id, body)
-                )
-                self._send(line)
-            elif self._result is not None:
-                # Without a function nobody has the result: it stays owed.
-                await self._result(asked.result)
-                self._send(self._conversation.reply(asked.id, {}))
-        finally:
-            room.release_on_behalf_of(id(asked))
+    async def _give(self, asked: FetchAsked, room: trio.CapacityLimiter) -> None:
+        line = self._conversation.refuse(asked.id, "this client has no such task")
+        async with room:
+            with Foreign(f"fetch of {asked.task_id}") as call:
+                if self._fetch is not None:
+                    body = await self._fetch(asked.task_id, asked.attempt)
+                    if body is not None:
+                        line = self._conversation.reply(asked.id, body)
+        self._send(self._conversation.refuse(asked.id, call.fault) if call.fault else line)
+        self._tell_fault(call)
 
-    def _answered(self, answer: Answered) -> None:
-        ticket: _Ticket = answer.ticket
-        ticket.answer = answer
-        ticket.done.set()
+    async def _take(self, told: ResultTold, result: Result, room: trio.CapacityLimiter) -> None:
+        async with room:
+            with Foreign(f"result of {told.result.task_id}") as call:
+                await result(told.result)
+        if call.fault:
+            self._send(self._conversation.refuse(told.id, call.fault))
+        else:
+            self._send(self._conversation.reply(told.id, {}))
+        self._tell_fault(call)
+
+    def _settle(self, answers: list[Answered]) -> None:
+        """Hand out answers, and wake who waits for a change."""
+        for answer in answers:
+            ticket: _Ticket = answer.ticket
+            ticket.answer = answer
+            ticket.done.set()
+        self._changed.set()
+        self._changed = trio.Event()
 
     async def _beat(self) -> None:
+        """Send our heartbeats, and notice that the daemon's do not come; runs while open."""
+        interval = self._conversation.heartbeat_s
+        due = trio.current_time() + interval
         while True:
-            interval = self._conversation.heartbeat_s
-            await trio.sleep(interval)
-            if self._open.is_set():
-                self._send(self._conversation.heartbeat(to_text(self._clock.now())))
-            silent = trio.current_time() - self._last_heard
-            if silent > SILENCE_HEARTBEATS * interval:
-                msg = f"no heartbeat from {self._address} for {silent:.0f} s"
+            await trio.sleep_until(min(due, self._heard_at + SILENCE_HEARTBEATS * interval))
+            now = trio.current_time()
+            if now - self._heard_at >= SILENCE_HEARTBEATS * interval:
+                msg = f"no heartbeat from {self._address} for {now - self._heard_at:.1f} s"
                 raise _LostError(msg)
+            if now >= due:
+                due = now + interval
+                self._send(self._conversation.heartbeat(to_text(self._clock.now())))
 
     def _send(self, lines: bytes) -> None:
-        self._out += lines
+        self._out.append(lines)
         self._out_wanted.set()
 
     async def _write(self, stream: trio.abc.Stream) -> None:
         while True:
             await self._out_wanted.wait()
             self._out_wanted = trio.Event()
-            data, self._out = self._out, b""
+            data, self._out = b"".join(self._out), []
             try:
                 if data:
                     await stream.send_all(data)
@@ -327,7 +400,12 @@ class Client:
     def _tell(self, reason: str) -> None:
         """Raise the heartbeat alarm of FEP-31 on the finance system's side."""
         if self._alarm is not None:
-            self._alarm(reason)
+            with Foreign("alarm"):
+                self._alarm(reason)
+
+    def _tell_fault(self, call: Foreign) -> None:
+        if call.fault:
+            self._tell(call.fault)
 
 
 @asynccontextmanager
@@ -342,7 +420,11 @@ async def open_client(
     alarm: Told | None = None,
     event: EventSink | None = None,
 ) -> AsyncIterator[Client]:
-    """Open a client for a block; it is connected when the block begins."""
+    """Open a client for a block; it is connected when the block begins, and closed at its end.
+
+    Raises:
+        CallError: the daemon refused the session.
+    """
     client = Client(
         address,
         name,
@@ -353,10 +435,22 @@ async def open_client(
         alarm=alarm,
         event=event,
     )
+    refused: CallError | None = None
     async with trio.open_nursery() as nursery:
-        await nursery.start(client.run)
-        yield client
+        try:
+            await nursery.start(client.run)
+        except CallError as error:
+            refused = error
+        else:
+            try:
+                yield client
+            finally:
+                with trio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                    await client.close()
         nursery.cancel_scope.cancel()
+    if refused is not None:
+        # Not from inside the nursery, which would make a group of it.
+        raise refused
 
 
 def _first(group: BaseExceptionGroup[_LostError]) -> _LostError:

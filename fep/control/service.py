@@ -70,12 +70,14 @@ async def run_control(
     """
     with ExitStack() as undo:
         faces = []
-        for listen in (_unix_face, *map(_tcp_face, config.tcp)):
+        # The Unix socket last: who can connect to it finds all others open too.
+        for listen in (*map(_tcp_face, config.tcp), _unix_face):
             face = await listen(config, inherited)
             faces.append(face)
             for listener in face.listeners:
                 undo.callback(listener.socket.close)
         undo.pop_all()
+    faces.insert(0, faces.pop())
     async with trio.open_nursery() as nursery:
         for face in faces:
             handler = guard(_handler(face, services, config.heartbeat_s))

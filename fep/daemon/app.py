@@ -348,9 +348,11 @@ class Daemon:
                 await self._end_unit(name)
         for name in removed:
             self.links.pop(name, None)
+            self.tasks.remove_lane(name)
         assert self._lanes_nursery is not None
         for name in changed:
             self._make(after[name])
+            await self.tasks.keep_drained()
             await self._lanes_nursery.start(self._run_unit, after[name])
         self.config = new
         self.tasks.configuration = new.digest

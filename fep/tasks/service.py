@@ -106,6 +106,8 @@ class TaskService:
         self.configuration = configuration
         """Digest of the configuration in force; every event bears it."""
         self.lanes: dict[BankName, Lane] = {}
+        self._retired: dict[BankName, Lane] = {}
+        """Of banks taken out of the configuration; a bank that comes back goes on where it was."""
         self.present: set[ClientName] = set()
         self._open = Register()
         self._boxes: dict[ClientName, ClientBox] = {}
@@ -122,30 +124,50 @@ class TaskService:
     def add_lane(self, parts: LaneParts) -> Lane:
         """Make the lane of a bank; the daemon starts its ``run`` under its supervisor."""
         lane = Lane(parts, self)
-        if (earlier := self.lanes.get(parts.bank)) is not None:
+        earlier = self._retired.pop(parts.bank, None) or self.lanes.get(parts.bank)
+        if earlier is not None:
             lane.take_over(earlier)
         self.lanes[parts.bank] = lane
+        self.alarms.clear(AlarmKind.LANE_FAILED, parts.bank)
         return lane
+
+    def remove_lane(self, bank: BankName) -> None:
+        """Take nothing more for a bank; its open tasks wait for its return, with an alarm."""
+        self._retired[bank] = self.lanes.pop(bank)
+        self._tell_orphans()
+
+    async def keep_drained(self) -> None:
+        """Hold the lanes that an operator stopped: that outlives the lane, and the process."""
+        drained = await self.store.read(store.drained)
+        for bank in drained & self.lanes.keys():
+            self.lanes[bank].drain()
 
     async def load(self) -> None:
         """Read what was open when the last process ended."""
-        tasks, last_seq, owed, drained = await self.store.read(
-            lambda c: (store.open_tasks(c), store.last_seq(c), store.owed(c), store.drained(c))
+        tasks, last_seq, owed = await self.store.read(
+            lambda c: (store.open_tasks(c), store.last_seq(c), store.owed(c))
         )
         self._admission.begin_after(last_seq)
         for task in tasks:
             self._open.keep(task)
         for client, task_id in owed:
             self._box(client).results[task_id] = None
-        for bank in drained & self.lanes.keys():
-            self.lanes[bank].drain()
-        orphans = {task.bank for task in tasks} - self.lanes.keys()
+        await self.keep_drained()
+        self._tell_orphans()
+        log.info("tasks.loaded", open=len(tasks), owed=len(owed))
+
+    def _lane(self, bank: BankName) -> Lane:
+        """Return a bank's lane, also of one taken out since its task was taken."""
+        return self.lanes.get(bank) or self._retired[bank]
+
+    def _tell_orphans(self) -> None:
+        orphans = {bank for bank, states in self._open.counts().items() if states}
+        orphans -= self.lanes.keys()
         for bank in sorted(orphans):
             log.error("tasks.orphaned", bank=bank)
             self.alarms.raise_alarm(
                 AlarmKind.LANE_FAILED, bank, "open tasks of a bank that is not configured any more"
             )
-        log.info("tasks.loaded", open=len(tasks), owed=len(owed))
 
     def stop_accepting(self) -> None:
         """Refuse new tasks from now on (shutting down)."""
@@ -209,7 +231,7 @@ class TaskService:
         expiry = self._open.next_expiry
         for task in fresh:
             self._open.keep(task)
-            self.lanes[task.bank].add(task)
+            self._lane(task.bank).add(task)
         if self._open.next_expiry < expiry:
             self._look.set()
         self._watch_fill()
@@ -321,6 +343,7 @@ class TaskService:
             if (
                 task is None
                 or task.client != client
+                or task.bank not in self.lanes
                 or task.claimed
                 or task.state not in (State.OFFERED, State.QUEUED)
                 or task.body is not None
@@ -349,7 +372,7 @@ class TaskService:
         def known() -> None:
             for task, body in taken.items():
                 self._open.turn(task, State.FETCHED, body)
-                lane = self.lanes[task.bank]
+                lane = self._lane(task.bank)
                 lane.offered.pop(task, None)
                 lane.add(task)
                 lane.wake_offers()
@@ -362,7 +385,7 @@ class TaskService:
                 # They are offered still, and asked for again when the offer lapses.
                 log.warning("tasks.bodies_not_stored", reason=str(error), count=len(taken))
         for task, reason in refused.items():
-            self.lanes[task.bank].offered.pop(task, None)
+            self._lane(task.bank).offered.pop(task, None)
             await self.change(
                 task,
                 (Event.BODY_REFUSED,),

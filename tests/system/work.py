@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sqlite3
 import tempfile
 from collections import Counter
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,18 @@ def violations(scene: Scene, tasks: list[dict[str, Any]]) -> list[str]:
     ]
     book.close()
     return faults
+
+
+@contextmanager
+def held_up(scene: Scene, bank: str) -> Iterator[None]:
+    """Have a bank take requests and answer none until the end of the block: its host is stopped."""
+    process = scene.hosts[bank].process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 def states_on_disk(scene: Scene) -> Counter[str]:
