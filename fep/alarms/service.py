@@ -113,6 +113,11 @@ class Alarms:
         found: list[Alarm] = await self._store.read(partial(store.recent, limit=limit))
         return found
 
+    def try_again(self) -> None:
+        """Hand over again one change that the disk refused; when it is taken the others follow."""
+        if self._unstored:
+            self._keep(next(iter(self._unstored.values())))
+
     def _keep(self, alarm: Alarm) -> None:
         """Hand it to the store as it stands now."""
         done = partial(self._stored, alarm)

@@ -62,6 +62,7 @@ class Admission:
         store: where tasks are kept.
         age_max_s: after so long a task that was never fetched expires.
         keep: called in the trio thread with the tasks that are on disk now, in order.
+        full: called there when the disk had no room for a group.
     """
 
     def __init__(
@@ -69,10 +70,12 @@ class Admission:
         store: Store,
         age_max_s: float,
         keep: Callable[[list[Task]], None],
+        full: Callable[[], None],
     ) -> None:
         self._store = store
         self._age_max_s = age_max_s
         self._keep = keep
+        self._full = full
         self._seq = 0
         self._arrivals: deque[Arrival] = deque()
         self._is_queued = False
@@ -162,6 +165,8 @@ class Admission:
     def _committed(self, group: _Group, _result: Any, error: Exception | None) -> None:  # noqa: ANN401
         if error is not None:
             refused = _not_stored(error)
+            if isinstance(error, StoreFullError):
+                self._full()
             if not group.is_taken:
                 self._take(group)
             for arrival in group.arrivals:

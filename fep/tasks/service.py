@@ -112,11 +112,12 @@ class TaskService:
         self._open = Register()
         self._boxes: dict[ClientName, ClientBox] = {}
         self._paid: dict[AccountNumber, Cny] = {}
-        self._admission = Admission(store, config.age_max_s, self._admitted)
+        self._admission = Admission(store, config.age_max_s, self._admitted, self._note_full)
         self._leaving: dict[ClientName, float] = {}
         """When the offers to a client that has gone lapse (trio's time)."""
         self._look = trio.Event()
         """Set when something may lapse or expire sooner than was known."""
+        self._was_full = False
         self._accepting = True
 
     # -- start and stop -----------------------------------------------------------------------
@@ -180,17 +181,21 @@ class TaskService:
             self._look = trio.Event()
             with trio.move_on_after(self._quiet_seconds()):
                 await self._look.wait()
+            self._watch_disk()
             await self._lapse()
             await self._expire()
 
     def _quiet_seconds(self) -> float:
-        """Return for how long nothing lapses or expires; the wall clock may be set meanwhile."""
+        """Return for how long nothing lapses or expires; the wall clock may be set meanwhile.
+
+        A full disk is asked again and again whether it has room.
+        """
         now = trio.current_time()
         quiet = min(
             self._open.next_expiry - self.clock.now().timestamp(),
             *(lane.next_lapse() - now for lane in self.lanes.values()),
             *(lapses - now for lapses in self._leaving.values()),
-            LOOK_SECONDS_MAX,
+            TIMER_SECONDS if self._was_full else LOOK_SECONDS_MAX,
         )
         return max(quiet, TIMER_SECONDS_MIN)
 
@@ -652,13 +657,26 @@ class TaskService:
             try:
                 await write()
             except (StoreFullError, StoreBusyError):
-                self.alarms.raise_alarm(
-                    AlarmKind.STORE_FULL, "store", "a task's change waits for room on the disk"
-                )
+                self._note_full("a task's change waits for room on the disk")
                 await trio.sleep(TIMER_SECONDS)
             else:
                 self.alarms.clear(AlarmKind.STORE_FULL, "store")
                 return
+
+    def _note_full(self, cause: str = "new tasks are refused for want of room on the disk") -> None:
+        self.alarms.raise_alarm(AlarmKind.STORE_FULL, "store", cause)
+        if self.store.full:  # and not only held by another program
+            self._was_full = True
+            self._look.set()
+
+    def _watch_disk(self) -> None:
+        """Find out whether a full disk has room again, also when nobody else writes."""
+        if self.store.full:
+            # The alarm itself found no room: to store it now is the question to the disk.
+            self.alarms.try_again()
+        elif self._was_full:
+            self._was_full = False
+            self.alarms.clear(AlarmKind.STORE_FULL, "store")
 
     async def _commit(
         self, changes: Sequence[store.Change], claim: _Claim, known: Callable[[], None]
@@ -815,7 +833,8 @@ class TaskService:
         wire = store.Bytes(sent=False, correlation=reply.correlation, data=reply.raw)
         now = self.clock.now()
         seq = None if task is None else task.seq
-        await self.store.write(lambda c: store.add_message(c, seq, bank, wire, now))
+        keep = partial(store.add_message, seq=seq, bank=bank, wire=wire, at=now)
+        await self.patiently(partial(self.store.write, keep))
         log.warning(
             "reply.unmatched",
             bank=bank,

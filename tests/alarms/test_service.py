@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -166,6 +166,30 @@ async def test_a_full_disk_neither_stops_an_alarm_nor_loses_it(tmp_path: Path) -
         kept = {one.id: one.state for one in await alarms.recent(10)}
         assert kept[full.id] is AlarmState.ACKNOWLEDGED, "what was refused came with the next"
         assert len(kept) == 2
+
+
+async def test_what_was_refused_can_be_tried_again_without_a_new_alarm(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (store, alarms):
+        await fill(store)
+        with structlog.testing.capture_logs() as logs:
+            for kind in (AlarmKind.STORE_FULL, AlarmKind.LINK_DOWN):
+                alarms.raise_alarm(kind, "x", "y" * 100_000)
+            for _ in range(3):
+                with suppress(StoreFullError):  # as whatever shares a group with the alarm
+                    await settled(store)
+                alarms.try_again()
+            with suppress(StoreFullError):
+                await settled(store)
+        assert [line["event"] for line in logs].count("alarm.not_stored") == 2
+        assert await alarms.recent(10) == []
+        await empty(store)
+        alarms.try_again()
+        await settled(store)
+        assert {one.kind for one in await alarms.recent(10)} == {
+            AlarmKind.STORE_FULL,
+            AlarmKind.LINK_DOWN,
+        }
+        alarms.try_again()
 
 
 async def test_an_old_word_never_overwrites_a_newer_one(tmp_path: Path) -> None:
