@@ -77,7 +77,7 @@ class CmbXmlCodec:
         """Return the framer of a new connection."""
         return CmbXmlFramer(self.profile.card.limits.frame_bytes_max)
 
-    def logon(self, context: Context) -> Draft | None:
+    def logon(self, context: Context) -> Draft | None:  # noqa: ARG002 - the interface's
         """Return None: the operator logs in at the bank's front end, not we."""
         return None
 
@@ -120,7 +120,7 @@ class CmbXmlCodec:
         """Return what a reply means for the operation it answers."""
         return replies.outcome(self.profile.card, operation, reply)
 
-    def split(self, query: StatementQuery, today: BusinessDate) -> list[StatementQuery]:
+    def split(self, query: StatementQuery, today: BusinessDate) -> list[StatementQuery]:  # noqa: ARG002 - the interface's
         """Return the queries a statement must be asked in: spans the bank tells at once."""
         step = dt.timedelta(days=max(self.profile.card.statement.span_days_max, 1))
         spans, first = [], query.first_day

@@ -26,7 +26,7 @@ BRANCH_CHARS: Final = 2
 BUSINESS_MODE_CHARS_MAX: Final = 5
 
 
-def _fits_gbk(bytes_max: int, *, empty: bool) -> Any:
+def _fits_gbk(bytes_max: int, *, empty: bool) -> Any:  # noqa: ANN401 - an attrs validator
     def check(_: object, attribute: attrs.Attribute[str], value: str) -> None:
         try:
             size = len(value.encode("gbk"))

@@ -275,7 +275,7 @@ def _number(row: Mapping[str, str], name: str) -> AccountNumber:
 def _span(row: Mapping[str, str]) -> tuple[BusinessDate, BusinessDate]:
     try:
         first, last = (
-            BusinessDate(dt.datetime.strptime(_need(row, name), "%Y%m%d").date())
+            BusinessDate(dt.datetime.strptime(_need(row, name), "%Y%m%d").date())  # noqa: DTZ007
             for name in ("BGNDAT", "ENDDAT")
         )
     except ValueError:
@@ -316,7 +316,7 @@ def _payment_request(message: Message) -> PaymentRequest:
     )
 
 
-def _modes(profile: HostProfile, message: Message) -> tuple[Block, ...]:
+def _modes(profile: HostProfile, message: Message) -> tuple[Block, ...]:  # noqa: ARG001 - one form for all queries
     _need(_one(message, "SDKMDLSTX"), "BUSCOD")
     return (Block("NTQMDLSTZ", {"BUSMOD": "00001", "MODALS": "直接支付"}),)
 

@@ -93,7 +93,7 @@ class PinganCodec:
         """Return the framer of a new connection."""
         return PinganFramer(self._profile.card.limits.frame_bytes_max)
 
-    def logon(self, context: Context) -> Draft | None:
+    def logon(self, context: Context) -> Draft | None:  # noqa: ARG002 - the interface's shape
         """Return None: the bank's front end is logged on, a connection needs nothing."""
         return None
 

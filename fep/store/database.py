@@ -235,7 +235,8 @@ class Store:
                 await self._commit_group()
         finally:
             self._answer_committed()
-            await trio.to_thread.run_sync(self._close, limiter=self._writer_limiter)
+            # Its caller has the shield and its deadline.
+            await trio.to_thread.run_sync(self._close, limiter=self._writer_limiter)  # noqa: ASYNC102
 
     def _check_open(self) -> None:
         if self._failed or self._closed:

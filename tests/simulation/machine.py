@@ -121,8 +121,8 @@ class Threads:
                     return work(*args)
                 finally:
                     if self.after_work is not None:
-                        await self.after_work(work)
-                    await trio.sleep(self.rng.random() * THREAD_SECONDS_MAX)
+                        await self.after_work(work)  # noqa: ASYNC102
+                    await trio.sleep(self.rng.random() * THREAD_SECONDS_MAX)  # noqa: ASYNC102
         finally:
             if limiter is not None:
                 limiter.release_on_behalf_of(holder)

@@ -7,8 +7,8 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-import msgspec.structs
 import msgspec
+import msgspec.structs
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
