@@ -13,7 +13,7 @@ DRIVER := .build/driver.stamp
 # 114, 124 and 128 (started by another function, or a protocol's method that need not wait).
 ASYNC_OFF := ASYNC9,ASYNC109,ASYNC110,ASYNC114,ASYNC119,ASYNC121,ASYNC124,ASYNC128
 
-.PHONY: help setup demo test check format lint types layers lock clean bench-link bench-submit
+.PHONY: help setup demo test check format lint types layers lock clean bench-link bench-submit bench-queue
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench-link: setup ## added latency of a bank link over a raw socket
 
 bench-submit: setup ## acknowledged submits a second, at 1, 16 and 64 clients
 	@$(BIN)/python -m bench.submit $(BENCH)
+
+bench-queue: setup ## fep beside beanstalkd, Redis and PostgreSQL as a durable queue
+	@$(BIN)/python -m bench.queue $(BENCH)
 
 lock: setup ## remake the hashed requirement files from pyproject.toml
 	requirements/lock.sh
