@@ -23,7 +23,7 @@ import trio
 
 from fep.client import BlockingClient, CallError, DisconnectedError, TaskResult
 from fep.client.blocking import CLOSE_SECONDS_MAX
-from fep.client.conversation import BACKOFF_MAX_S, SILENCE_HEARTBEATS
+from fep.client.conversation import BACKOFF_FIRST_S, SILENCE_HEARTBEATS
 from fep.sandbox.scene import Scene
 from fep.wire.jsonrpc import LINE_BYTES_MAX
 from tests.client.test_trio_client import NOT_PERMITTED, STOPPING, tls_rig
@@ -517,10 +517,11 @@ def test_closing_ends_a_wait_for_the_next_try_at_once(threads: ThreadPoolExecuto
         )
         entering = threads.submit(client.__enter__)
         waiting = threads.submit(client.call, "status", deadline_s=3600.0)
-        until(lambda: len(tries) == 4, "a longer pause")
+        until(lambda: len(tries) == 5, "a longer pause")
+        pause = BACKOFF_FIRST_S * 2**4
         begun = time.monotonic()
         client.close()
-        assert time.monotonic() - begun < BACKOFF_MAX_S / 2
+        assert time.monotonic() - begun < 0.8 * pause
         for one in (entering, waiting):
             with pytest.raises(DisconnectedError):
                 one.result(WAIT_SECONDS_MAX)
