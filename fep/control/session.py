@@ -345,15 +345,25 @@ class Session:
             # What came meanwhile is in the socket: the client is heard in a moment, or is silent.
             self._heard_at, self._listening = trio.current_time(), True
             try:
-                data = await self._stream.receive_some(RECEIVE_BYTES)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                data = await self._receive()
+            except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
                 msg = "the connection broke"
                 raise _Closed(msg) from error
             self._listening = False
             if not data:
                 msg = "the client closed the connection"
                 raise _Closed(msg)
-            messages = self._receiver.receive_data(bytes(data))
+            messages = self._receiver.receive_data(data)
+
+    async def _receive(self) -> bytes:
+        """Return what has come, empty at the end; a plain socket is read without trio's layers."""
+        stream = self._stream
+        if not isinstance(stream, trio.SocketStream):
+            return bytes(await stream.receive_some(RECEIVE_BYTES))
+        while True:
+            await trio.lowlevel.wait_readable(stream.socket)
+            with suppress(BlockingIOError):
+                return os.read(stream.socket.fileno(), RECEIVE_BYTES)
 
     async def _handle(self, messages: list[jsonrpc.Message], nurseries: _Nurseries) -> None:
         """Act on what arrived together: submissions, answers and acknowledgements in groups."""
