@@ -348,7 +348,7 @@ class Daemon:
                 await self._end_unit(name)
         for name in removed:
             self.links.pop(name, None)
-            self.tasks.remove_lane(name)
+            await self.tasks.remove_lane(name)
         assert self._lanes_nursery is not None
         for name in changed:
             self._make(after[name])

@@ -114,6 +114,8 @@ class Store:
         self._reader_limiter = trio.CapacityLimiter(READERS_MAX)
         self._connection: sa.Connection | None = None
         self._full = False
+        self._wrote = False
+        """Whether the last group changed anything."""
         self._opened = False
         self._failed = False
         self._closed = False
@@ -266,7 +268,10 @@ class Store:
         if all(isinstance(item.error, StoreBusyError) for item in group):
             log.warning("store.held", refused=len(group))
         else:
-            self._note_full(full=any(isinstance(item.error, StoreFullError) for item in group))
+            full = any(isinstance(item.error, StoreFullError) for item in group)
+            if full or self._wrote:
+                # A commit of nothing says nothing of the disk.
+                self._note_full(full=full)
         self._committed.append(group)
         if self._waiting:
             # The next group's sync runs while this one's submitters are answered.
@@ -275,14 +280,17 @@ class Store:
             self._answer_committed()
 
     def _answer_committed(self) -> None:
-        """Answer the groups that are on disk, oldest first."""
-        try:
-            while self._committed:
-                for item in self._committed.popleft():
+        """Answer the groups that are on disk, oldest first.
+
+        A defect in one answer is raised by ``run``; the others have theirs all the same.
+        """
+        while self._committed:
+            for item in self._committed.popleft():
+                try:
                     item.done(item.result, item.error)
-        except Exception as error:  # noqa: BLE001 - a defect: raised by ``run``
-            self._defect = error
-            self._wake.set()
+                except Exception as error:  # noqa: BLE001 - a defect: raised by ``run``
+                    self._defect = error
+                    self._wake.set()
 
     def _note_full(self, *, full: bool) -> None:
         if full and not self._full:
@@ -294,6 +302,8 @@ class Store:
     def _open(self) -> None:
         try:
             self._connection = self._engine.connect()
+            # A reader may have been here before the start: a pooled connection keeps its pragmas.
+            self._connection.exec_driver_sql("PRAGMA query_only=OFF")
             schema.migrate(self._connection)
         except (sa.exc.DBAPIError, sqlite3.Error) as error:
             msg = f"the store can't be opened: {_told(error)}"
@@ -313,6 +323,7 @@ class Store:
         connection = self._connection
         assert connection is not None
         raw = _raw(connection)
+        changes = raw.total_changes
         try:
             raw.execute("BEGIN IMMEDIATE")
             for item in group:
@@ -327,6 +338,7 @@ class Store:
                 raise StoreFailedError(_told(error)) from error
             for item in group:
                 item.result, item.error = None, refusal
+        self._wrote = raw.total_changes > changes
 
 
 def _run_in_savepoint(connection: sa.Connection, raw: sqlite3.Connection, item: _Item) -> None:

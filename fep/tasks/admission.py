@@ -162,17 +162,48 @@ class Admission:
             made.append(rows.NewTask(task, body))
         return made
 
+    def _look_up(self, group: _Group, refused: Refused, connection: sa.Connection) -> None:
+        """Answer what was not stored: an id that was stored before is known all the same."""
+        ids = [one.task_id for arrival in group.arrivals for one in arrival.submissions]
+        stored = rows.known(connection, ids)
+        group.answers = [
+            [
+                refused
+                if (known := stored.get(one.task_id)) is None
+                else _repeated(arrival.client, one, known)
+                for one in arrival.submissions
+            ]
+            for arrival in group.arrivals
+        ]
+
     def _committed(self, group: _Group, _result: Any, error: Exception | None) -> None:  # noqa: ANN401
         if error is not None:
-            refused = _not_stored(error)
-            if isinstance(error, StoreFullError):
-                self._full()
-            if not group.is_taken:
-                self._take(group)
-            for arrival in group.arrivals:
-                arrival.done([refused] * len(arrival.submissions))
+            self._refuse(group, error)
             return
         self._keep(group.fresh)
+        self._answer(group)
+
+    def _refuse(self, group: _Group, error: Exception) -> None:
+        refused = _not_stored(error)
+        if not group.is_taken:
+            self._take(group)
+
+        def looked(_result: Any, failure: Exception | None) -> None:  # noqa: ANN401
+            if failure is not None:
+                # Nobody could look: these say nothing of what was stored before.
+                group.answers = [[refused] * len(one.submissions) for one in group.arrivals]
+            self._answer(group)
+
+        if not isinstance(error, StoreFullError):
+            looked(None, error)
+            return
+        self._full()
+        try:
+            self._store.submit(partial(self._look_up, group, refused), looked)
+        except FepError as failure:
+            looked(None, failure)
+
+    def _answer(self, group: _Group) -> None:
         for arrival, answers in zip(group.arrivals, group.answers, strict=True):
             arrival.done(answers)
 

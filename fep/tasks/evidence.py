@@ -7,6 +7,7 @@ says that it counts, closes a payment; everything else means asking again, later
 from __future__ import annotations
 
 import datetime as dt
+from typing import Final
 
 import attrs
 
@@ -15,6 +16,14 @@ from fep.adapters.card import BehaviourCard, NoRecord
 from fep.domain.clock import business_date
 from fep.domain.order import PaymentState, PaymentStatus
 from fep.tasks.state import Event, State
+
+INTERVAL_SECONDS_MIN: Final = 0.1
+"""Between two inquiries about one payment, whatever its card says: a wait of 0 would never end."""
+DOUBLINGS_MAX: Final = 32
+"""By then every card's cap is reached."""
+DAY_END_SECONDS: Final = 3600.0
+"""How long past midnight a bank's day is over for certain: its clock and its last batch need not
+keep to ours, and banks were seen to say "no record" minutes after they took a payment."""
 
 
 @attrs.frozen
@@ -47,10 +56,11 @@ def next_inquiry(
 ) -> dt.datetime:
     """Return when to ask again after ``inquiries`` fruitless ones: back-off up to a cap."""
     facts = card.inquiry
-    first = facts.cool_down_s if state is State.UNKNOWN else facts.accepted_interval_s
-    # The exponent is capped: beyond 32 doublings every card's cap is long reached.
-    wait = min(first * facts.backoff_factor ** min(inquiries, 32), facts.interval_max_s)
-    return now + dt.timedelta(seconds=max(wait, 0.0))
+    wait = facts.cool_down_s if state is State.UNKNOWN else facts.accepted_interval_s
+    wait = max(wait, INTERVAL_SECONDS_MIN)
+    for _ in range(min(inquiries, DOUBLINGS_MAX)):
+        wait *= facts.backoff_factor
+    return now + dt.timedelta(seconds=min(wait, facts.interval_max_s))
 
 
 def no_record_counts(card: BehaviourCard, sent_at: dt.datetime, now: dt.datetime) -> bool:
@@ -61,7 +71,8 @@ def no_record_counts(card: BehaviourCard, sent_at: dt.datetime, now: dt.datetime
         case NoRecord.AFTER:
             return (now - sent_at).total_seconds() >= card.inquiry.no_record_after_s
         case NoRecord.END_OF_DAY:
-            return business_date(now) > business_date(sent_at)
+            ended = now - dt.timedelta(seconds=DAY_END_SECONDS)
+            return business_date(ended) > business_date(sent_at)
 
 
 def overdue(card: BehaviourCard, sent_at: dt.datetime, now: dt.datetime) -> bool:
@@ -76,6 +87,7 @@ def decide(
     inquiries: int,
     finding: Outcome,
     now: dt.datetime,
+    certain_now: dt.datetime,
 ) -> Decision:
     """Return what one status query's outcome means for a payment that is open at the bank.
 
@@ -85,7 +97,9 @@ def decide(
         sent_at: when ``SENDING`` was recorded.
         inquiries: how many inquiries were made before this one.
         finding: what the codec made of the bank's answer to the status query.
-        now: the present moment.
+        now: the present moment, from which the next inquiry is planned.
+        certain_now: the latest moment that is certainly reached, by which time proves something:
+            a wall clock that was set forward must not.
     """
     again = next_inquiry(card, state, inquiries + 1, now)
     if not isinstance(finding, Accepted) or not isinstance(finding.result, PaymentStatus):
@@ -103,7 +117,7 @@ def decide(
             )
         case PaymentState.NO_RECORD:
             # A bank that took the payment over once can't unsay it by not finding it.
-            if state is State.UNKNOWN and no_record_counts(card, sent_at, now):
+            if state is State.UNKNOWN and no_record_counts(card, sent_at, certain_now):
                 return Close(
                     (Event.PROVED_REFUSED,), "no record at the bank, and by its card that is proof"
                 )

@@ -36,7 +36,7 @@ from fep.adapters.card import BehaviourCard
 from fep.alarms.state import AlarmKind
 from fep.domain.clock import business_date, to_text
 from fep.domain.errors import BodyError, KeySlotError, LinkLostError, NothingSentError
-from fep.domain.ids import BankName, client_ref
+from fep.domain.ids import BankName, ClientRef, client_ref
 from fep.domain.order import (
     BalanceQuery,
     Body,
@@ -55,9 +55,10 @@ from fep.domain.order import (
 )
 from fep.keys.service import Slot
 from fep.links.service import Link
+from fep.store.database import StoreBusyError, StoreFullError
 from fep.tasks import evidence, store
 from fep.tasks.queue import LaneQueue
-from fep.tasks.state import FINAL, OPEN_AT_BANK, Event, State, step
+from fep.tasks.state import OPEN_AT_BANK, Event, State, step
 from fep.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -68,11 +69,14 @@ log = structlog.get_logger()
 OFFERS_OUTSTANDING_MAX: Final = 256
 QUERY_ATTEMPTS_MAX: Final = 5
 QUERY_RETRY_SECONDS: Final = 1.0
-SIGN_RETRY_SECONDS: Final = 0.5
+NOT_SENT_RETRY_SECONDS: Final = 0.5
+"""After a request that did not leave: no key, no link, no room on the disk."""
 STATEMENT_PAGES_MAX: Final = 200
 STATEMENT_ENTRIES_MAX, STATEMENT_BYTES_MAX = 2000, 900_000
 """A result must fit one protocol line of 1 MiB; a longer statement says ``complete: false``."""
 LATE_ANSWERS_MAX: Final = 10_000
+WAITING: Final = OPEN_AT_BANK | {State.QUEUED, State.FETCHED}
+REFUSALS: Final = frozenset({Event.BANK_REFUSED, Event.PROVED_REFUSED})
 
 
 @attrs.frozen
@@ -141,6 +145,11 @@ class Lane:
                 msg = f"a task that is {task.state.value} does not wait in a lane"
                 raise AssertionError(msg)
 
+    def put_back(self, task: Task) -> None:
+        """Put a task again where it waits; one that moved on, or is held, is left alone."""
+        if task.state in WAITING and not task.claimed:
+            self.add(task)
+
     def wake_offers(self) -> None:
         """Look again for tasks to offer: a client came, an offer was answered or lapsed."""
         self._offer_wanted.set()
@@ -190,18 +199,31 @@ class Lane:
                 nursery.start_soon(self._run_timers)
                 task_status.started()
 
-    async def _settle(self) -> None:
-        """Bring what an earlier run, or an earlier process, left behind to a safe state."""
+    async def let_go(self) -> None:
+        """Know again of what the workers held what is on disk, and let go of it; not while it runs.
+
+        A worker that was cancelled may have left a change with the store: that is waited for.
+        """
+        if self._in_hands:
+            await self._service.settled()
         for task in list(self._in_hands):
             fresh = await self._service.store.read(partial(store.one, task_id=task.task_id))
             assert fresh is not None
             self._service.refresh(task, fresh)
             task.claimed = False
         self._in_hands.clear()
+        self._idle_now.set()
+
+    async def _settle(self) -> None:
+        """Bring what an earlier run, or an earlier process, left behind to a safe state."""
+        await self.let_go()
         self.queue = LaneQueue()
         self._inquiries.clear()
         self._timers.clear()
         for task in self._service.tasks_of(self.bank):
+            if task.claimed:
+                # A client's act or its body is being written; whoever does that puts it back.
+                continue
             if task.state is State.SENDING:
                 if task.moves_money:
                     await self._open_at_bank(
@@ -213,8 +235,8 @@ class Lane:
             elif task.state is State.OFFERED and task not in self.offered:
                 await self._change(task, (Event.OFFER_LAPSED,), "the process ended")
                 self.add(task)
-            elif task.state is not State.OFFERED and task.state not in FINAL:
-                self.add(task)
+            else:
+                self.put_back(task)
 
     async def _open_gates(self) -> None:
         """Wait until the bank may be talked to: not drained, the right key in, the link READY."""
@@ -233,7 +255,11 @@ class Lane:
             task = self._inquiries.popleft()
             if task.state in OPEN_AT_BANK and not task.claimed:
                 return task
-        return self.queue.take_to_send()
+        found = self.queue.take_to_send()
+        if found is not None:
+            # One body less waits here, so there may be room to ask for another.
+            self.wake_offers()
+        return found
 
     async def _work(self) -> None:
         while True:
@@ -245,7 +271,8 @@ class Lane:
             # In hands until settled: an exception leaves it there for the next run's _settle.
             task.claimed = True
             self._in_hands.add(task)
-            self._idle_now = trio.Event()
+            if self._idle_now.is_set():
+                self._idle_now = trio.Event()
             with structlog.contextvars.bound_contextvars(task_id=task.task_id):
                 await self._do(task)
             self._in_hands.discard(task)
@@ -289,32 +316,57 @@ class Lane:
         except KeySlotError as error:
             # Nothing left this machine: the task waits for the key like any other.
             log.warning("task.not_signed", code=error.code, reason=str(error))
-            task.claimed = False
-            self._later(SIGN_RETRY_SECONDS, lambda: self.add(task))
+            self._put_back_later(task)
             return
-        begun = (
-            (Event.SEND_BEGUN,)
-            if task.state is State.FETCHED
-            else (
-                Event.BODY_TAKEN,
-                Event.SEND_BEGUN,
-            )
-        )
-        at = self._service.clock.now()
-        await self._change(
-            task,
-            begun,
-            f"sent as {draft.trade} under {reference}",
-            columns={"client_ref": reference, "sent_at": to_text(at)},
-            wire=store.Bytes(sent=True, correlation=draft.correlation, data=frame),
-        )
-        task.client_ref, task.sent_at = reference, at
+        if self.drained:
+            # An operator stopped the bank while this waited for its turn or for the key.
+            self._put_back_later(task, 0.0)
+            return
+        try:
+            await self._begin_sending(task, draft, frame, reference)
+        except (StoreFullError, StoreBusyError):
+            # To wait here would send it later than it says, and evidence goes by that time.
+            self._service.note_full("a payment waits for room on the disk before it leaves")
+            self._put_back_later(task)
+            return
         self._remember_sent(draft.correlation, task)
+        await self._send(task, order, frame, draft.correlation)
+
+    async def _begin_sending(
+        self, task: Task, draft: Draft, frame: bytes, reference: ClientRef
+    ) -> None:
+        """Write that it is being sent, with its exact bytes.
+
+        Raises:
+            StoreFullError, StoreBusyError: nothing was written.
+        """
+        begun: tuple[Event, ...] = (Event.SEND_BEGUN,)
+        if task.state is State.QUEUED:
+            begun = (Event.BODY_TAKEN, Event.SEND_BEGUN)
+        at = self._service.clock.now()
+        try:
+            await self._service.change(
+                task,
+                begun,
+                f"sent as {draft.trade} under {reference}",
+                columns={"client_ref": reference, "sent_at": to_text(at)},
+                wire=store.Bytes(sent=True, correlation=draft.correlation, data=frame),
+                patient=False,
+            )
+        except trio.Cancelled:
+            # Else the payment would be unknown, and at some banks for a day.
+            self._service.take_back_sending(task, "the lane ended before the first byte left")
+            raise
+        task.client_ref, task.sent_at = reference, at
+
+    async def _send(self, task: Task, order: PaymentOrder, frame: bytes, correlation: str) -> None:
+        """Send what is on disk as being sent, and act on what becomes of it."""
+        parts = self.parts
         try:
             with trio.fail_after(parts.reply_timeout_s):
-                reply = await parts.link.exchange(frame, draft.correlation)
+                reply = await parts.link.exchange(frame, correlation)
         except NothingSentError as error:
-            self._sent_as.pop(draft.correlation, None)
+            self._sent_as.pop(correlation, None)
             await self._change(task, (Event.NOTHING_SENT,), f"no byte left: {error}")
             task.claimed = False
             self.add(task)
@@ -327,7 +379,7 @@ class Lane:
                 task, Event.OUTCOME_LOST, f"no answer within {parts.reply_timeout_s:g} s"
             )
             return
-        self._sent_as.pop(draft.correlation, None)
+        self._sent_as.pop(correlation, None)
         await self._take_answer(task, order, reply)
 
     async def _take_answer(self, task: Task, order: PaymentOrder, reply: Reply) -> None:
@@ -381,8 +433,7 @@ class Lane:
             task.attempts += lost.sent
             if task.attempts < QUERY_ATTEMPTS_MAX:
                 log.info("task.query_lost", attempts=task.attempts, reason=str(lost))
-                task.claimed = False
-                self._later(QUERY_RETRY_SECONDS if lost.sent else 0.0, lambda: self.add(task))
+                self._put_back_later(task, QUERY_RETRY_SECONDS if lost.sent else None)
                 return
             given_up = Unclear(lost.code, str(lost))
             await self._finish(
@@ -494,15 +545,18 @@ class Lane:
             finding = Unclear("BAD_BODY", str(error))
         except _QueryLostError as lost:
             if not lost.sent:
-                task.claimed = False
-                self._inquiries.append(task)
-                # A link that ends refuses without waiting: others must run, or it never has ended.
-                await trio.lowlevel.checkpoint()
+                self._put_back_later(task)
                 return
             finding = Unclear(lost.code, str(lost))
         now = self._service.clock.now()
         decision = evidence.decide(
-            self.parts.card, task.state, task.sent_at, task.inquiries, finding, now
+            self.parts.card,
+            task.state,
+            task.sent_at,
+            task.inquiries,
+            finding,
+            now,
+            self._service.certain_now(),
         )
         match decision:
             case evidence.Close(events=events, cause=cause):
@@ -558,21 +612,17 @@ class Lane:
         assert isinstance(order, PaymentOrder)
         outcome = self.parts.codec.outcome(order, reply)
         wire = store.Bytes(sent=False, correlation=reply.correlation, data=reply.raw)
-        task.claimed = True
-        try:
-            match outcome:
-                case Accepted(final=True):
-                    cause = "the bank's late answer says: done"
-                    await self._finish(task, (Event.PROVED_DONE,), cause, outcome, wire)
-                case Rejected():
-                    cause = "the bank's late answer says: not done"
-                    await self._finish(task, (Event.PROVED_REFUSED,), cause, outcome, wire)
-                case Accepted() | Unclear():
-                    pass
-                case _:
-                    assert_never(outcome)
-        finally:
-            task.claimed = False
+        match outcome:
+            case Accepted(final=True):
+                cause = "the bank's late answer says: done"
+                await self._finish(task, (Event.PROVED_DONE,), cause, outcome, wire)
+            case Rejected():
+                cause = "the bank's late answer says: not done"
+                await self._finish(task, (Event.PROVED_REFUSED,), cause, outcome, wire)
+            case Accepted() | Unclear():
+                pass
+            case _:
+                assert_never(outcome)
         return task
 
     # -- state changes ------------------------------------------------------------------------
@@ -624,10 +674,12 @@ class Lane:
             "inquire_at": None,
         }
         if isinstance(outcome, Accepted):
-            result = _told(task, outcome.result)
             columns["bank_code"] = outcome.code or _code_of(outcome.result)
             columns["bank_message"] = outcome.message or _message_of(outcome.result)
-            columns["result"] = orjson.dumps(result_value(result))
+            if not REFUSALS.intersection(events):
+                # A receipt beside "rejected" would be read as one.
+                result = _told(task, outcome.result)
+                columns["result"] = orjson.dumps(result_value(result))
             if (reference := _bank_ref(outcome.result)) and task.moves_money:
                 columns["bank_ref"] = task.bank_ref = reference
         await self._change(task, events, cause, columns=columns, wire=wire)
@@ -645,15 +697,24 @@ class Lane:
         heapq.heappush(self._timers, (due, self._timer_count, action))
         self._timer_changed.set()
 
+    def _put_back_later(self, task: Task, seconds: float | None = None) -> None:
+        """Let go of a task that did not get on; it waits again after a pause, if it still does."""
+        task.claimed = False
+        pause = NOT_SENT_RETRY_SECONDS if seconds is None else seconds
+        self._later(pause, partial(self.put_back, task))
+
     def _schedule_inquiry(self, task: Task) -> None:
         now = self._service.clock.now()
         wait = 0.0 if task.inquire_at is None else (task.inquire_at - now).total_seconds()
+        facts = self.parts.card.inquiry
+        # More than the card ever waits means that the wall clock was set back since.
+        longest = max(facts.cool_down_s, facts.accepted_interval_s, facts.interval_max_s)
 
         def due() -> None:
             self._inquiries.append(task)
             self._idle.unpark()
 
-        self._later(wait, due)
+        self._later(min(wait, longest), due)
 
     async def _run_timers(self) -> None:
         while True:
@@ -682,7 +743,7 @@ class Lane:
         while True:
             self._offer_wanted = trio.Event()
             await self._open_gates()
-            room = OFFERS_OUTSTANDING_MAX - len(self.offered) - self.queue.sendable
+            room = OFFERS_OUTSTANDING_MAX - len(self.offered) - self.queue.fetched
             tasks = self.queue.take_to_fetch(room, self._service.present) if room > 0 else []
             if tasks:
                 await self._service.offer(self, tasks)

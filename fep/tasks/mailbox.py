@@ -52,7 +52,9 @@ class ClientBox:
     def forget_fetch(self, task_id: TaskId) -> None:
         """Drop a fetch that was answered or lapsed."""
         self.fetches.pop(task_id, None)
-        self.asked.pop(task_id, None)
+        if self.asked.pop(task_id, None) is not None:
+            # There is room in the window.
+            self.wake()
 
     def acknowledged(self, task_ids: Iterable[TaskId]) -> list[Delivery]:
         """Drop results that the client has, and return them."""

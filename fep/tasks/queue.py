@@ -1,82 +1,116 @@
 """The order of one bank's lane: what is offered next, what is sent next. Pure.
 
-Three waiting places: by client, those whose body must be fetched; those that can be sent; those
-whose end is asked for. Higher priority first, then the order of admission; clients take turns, so
-one client's backlog does not hold another's single task.
+Two waiting places here: those whose body must be fetched, and those that can be sent. In each,
+clients take turns, so one client's backlog does not hold another's single task; of one client's,
+higher priority goes first, then the order of admission.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Container, Iterable
-from typing import Final
+from collections.abc import Callable, Container
+from itertools import count
 
 from fep.domain.ids import ClientName
 from fep.tasks.state import State
 from fep.tasks.task import Task
 
-Entry = tuple[int, int, Task]
-
-_WAITING: Final = frozenset({State.QUEUED, State.FETCHED})
+Entry = tuple[int, int, int, bool, Task]
 
 
-def _entry(task: Task) -> Entry:
-    return (-task.priority, task.seq, task)
+def _is_to_fetch(task: Task) -> bool:
+    return task.state is State.QUEUED and task.body is None
+
+
+def _is_to_send(task: Task) -> bool:
+    return task.state is State.FETCHED or (task.state is State.QUEUED and task.body is not None)
+
+
+class _Turns:
+    """Tasks by client; the clients take turns.
+
+    A task may be in it twice, or not belong here any more: that is seen when it comes up.
+    """
+
+    def __init__(self, belongs: Callable[[Task], bool]) -> None:
+        self.size = 0
+        self.fetched = 0
+        """How many entries have a body that was fetched."""
+        self._belongs = belongs
+        self._heaps: dict[ClientName, list[Entry]] = {}
+        self._order: deque[ClientName] = deque()
+        self._entries = count()
+
+    def add(self, task: Task) -> None:
+        heap = self._heaps.get(task.client)
+        if heap is None:
+            heap = self._heaps[task.client] = []
+            self._order.append(task.client)
+        fetched = task.state is State.FETCHED
+        # The count keeps two entries of one task from being compared by the task itself.
+        heapq.heappush(heap, (-task.priority, task.seq, next(self._entries), fetched, task))
+        self.size += 1
+        self.fetched += fetched
+
+    def take(self, present: Container[ClientName] | None = None) -> Task | None:
+        """Remove and return the next task whose client is present (None: whoever's)."""
+        for _ in range(len(self._order)):
+            client = self._order[0]
+            self._order.rotate(-1)
+            if present is not None and client not in present:
+                continue
+            task = self._pop(client)
+            if task is not None:
+                return task
+        return None
+
+    def _pop(self, client: ClientName) -> Task | None:
+        heap = self._heaps[client]
+        while heap:
+            *_, fetched, task = heapq.heappop(heap)
+            self.size -= 1
+            self.fetched -= fetched
+            if self._belongs(task) and not task.claimed:
+                return task
+        return None
 
 
 class LaneQueue:
-    """What waits in one bank's lane; a claimed or moved-on task is skipped when it comes up."""
+    """What waits in one bank's lane; a claimed or moved-on task is skipped when it comes up.
+
+    Who lets go of a claimed task without moving it on must add it again.
+    """
 
     def __init__(self) -> None:
-        self._to_fetch: dict[ClientName, list[Entry]] = {}
-        self._turns: deque[ClientName] = deque()
-        self._to_send: list[Entry] = []
+        self._to_fetch = _Turns(_is_to_fetch)
+        self._to_send = _Turns(_is_to_send)
 
     def add_to_fetch(self, task: Task) -> None:
         """Put a task that has no body yet."""
-        heap = self._to_fetch.get(task.client)
-        if heap is None:
-            heap = self._to_fetch[task.client] = []
-            self._turns.append(task.client)
-        heapq.heappush(heap, _entry(task))
+        self._to_fetch.add(task)
 
     def add_to_send(self, task: Task) -> None:
         """Put a task whose body is known."""
-        heapq.heappush(self._to_send, _entry(task))
+        self._to_send.add(task)
 
     def take_to_fetch(self, limit: int, present: Container[ClientName]) -> list[Task]:
         """Remove and return up to ``limit`` tasks of clients that are connected, in turn."""
-        taken: list[Task] = []
-        idle = 0
-        while len(taken) < limit and idle < len(self._turns):
-            client = self._turns[0]
-            self._turns.rotate(-1)
-            task = self._pop(self._to_fetch[client]) if client in present else None
-            if task is None:
-                idle += 1
-            else:
-                idle = 0
-                taken.append(task)
-        return taken
+        taken: dict[Task, None] = {}
+        while len(taken) < limit and (task := self._to_fetch.take(present)) is not None:
+            taken[task] = None
+        return list(taken)
 
     def take_to_send(self) -> Task | None:
         """Remove and return the next task to send, None when none waits."""
-        return self._pop(self._to_send)
+        return self._to_send.take()
 
     @property
     def sendable(self) -> int:
         """How many entries wait to be sent (claimed ones may be among them)."""
-        return len(self._to_send)
+        return self._to_send.size
 
-    def fetchable(self, present: Iterable[ClientName]) -> bool:
-        """Say whether a connected client has a task to be asked for."""
-        return any(self._to_fetch.get(client) for client in present)
-
-    @staticmethod
-    def _pop(heap: list[Entry]) -> Task | None:
-        while heap:
-            task = heapq.heappop(heap)[2]
-            if task.state in _WAITING and not task.claimed:
-                return task
-        return None
+    @property
+    def fetched(self) -> int:
+        """How many bodies were fetched and wait to be sent (claimed ones may be among them)."""
+        return self._to_send.fetched

@@ -8,12 +8,16 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator
+from typing import Final
 
 from fep.domain.ids import AccountNumber, BankName, ClientName, TaskId
 from fep.domain.money import ZERO, Cny
 from fep.domain.order import Body, PaymentOrder
 from fep.tasks.state import State
 from fep.tasks.task import Task
+
+AGES_MIN: Final = 1000
+"""Of tasks that ended before their age, so many are kept at least before they are sorted out."""
 
 
 class Register:
@@ -26,6 +30,8 @@ class Register:
         self._ages: dict[int, list[Task]] = {}
         """By the second in which they expire, which is much less than an entry of a heap a task."""
         self._seconds: list[int] = []
+        self._aged = 0
+        """How many entries the ages have; tasks that ended stay among them for a while."""
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -95,11 +101,26 @@ class Register:
             bucket = self._ages[second] = []
             heapq.heappush(self._seconds, second)
         bucket.append(task)
+        self._aged += 1
+        if self._aged > AGES_MIN + 2 * len(self._tasks):
+            self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        """Drop the ages of tasks that ended: a queue that is quick makes many in a day."""
+        kept = {
+            second: [task for task in bucket if self._tasks.get(task.task_id) is task]
+            for second, bucket in self._ages.items()
+        }
+        self._ages = {second: bucket for second, bucket in kept.items() if bucket}
+        self._seconds = sorted(self._ages)
+        self._aged = sum(len(bucket) for bucket in self._ages.values())
 
     def expired(self, now: float) -> Iterator[Task]:
         """Yield, once each, the tasks whose moment has come; they may have moved on."""
         while self._seconds and self._seconds[0] <= now:
-            yield from self._ages.pop(heapq.heappop(self._seconds))
+            bucket = self._ages.pop(heapq.heappop(self._seconds))
+            self._aged -= len(bucket)
+            yield from bucket
 
     @property
     def next_expiry(self) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Self
 
@@ -112,12 +113,15 @@ class TaskService:
         self._open = Register()
         self._boxes: dict[ClientName, ClientBox] = {}
         self._paid: dict[AccountNumber, Cny] = {}
-        self._admission = Admission(store, config.age_max_s, self._admitted, self._note_full)
+        self._admission = Admission(store, config.age_max_s, self._admitted, self.note_full)
+        self._admitting = 0
+        """How many tasks may become open by what waits to be admitted."""
         self._leaving: dict[ClientName, float] = {}
         """When the offers to a client that has gone lapse (trio's time)."""
         self._look = trio.Event()
         """Set when something may lapse or expire sooner than was known."""
         self._was_full = False
+        self._began = (clock.now(), trio.current_time())
         self._accepting = True
 
     # -- start and stop -----------------------------------------------------------------------
@@ -132,10 +136,15 @@ class TaskService:
         self.alarms.clear(AlarmKind.LANE_FAILED, parts.bank)
         return lane
 
-    def remove_lane(self, bank: BankName) -> None:
-        """Take nothing more for a bank; its open tasks wait for its return, with an alarm."""
-        self._retired[bank] = self.lanes.pop(bank)
-        self._tell_orphans()
+    async def remove_lane(self, bank: BankName) -> None:
+        """Take nothing more for a bank whose lane has ended.
+
+        Its open tasks wait for its return, with an alarm; what may have left the machine can be
+        closed by two persons meanwhile.
+        """
+        lane = self._retired[bank] = self.lanes.pop(bank)
+        await lane.let_go()
+        await self._settle_orphans()
 
     async def keep_drained(self) -> None:
         """Hold the lanes that an operator stopped: that outlives the lane, and the process."""
@@ -154,14 +163,14 @@ class TaskService:
         for client, task_id in owed:
             self._box(client).results[task_id] = None
         await self.keep_drained()
-        self._tell_orphans()
+        await self._settle_orphans()
         log.info("tasks.loaded", open=len(tasks), owed=len(owed))
 
-    def _lane(self, bank: BankName) -> Lane:
-        """Return a bank's lane, also of one taken out since its task was taken."""
-        return self.lanes.get(bank) or self._retired[bank]
+    async def _settle_orphans(self) -> None:
+        """Tell of banks whose tasks are open and who are not configured any more.
 
-    def _tell_orphans(self) -> None:
+        No lane will settle what was being sent to them, so that is done here.
+        """
         orphans = {bank for bank, states in self._open.counts().items() if states}
         orphans -= self.lanes.keys()
         for bank in sorted(orphans):
@@ -169,6 +178,13 @@ class TaskService:
             self.alarms.raise_alarm(
                 AlarmKind.LANE_FAILED, bank, "open tasks of a bank that is not configured any more"
             )
+        for task in [task for bank in orphans for task in self._open.of_bank(bank)]:
+            if task.state is State.SENDING:
+                event = Event.OUTCOME_LOST if task.moves_money else Event.QUERY_LOST
+                task.inquire_at = self.clock.now() if task.moves_money else None
+                at = None if task.inquire_at is None else to_text(task.inquire_at)
+                cause = "its bank was taken out of the configuration while it was being sent"
+                await self.change(task, (event,), cause, columns={"inquire_at": at})
 
     def stop_accepting(self) -> None:
         """Refuse new tasks from now on (shutting down)."""
@@ -227,8 +243,22 @@ class TaskService:
             msg = "the daemon is stopping; submit again after restart"
             done([Refused("SHUTTING_DOWN", msg) for _ in submissions])
             return
-        refusals = [self._unacceptable(one) for one in submissions]
-        arrival = Arrival(client, submissions, refusals, self.clock.now(), done)
+        room = self.config.queue_max - len(self._open) - self._admitting
+        refusals: list[Refused | None] = []
+        taken = 0
+        for one in submissions:
+            refused = self._unacceptable(one)
+            if refused is None and taken >= room:
+                refused = self._queue_full()
+            refusals.append(refused)
+            taken += refused is None
+        self._admitting += taken
+
+        def answered(answers: list[Answer]) -> None:
+            self._admitting -= taken
+            done(answers)
+
+        arrival = Arrival(client, submissions, refusals, self.clock.now(), answered)
         self._admission.submit(arrival, self.configuration)
 
     def _admitted(self, fresh: list[Task]) -> None:
@@ -236,7 +266,7 @@ class TaskService:
         expiry = self._open.next_expiry
         for task in fresh:
             self._open.keep(task)
-            self._lane(task.bank).add(task)
+            self._put_back(task)
         if self._open.next_expiry < expiry:
             self._look.set()
         self._watch_fill()
@@ -249,9 +279,10 @@ class TaskService:
         if one.kind not in lane.parts.capabilities:
             kinds = ", ".join(sorted(lane.parts.capabilities))
             return Refused("UNSUPPORTED_KIND", f"bank {one.bank} can't {one.kind}; it has: {kinds}")
-        if len(self._open) >= self.config.queue_max:
-            return Refused("QUEUE_FULL", f"{self.config.queue_max} tasks are open; try again later")
         return None
+
+    def _queue_full(self) -> Refused:
+        return Refused("QUEUE_FULL", f"{self.config.queue_max} tasks are open; try again later")
 
     def parse(self, bank: BankName, kind: Kind, params: object) -> Body:
         """Return a body that this enterprise may send to this bank.
@@ -310,7 +341,7 @@ class TaskService:
             store.Change(
                 task.seq,
                 task.state,
-                State.OFFERED,
+                step(task.state, Event.OFFERED),
                 (Event.OFFERED,),
                 f"offer {task.offers + 1}: link and key are ready",
                 now,
@@ -329,7 +360,7 @@ class TaskService:
                 log.debug("task.offered", task_id=task.task_id, attempt=task.offers)
             self._look.set()
 
-        with _Claim(tasks) as claim:
+        with _Claim(tasks, self._put_back) as claim:
             await self.patiently(partial(self._commit, changes, claim, known))
 
     async def fetched(self, client: ClientName, answers: Sequence[tuple[TaskId, Any]]) -> None:
@@ -338,10 +369,8 @@ class TaskService:
         A body that is not valid fails its task; a task that moved on meanwhile is left alone. Of
         two answers for one task (it was asked for twice) the first counts.
         """
-        changes: list[store.Change] = []
         taken: dict[Task, Body] = {}
         refused: dict[Task, str] = {}
-        now = self.clock.now()
         for task_id, answer in answers:
             self._box(client).forget_fetch(task_id)
             task = self._open.get(task_id)
@@ -357,46 +386,43 @@ class TaskService:
             ):
                 continue
             try:
-                body = self._parse_answer(task, answer)
+                taken[task] = self._parse_answer(task, answer)
             except BodyError as error:
                 refused[task] = str(error)[:REASON_CHARS_MAX]
-                continue
-            taken[task] = body
-            changes.append(
-                store.Change(
-                    task.seq,
-                    task.state,
-                    State.FETCHED,
-                    (Event.BODY_TAKEN,),
-                    f"task.fetch answered by {client}",
-                    now,
-                    store.encoded(task.kind, body),
-                )
-            )
+        if taken or refused:
+            await self._note_bodies(client, taken, refused)
+
+    async def _note_bodies(
+        self, client: ClientName, taken: dict[Task, Body], refused: dict[Task, str]
+    ) -> None:
+        """Write in one commit what a client's answers make of its tasks."""
+        now = self.clock.now()
+        cause = f"task.fetch answered by {client}"
+        changes = [
+            _change(task, Event.BODY_TAKEN, cause, now, store.encoded(task.kind, body))
+            for task, body in taken.items()
+        ]
+        ends = {task: _bad_body(reason) for task, reason in refused.items()}
+        changes += [
+            _change(task, Event.BODY_REFUSED, refused[task], now, values)
+            for task, values in ends.items()
+        ]
 
         def known() -> None:
             for task, body in taken.items():
                 self._open.turn(task, State.FETCHED, body)
-                lane = self._lane(task.bank)
-                lane.offered.pop(task, None)
-                lane.add(task)
-                lane.wake_offers()
+                self._forget_offer(task)
+                self._put_back(task)
+            for task, values in ends.items():
+                self._open.turn(task, State.FAILED)
+                self._end(task, values, now, refused[task])
 
-        if taken:
-            try:
-                with _Claim(list(taken)) as claim:
-                    await self._commit(changes, claim, known)
-            except (StoreFullError, StoreBusyError) as error:
-                # They are offered still, and asked for again when the offer lapses.
-                log.warning("tasks.bodies_not_stored", reason=str(error), count=len(taken))
-        for task, reason in refused.items():
-            self._lane(task.bank).offered.pop(task, None)
-            await self.change(
-                task,
-                (Event.BODY_REFUSED,),
-                reason,
-                columns={"bank_code": "BAD_BODY", "bank_message": reason},
-            )
+        try:
+            with _Claim([*taken, *refused], self._put_back) as claim:
+                await self._commit(changes, claim, known)
+        except (StoreFullError, StoreBusyError) as error:
+            # They are offered still, and asked for again when the offer lapses.
+            log.warning("tasks.bodies_not_stored", reason=str(error), count=len(changes))
 
     def _parse_answer(self, task: Task, answer: Any) -> Body:  # noqa: ANN401
         if not isinstance(answer, dict) or answer.keys() != {"kind", "params"}:
@@ -437,6 +463,7 @@ class TaskService:
 
         Raises:
             TaskRefusedError: NOT_FOUND or BAD_STATE; nothing was changed.
+            StoreFullError, StoreBusyError: nor was anything then.
         """
         task = self._open.get(task_id)
         if task is None or (client is not None and task.client != client):
@@ -453,6 +480,7 @@ class TaskService:
             (Event.CANCELLED,),
             f"cancelled by {who}",
             columns={"delivery": store.ACKNOWLEDGED} if client is not None else None,
+            patient=False,
         )
         return State.CANCELLED
 
@@ -529,6 +557,7 @@ class TaskService:
 
         Raises:
             TaskRefusedError: NOT_FOUND, BAD_STATE (nothing proposed), NOT_PERMITTED (same person).
+            StoreFullError, StoreBusyError: nothing was changed.
         """
         task = await self._open_at_bank(task_id)
         proposal = await self.store.read(lambda c: store.proposal(c, task.seq))
@@ -543,9 +572,8 @@ class TaskService:
             raise TaskRefusedError(Refused("BAD_STATE", msg))
         event = Event.PROVED_DONE if proposal.outcome is State.SUCCEEDED else Event.PROVED_REFUSED
         cause = f"two persons: {proposal.by} proposed, {who} confirmed: {proposal.evidence}"
-        await self.change(
-            task, (event,), cause, columns={"bank_code": "RESOLVED", "bank_message": cause}
-        )
+        columns = {"bank_code": "RESOLVED", "bank_message": cause}
+        await self.change(task, (event,), cause, columns=columns, patient=False)
         return task.state
 
     async def _open_at_bank(self, task_id: TaskId) -> Task:
@@ -632,8 +660,22 @@ class TaskService:
         *,
         columns: dict[str, Any] | None = None,
         wire: store.Bytes | None = None,
+        patient: bool = True,
     ) -> None:
-        """Write a change of a task, wait for the disk, then know it and tell its client."""
+        """Write a change of a task, wait for the disk, then know it and tell its client.
+
+        Args:
+            task: nobody else may hold it.
+            events: what happened, in order.
+            cause: why, for its chain.
+            columns: what else is known of it now.
+            wire: the bytes that prove it.
+            patient: wait while the disk is full; False for what is only wished, not a fact.
+
+        Raises:
+            IllegalTransitionError: nothing was changed.
+            StoreFullError, StoreBusyError: not ``patient``, and nothing was changed.
+        """
         before = after = task.state
         for event in events:
             after = step(after, event)
@@ -648,8 +690,26 @@ class TaskService:
             if after in FINAL:
                 self._end(task, values, now, cause)
 
-        with _Claim([task]) as claim:
-            await self.patiently(partial(self._commit, [change], claim, known))
+        with _Claim([task], self._put_back) as claim:
+            write = partial(self._commit, [change], claim, known)
+            await (self.patiently(write) if patient else write())
+
+    def take_back_sending(self, task: Task, cause: str) -> None:
+        """Write that nothing was sent, behind the ``SENDING`` whose writer was cancelled.
+
+        The store keeps the order. If it refuses that one, this one finds nothing to take back.
+        """
+        now = self.clock.now()
+        after = step(State.SENDING, Event.NOTHING_SENT)
+        change = store.Change(task.seq, State.SENDING, after, (Event.NOTHING_SENT,), cause, now)
+
+        def done(_result: Any, error: Exception | None) -> None:  # noqa: ANN401
+            if error is None:
+                self._open.turn(task, after)
+
+        # A store that takes no more leaves it to the next process, for which it is unknown.
+        with suppress(FepError):
+            self.store.submit(lambda c: store.apply(c, [change], self.configuration), done)
 
     async def patiently(self, write: Callable[[], Awaitable[None]]) -> None:
         """Write; while the disk is full wait, for a task in flight can't be refused."""
@@ -657,13 +717,14 @@ class TaskService:
             try:
                 await write()
             except (StoreFullError, StoreBusyError):
-                self._note_full("a task's change waits for room on the disk")
+                self.note_full("a task's change waits for room on the disk")
                 await trio.sleep(TIMER_SECONDS)
             else:
                 self.alarms.clear(AlarmKind.STORE_FULL, "store")
                 return
 
-    def _note_full(self, cause: str = "new tasks are refused for want of room on the disk") -> None:
+    def note_full(self, cause: str = "new tasks are refused for want of room on the disk") -> None:
+        """Raise the alarm of a disk that takes nothing; the next change that it takes clears it."""
         self.alarms.raise_alarm(AlarmKind.STORE_FULL, "store", cause)
         if self.store.full:  # and not only held by another program
             self._was_full = True
@@ -677,6 +738,46 @@ class TaskService:
         elif self._was_full:
             self._was_full = False
             self.alarms.clear(AlarmKind.STORE_FULL, "store")
+
+    async def settled(self) -> None:
+        """Return when all that was handed to the store before is answered, one way or another."""
+        while True:
+            try:
+                await self.store.write(lambda _connection: None)
+            except StoreBusyError:
+                await trio.sleep(TIMER_SECONDS)
+            except StoreFullError:
+                return
+            else:
+                return
+
+    def certain_now(self) -> dt.datetime:
+        """Return the latest moment that is certainly reached: what time proves is judged by it.
+
+        A wall clock that is set forward would make "no record" proof before its time. So the
+        clock's word counts only as far as this process has lived.
+        """
+        wall, steady = self._began
+        return min(self.clock.now(), wall + dt.timedelta(seconds=trio.current_time() - steady))
+
+    def _put_back(self, task: Task) -> None:
+        """Put a task where it waits: it may have come up and been skipped while it was held."""
+        lane = self._lane(task.bank)
+        if lane is None:
+            return
+        if task.state is State.OFFERED:
+            lane.offered.setdefault(task, trio.current_time() + self.config.fetch_timeout_s)
+        else:
+            lane.put_back(task)
+
+    def _forget_offer(self, task: Task) -> None:
+        if (lane := self._lane(task.bank)) is not None:
+            lane.offered.pop(task, None)
+            lane.wake_offers()
+
+    def _lane(self, bank: BankName) -> Lane | None:
+        """Return a bank's lane, also of one taken out in this process; None of one never in it."""
+        return self.lanes.get(bank) or self._retired.get(bank)
 
     async def _commit(
         self, changes: Sequence[store.Change], claim: _Claim, known: Callable[[], None]
@@ -709,6 +810,7 @@ class TaskService:
         if isinstance(task.body, PaymentOrder) and task.state is State.SUCCEEDED:
             self._paid[task.body.payer] = self.paid(task.body.payer) + task.body.amount
         self._box(task.client).forget_fetch(task.task_id)
+        self._forget_offer(task)
         self.alarms.clear(AlarmKind.UNKNOWN_OVERDUE, task.task_id)
         self._watch_fill()
         log.info(
@@ -769,13 +871,17 @@ class TaskService:
                 if not task.claimed and (lapses <= now or task.client in gone)
             ]
             for task in late:
-                lane.offered.pop(task, None)
+                # Its body may have come, or be coming, since the list was made.
+                if task.claimed:
+                    continue
                 if task.state is not State.OFFERED:
+                    lane.offered.pop(task, None)
                     continue
                 self._box(task.client).forget_fetch(task.task_id)
                 await self.change(task, (Event.OFFER_LAPSED,), "not fetched in time")
+                lane.offered.pop(task, None)
                 log.warning("task.offer_lapsed", task_id=task.task_id, attempt=task.offers)
-                lane.add(task)
+                self._put_back(task)
 
     async def _expire(self) -> None:
         """End what is too old and was never fetched: nothing was sent (DEC-a)."""
@@ -818,13 +924,11 @@ class TaskService:
 
         def known() -> None:
             for task in free:
-                if lane := self.lanes.get(task.bank):
-                    lane.offered.pop(task, None)
                 self._open.turn(task, State.EXPIRED)
                 self._end(task, columns, now, TOO_OLD)
 
         if free:
-            with _Claim(free) as claim:
+            with _Claim(free, self._put_back) as claim:
                 await self.patiently(partial(self._commit, changes, claim, known))
 
     async def _take_unmatched(self, bank: BankName, reply: Reply) -> None:
@@ -850,10 +954,14 @@ class TaskService:
 
 
 class _Claim:
-    """Holds tasks against all others' changes: for a block, and beyond it until their commit."""
+    """Holds tasks against all others' changes: for a block, and beyond it until their commit.
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    A task that is let go unchanged is put back: the queue skips what is held.
+    """
+
+    def __init__(self, tasks: Sequence[Task], put_back: Callable[[Task], None]) -> None:
         self._held = [(task, task.claimed) for task in tasks]
+        self._put_back = put_back
         self._left = False
         self.committing = False
 
@@ -865,18 +973,34 @@ class _Claim:
     def __exit__(self, *_: object) -> None:
         self._left = True
         if not self.committing:
-            self.committed()
+            self._let_go(changed=False)
 
     def committed(self) -> None:
         """Let go, once: what was held by somebody else before stays so."""
         self.committing = False
-        held, self._held = self._held, []
-        for task, before in held:
-            # A lane that settled what it held has let go of it already.
-            task.claimed = task.claimed and before
+        self._let_go(changed=True)
 
     def failed(self) -> None:
         """Hold on for another try, unless nobody is there to make it."""
         self.committing = False
         if self._left:
-            self.committed()
+            self._let_go(changed=False)
+
+    def _let_go(self, *, changed: bool) -> None:
+        held, self._held = self._held, []
+        for task, before in held:
+            # A lane that settled what it held has let go of it already.
+            task.claimed = task.claimed and before
+            if not changed and not task.claimed:
+                self._put_back(task)
+
+
+def _change(
+    task: Task, event: Event, cause: str, at: dt.datetime, columns: Mapping[str, Any]
+) -> store.Change:
+    after = step(task.state, event)
+    return store.Change(task.seq, task.state, after, (event,), cause, at, columns)
+
+
+def _bad_body(reason: str) -> dict[str, Any]:
+    return {"bank_code": "BAD_BODY", "bank_message": reason, "delivery": store.OWED}

@@ -1,0 +1,204 @@
+"""What a finding proves about a payment whose end is open, and when to ask again."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import attrs
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Unclear
+from fep.adapters.card import BehaviourCard, Dedupe, Identity, Inquiry, NoRecord
+from fep.domain.clock import SHANGHAI
+from fep.domain.ids import AccountNumber, ClientRef
+from fep.domain.money import Cny
+from fep.domain.order import Balance, PaymentReceipt, PaymentState, PaymentStatus, Statement
+from fep.tasks import evidence
+from fep.tasks.evidence import AskAgain, Close, decide
+from fep.tasks.state import FINAL, OPEN_AT_BANK, Event, State, step
+
+pytestmark = pytest.mark.req("FEP-25", "LAND-51", "LAND-52")
+
+SENT = dt.datetime(2026, 3, 2, 10, 0, tzinfo=SHANGHAI)
+DAY = dt.timedelta(days=1)
+
+
+def card(**inquiry: object) -> BehaviourCard:
+    return BehaviourCard(Identity("toy", "1"), Dedupe("ref", 20), inquiry=Inquiry(**inquiry))  # type: ignore[arg-type]
+
+
+CARDS = st.builds(
+    card,
+    cool_down_s=st.floats(0, 600),
+    accepted_interval_s=st.floats(0, 600),
+    backoff_factor=st.floats(1, 10),
+    interval_max_s=st.floats(0.001, 86_400),
+    no_record=st.sampled_from(NoRecord),
+    no_record_after_s=st.floats(0.001, 200_000),
+)
+MOMENTS = st.timedeltas(dt.timedelta(), dt.timedelta(days=370)).map(lambda since: SENT + since)
+AGES = st.timedeltas(dt.timedelta(), dt.timedelta(days=4))
+OPEN = st.sampled_from(sorted(OPEN_AT_BANK))
+NO_RECORD = Accepted(PaymentStatus(PaymentState.NO_RECORD))
+PROVES_NOTHING: list[Outcome] = [
+    Unclear("NO_REPLY", ""),
+    Unclear("", ""),
+    Rejected("X1", "no such account"),
+    Rejected("X2", "too often", Refusal.THROTTLED),
+    Rejected("X3", "not permitted", Refusal.PERMISSION),
+    Accepted(Statement(())),
+    Accepted(Balance(AccountNumber("1"), Cny(1), Cny(1), SENT)),
+    Accepted(PaymentReceipt(ClientRef("F1"), Cny(1))),
+    Accepted(PaymentStatus(PaymentState.PROCESSING)),
+    Accepted(PaymentStatus(PaymentState.UNKNOWN)),
+]
+
+
+def proves_by_the_card(one: BehaviourCard, sent_at: dt.datetime, now: dt.datetime) -> bool:
+    """Say it in another way than the code does: is "no record" at ``now`` proof?"""
+    if one.inquiry.no_record is NoRecord.NEVER:
+        return False
+    if one.inquiry.no_record is NoRecord.AFTER:
+        return now >= sent_at + dt.timedelta(seconds=one.inquiry.no_record_after_s)
+    midnight = dt.datetime.combine(
+        sent_at.astimezone(SHANGHAI).date() + DAY, dt.time(), tzinfo=SHANGHAI
+    )
+    return now >= midnight + dt.timedelta(hours=1)
+
+
+@given(CARDS, OPEN, MOMENTS, AGES, st.integers(0, 100))
+def test_no_record_closes_an_unknown_when_the_card_says_so_and_never_before(
+    one: BehaviourCard, state: State, sent_at: dt.datetime, age: dt.timedelta, inquiries: int
+) -> None:
+    now = sent_at + age
+    decision = decide(one, state, sent_at, inquiries, NO_RECORD, now, now)
+    if state is State.UNKNOWN and proves_by_the_card(one, sent_at, now):
+        assert isinstance(decision, Close)
+        assert decision.events == (Event.PROVED_REFUSED,)
+    else:
+        assert isinstance(decision, AskAgain)
+
+
+@given(CARDS, MOMENTS, AGES)
+def test_no_record_never_unsays_that_the_bank_took_it_over(
+    one: BehaviourCard, sent_at: dt.datetime, age: dt.timedelta
+) -> None:
+    now = sent_at + age
+    decision = decide(one, State.ACCEPTED, sent_at, 3, NO_RECORD, now, now)
+    assert isinstance(decision, AskAgain)
+
+
+@given(CARDS, OPEN, MOMENTS, AGES, st.sampled_from(PROVES_NOTHING))
+def test_what_proves_nothing_closes_nothing_however_late(
+    one: BehaviourCard, state: State, sent_at: dt.datetime, age: dt.timedelta, finding: Outcome
+) -> None:
+    now = sent_at + age
+    decision = decide(one, state, sent_at, 0, finding, now, now)
+    assert isinstance(decision, AskAgain)
+    assert decision.cause
+
+
+@pytest.mark.parametrize("state", sorted(OPEN_AT_BANK))
+@pytest.mark.parametrize("mode", NoRecord)
+@pytest.mark.parametrize("said", PaymentState)
+@pytest.mark.parametrize("age", [dt.timedelta(), 3 * DAY])
+def test_every_word_of_the_bank(
+    state: State, mode: NoRecord, said: PaymentState, age: dt.timedelta
+) -> None:
+    now = SENT + age
+    one = card(no_record=mode, no_record_after_s=60.0)
+    decision = decide(one, state, SENT, 0, Accepted(PaymentStatus(said)), now, now)
+    ends = {
+        PaymentState.SUCCEEDED: State.SUCCEEDED,
+        PaymentState.REJECTED: State.REJECTED,
+        PaymentState.RETURNED: State.RETURNED,
+    }
+    late = mode is not NoRecord.NEVER and age > DAY and state is State.UNKNOWN
+    if said is PaymentState.NO_RECORD and late:
+        ends[said] = State.REJECTED
+    if said in ends:
+        assert isinstance(decision, Close)
+        end = state
+        for event in decision.events:
+            end = step(end, event)
+        assert end is ends[said]
+        assert end in FINAL
+    else:
+        assert isinstance(decision, AskAgain)
+        assert decision.at > now
+
+
+@pytest.mark.parametrize(
+    ("sent", "asked", "proof"),
+    [
+        ("2026-03-02T10:00:00+08:00", "2026-03-02T23:59:59+08:00", False),
+        ("2026-03-02T10:00:00+08:00", "2026-03-03T00:00:00+08:00", False),
+        ("2026-03-02T10:00:00+08:00", "2026-03-03T01:00:00+08:00", True),
+        ("2026-03-02T23:59:30+08:00", "2026-03-03T00:00:31+08:00", False),
+        ("2026-03-03T00:00:10+08:00", "2026-03-03T23:59:59+08:00", False),
+        ("2026-03-03T00:30:00+08:00", "2026-03-03T01:30:00+08:00", False),
+        ("2026-03-01T16:30:00+00:00", "2026-03-02T15:59:59+00:00", False),
+        ("2026-03-02T10:00:00+08:00", "2026-03-01T10:00:00+08:00", False),
+    ],
+)
+def test_the_end_of_the_day_is_the_banks_and_not_a_moment(
+    sent: str, asked: str, *, proof: bool
+) -> None:
+    # A bank was seen to say "no record" minutes after it took a payment: a payment sent just
+    # before midnight must not be taken for refused just after it.
+    one = card(no_record=NoRecord.END_OF_DAY)
+    given_at, now = dt.datetime.fromisoformat(sent), dt.datetime.fromisoformat(asked)
+    assert evidence.no_record_counts(one, given_at, now) is proof
+
+
+@given(CARDS, MOMENTS, AGES, AGES)
+def test_a_wall_clock_that_was_set_forward_proves_nothing(
+    one: BehaviourCard, sent_at: dt.datetime, age: dt.timedelta, leap: dt.timedelta
+) -> None:
+    really = sent_at + age
+    assume(not proves_by_the_card(one, sent_at, really))
+    decision = decide(one, State.UNKNOWN, sent_at, 0, NO_RECORD, really + leap, really)
+    assert isinstance(decision, AskAgain)
+    assert decision.at >= really + leap, "the next inquiry goes by the clock on the wall"
+
+
+@given(CARDS, OPEN, MOMENTS, st.integers(0, 10_000))
+def test_the_back_off_grows_and_is_bounded(
+    one: BehaviourCard, state: State, now: dt.datetime, inquiries: int
+) -> None:
+    def wait(count: int) -> dt.timedelta:
+        return evidence.next_inquiry(one, state, count, now) - now
+
+    assert dt.timedelta() <= wait(inquiries) <= wait(inquiries + 1)
+    assert wait(inquiries) <= dt.timedelta(seconds=one.inquiry.interval_max_s + 1e-5)
+
+
+@given(CARDS, MOMENTS)
+def test_the_first_inquiry_comes_after_the_cards_time(one: BehaviourCard, now: dt.datetime) -> None:
+    def wait(state: State) -> float:
+        return (evidence.first_inquiry(one, state, now) - now).total_seconds()
+
+    assert wait(State.UNKNOWN) == pytest.approx(one.inquiry.cool_down_s, abs=1e-5)
+    assert wait(State.ACCEPTED) == pytest.approx(one.inquiry.accepted_interval_s, abs=1e-5)
+
+
+@given(MOMENTS, AGES, st.floats(1, 200_000))
+def test_overdue_from_the_horizon_on(
+    sent_at: dt.datetime, age: dt.timedelta, horizon_s: float
+) -> None:
+    one = card(horizon_s=horizon_s)
+    assert evidence.overdue(one, sent_at, sent_at + age) == (age.total_seconds() > horizon_s)
+
+
+def test_a_card_can_not_make_the_waits_meaningless() -> None:
+    """A cool-down of nothing must not spin, a huge factor must not overflow."""
+    for cool_down_s, factor in ((0.0, 1.0), (0.0, 2.0), (1.0, 1e300)):
+        one = card(cool_down_s=cool_down_s, backoff_factor=factor, interval_max_s=60.0)
+        at = evidence.next_inquiry(one, State.UNKNOWN, 40, SENT)
+        assert SENT < at <= SENT + dt.timedelta(seconds=60)
+
+
+def test_decisions_are_values() -> None:
+    assert attrs.asdict(AskAgain(SENT, "why"))["cause"] == "why"

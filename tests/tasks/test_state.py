@@ -1,0 +1,130 @@
+"""The life of a task: what can follow what, for any order of events."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fep.tasks.state import (
+    BEFORE_SENDING,
+    FINAL,
+    OPEN_AT_BANK,
+    TRANSITIONS,
+    Event,
+    IllegalTransitionError,
+    State,
+    step,
+)
+
+pytestmark = pytest.mark.req("FEP-23", "FEP-24", "FEP-25", "DEC-a")
+
+NEVER_LEFT = {State.CANCELLED, State.EXPIRED, State.FAILED}
+"""Ends that tell the client: nothing left this machine."""
+OF_QUERIES = {Event.QUERY_LOST, Event.QUERY_GIVEN_UP}
+"""Nobody applies these to a payment."""
+PROVEN_UNSENT = {Event.NOTHING_SENT, *OF_QUERIES}
+PROOFS = {Event.PROVED_DONE, Event.PROVED_REFUSED}
+EVENTS = st.lists(st.sampled_from(Event), max_size=40)
+
+
+def walk(events: list[Event]) -> list[tuple[State, Event, State]]:
+    """Return the steps of a task that these events come to; what is illegal changes nothing."""
+    state = State.QUEUED
+    steps = []
+    for event in events:
+        try:
+            after = step(state, event)
+        except IllegalTransitionError:
+            continue
+        steps.append((state, event, after))
+        state = after
+    return steps
+
+
+def test_every_state_has_a_row_and_every_event_a_use() -> None:
+    assert set(TRANSITIONS) == set(State)
+    assert {event for row in TRANSITIONS.values() for event in row} == set(Event)
+
+
+def test_every_state_can_be_reached_and_none_is_a_trap() -> None:
+    reached = {State.QUEUED}
+    while more := {to for state in reached for to in TRANSITIONS[state].values()} - reached:
+        reached |= more
+    assert reached == set(State)
+    ending = set(FINAL)
+    while more := {s for s in State if ending & set(TRANSITIONS[s].values())} - ending:
+        ending |= more
+    assert ending == set(State)
+
+
+def test_the_groups_are_what_their_names_say() -> None:
+    assert BEFORE_SENDING | OPEN_AT_BANK | FINAL | {State.SENDING} == set(State)
+    assert not BEFORE_SENDING & OPEN_AT_BANK
+    assert not (BEFORE_SENDING | OPEN_AT_BANK | {State.SENDING}) & FINAL
+
+
+def test_an_event_without_a_row_is_a_defect_that_names_both() -> None:
+    with pytest.raises(
+        IllegalTransitionError, match=r"cancelled can't happen .* sending"
+    ) as caught:
+        step(State.SENDING, Event.CANCELLED)
+    assert caught.value.code == "BAD_STATE"
+
+
+@given(EVENTS)
+def test_before_sending_nothing_but_states_of_this_machine(events: list[Event]) -> None:
+    for before, event, after in walk(events):
+        if event is Event.SEND_BEGUN:
+            break
+        assert before in BEFORE_SENDING
+        assert after in BEFORE_SENDING | NEVER_LEFT
+
+
+@given(EVENTS)
+def test_a_payment_that_may_have_left_never_ends_as_if_it_had_not(events: list[Event]) -> None:
+    steps = walk([event for event in events if event not in OF_QUERIES])
+    may_have_left = False
+    for _before, event, after in steps:
+        may_have_left = event is Event.SEND_BEGUN or (
+            may_have_left and event is not Event.NOTHING_SENT
+        )
+        if may_have_left:
+            assert after not in NEVER_LEFT
+            assert after not in BEFORE_SENDING
+
+
+@given(EVENTS)
+def test_a_second_sending_needs_proof_that_the_first_did_not_leave(events: list[Event]) -> None:
+    steps = walk(events)
+    sendings = [place for place, (_, event, _) in enumerate(steps) if event is Event.SEND_BEGUN]
+    for first, second in pairwise(sendings):
+        assert PROVEN_UNSENT & {event for _, event, _ in steps[first:second]}
+
+
+@given(EVENTS)
+def test_only_evidence_leaves_what_is_open_at_the_bank(events: list[Event]) -> None:
+    for before, event, after in walk(events):
+        if before in OPEN_AT_BANK:
+            assert event in PROOFS
+            assert after in {State.SUCCEEDED, State.REJECTED}
+
+
+@given(EVENTS)
+def test_an_end_is_an_end_but_for_a_returned_success(events: list[Event]) -> None:
+    for before, event, after in walk(events):
+        if before in FINAL:
+            assert (before, event, after) == (
+                State.SUCCEEDED,
+                Event.PROVED_RETURNED,
+                State.RETURNED,
+            )
+
+
+@given(EVENTS)
+def test_only_what_was_never_fetched_expires(events: list[Event]) -> None:
+    steps = walk(events)
+    if any(after is State.EXPIRED for _, _, after in steps):
+        assert not {Event.BODY_TAKEN, Event.SEND_BEGUN} & {event for _, event, _ in steps}
