@@ -37,6 +37,8 @@ SAME_BANK: Final = "Y"
 OTHER_BANK: Final = "N"
 STATUS_REACH_DAYS: Final = 90
 """How far back NTQRYSTY looks."""
+STATUS_DOUBT_DAYS: Final = 3
+"""On both sides of our date: seven days in all, the most that NTQRYSTY takes."""
 
 _TEXT_BYTES_MAX: Final = 62
 _LONG_NAME_BYTES_MAX: Final = 200
@@ -187,14 +189,16 @@ def _payee_bank(
 def _status(query: StatusQuery, profile: BankProfile, context: Context) -> Block:
     today = business_date(context.now)
     first, last = query.submitted_on, query.submitted_on + _DAY
-    if today > query.submitted_on:
-        # NTQRYSTY finds by the bank's date, which differs from ours around midnight. From now on
-        # "no record" may be taken for proof, so a clock of ours that was ahead is covered too.
-        first -= _DAY
     reach = today - STATUS_REACH_DAYS * _DAY
     if last < reach:
         msg = f"the bank tells a payment's status for {STATUS_REACH_DAYS} days only"
         raise BodyError(msg)
+    if today > query.submitted_on:
+        # NTQRYSTY finds by the bank's date, which differs from ours around midnight. From now on
+        # "no record" may be taken for proof, so all the days the bank lets us ask for at once are
+        # asked: a clock of ours that was wrong by days when the payment left is covered too.
+        first = query.submitted_on - STATUS_DOUBT_DAYS * _DAY
+        last = query.submitted_on + STATUS_DOUBT_DAYS * _DAY
     fields = {
         "BUSCOD": _options(profile).buscod,
         "YURREF": _text(query.client_ref, "client_ref", _REFERENCE_CHARS_MAX),

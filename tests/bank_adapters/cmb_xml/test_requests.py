@@ -162,21 +162,28 @@ def test_a_payment_without_its_reference_is_our_defect() -> None:
 
 
 @pytest.mark.parametrize(
-    ("days_later", "first"),
-    [(0, "20260105"), (1, "20260104"), (60, "20260104"), (91, "20260106")],
+    ("days_later", "first", "last"),
+    [
+        (0, "20260105", "20260106"),
+        (1, "20260102", "20260108"),
+        (60, "20260102", "20260108"),
+        (91, "20260106", "20260108"),
+    ],
     ids=["same day", "day after", "later", "at the end of the reach"],
 )
-def test_the_status_span_covers_midnight_on_both_sides(days_later: int, first: str) -> None:
+def test_the_status_span_covers_a_clock_of_ours_that_was_wrong_by_days(
+    days_later: int, first: str, last: str
+) -> None:
     context = attrs.evolve(CONTEXT, now=NOW + dt.timedelta(days=days_later))
     content = codec().prepare(STATUS, context).content
     assert isinstance(content, bytes)
     (row,) = decode(content).rows("NTQRYSTYX1")
-    assert (row["BGNDAT"], row["ENDDAT"]) == (first, "20260106")
+    assert (row["BGNDAT"], row["ENDDAT"]) == (first, last)
 
 
 def test_the_banks_day_counts_not_utcs() -> None:
     midnight = dt.datetime(2026, 1, 5, 16, 0, tzinfo=dt.UTC)
-    for now, first in ((midnight - dt.timedelta(seconds=1), b"20260105"), (midnight, b"20260104")):
+    for now, first in ((midnight - dt.timedelta(seconds=1), b"20260105"), (midnight, b"20260102")):
         content = codec().prepare(STATUS, attrs.evolve(CONTEXT, now=now)).content
         assert b"<BGNDAT>" + first in content
 
