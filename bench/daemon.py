@@ -117,14 +117,17 @@ class Fep:
         sync: Mapping[str, str],
         load: Load,
         changes: Mapping[str, Any] | None = None,
+        *,
+        wait: bool = True,
     ) -> None:
-        """Start it with an empty store, and wait until its key and its bank are there.
+        """Start it with the store that is in its directory, an empty one where there is none.
 
         Args:
             directory: where its state and its log are.
             sync: the environment that decides what a sync is.
             load: a cycle needs a bank.
             changes: of the configuration, by section.
+            wait: until its key and its bank are there; else only until it listens.
         """
         scene = self._scene = Scene(
             directory,
@@ -154,12 +157,9 @@ class Fep:
         scene.write_config(config)
         self.state = directory / config["state_dir"]
         self.log = directory / "daemon.log"
-        self.start_again(load)
-
-    def start_again(self, load: Load) -> None:
-        """Start it with the store that is there."""
-        scene = self.scene
         scene.start_daemon(log_name=self.log.name)
+        if not wait:
+            return
         with scene.operator() as client:
             scene.wait(client, _keys_ready, "the key")
             if load.is_cycle:

@@ -224,7 +224,10 @@ class Lane:
             if task.claimed:
                 # A client's act or its body is being written; whoever does that puts it back.
                 continue
-            if task.state is State.SENDING:
+            if task.state is State.QUEUED and task.body is None:
+                # Nearly all, when a million wait.
+                self.queue.add_to_fetch(task)
+            elif task.state is State.SENDING:
                 if task.moves_money:
                     await self._open_at_bank(
                         task, Event.OUTCOME_LOST, "the process ended while it was being sent"
@@ -237,6 +240,7 @@ class Lane:
                 self.add(task)
             else:
                 self.put_back(task)
+        self.wake_offers()
 
     async def _open_gates(self) -> None:
         """Wait until the bank may be talked to: not drained, the right key in, the link READY."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Container
-from itertools import count
 
 from fep.domain.ids import ClientName
 from fep.tasks.state import State
@@ -27,6 +26,45 @@ def _is_to_send(task: Task) -> bool:
     return task.state is State.FETCHED or (task.state is State.QUEUED and task.body is not None)
 
 
+class _Line:
+    """One client's tasks: higher priority first, then the order of admission.
+
+    Nearly all come in that order, and a million may: those wait in a plain line for each priority.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[int, deque[Task]] = {}
+        self._others: list[Entry] = []
+        """A heap of those that come back, and of those that have a fetched body."""
+
+    def add(self, task: Task, entry: int) -> None:
+        if task.state is State.QUEUED:
+            line = self._lines.get(task.priority)
+            if line is None:
+                self._lines[task.priority] = deque((task,))
+                # Kept with the highest first, which is where to look.
+                self._lines = dict(sorted(self._lines.items(), reverse=True))
+                return
+            if not line or line[-1].seq < task.seq:
+                line.append(task)
+                return
+        fetched = task.state is State.FETCHED
+        heapq.heappush(self._others, (-task.priority, task.seq, entry, fetched, task))
+
+    def take(self) -> tuple[Task, bool] | None:
+        """Remove and return the next task, and whether its body was fetched when it came."""
+        others = self._others
+        for priority, line in self._lines.items():
+            if line:
+                if others and others[0] < (-priority, line[0].seq):
+                    break
+                return line.popleft(), False
+        if not others:
+            return None
+        *_, fetched, task = heapq.heappop(others)
+        return task, fetched
+
+
 class _Turns:
     """Tasks by client; the clients take turns.
 
@@ -38,20 +76,20 @@ class _Turns:
         self.fetched = 0
         """How many entries have a body that was fetched."""
         self._belongs = belongs
-        self._heaps: dict[ClientName, list[Entry]] = {}
+        self._lines: dict[ClientName, _Line] = {}
         self._order: deque[ClientName] = deque()
-        self._entries = count()
+        self._entries = 0
 
     def add(self, task: Task) -> None:
-        heap = self._heaps.get(task.client)
-        if heap is None:
-            heap = self._heaps[task.client] = []
+        line = self._lines.get(task.client)
+        if line is None:
+            line = self._lines[task.client] = _Line()
             self._order.append(task.client)
-        fetched = task.state is State.FETCHED
-        # The count keeps two entries of one task from being compared by the task itself.
-        heapq.heappush(heap, (-task.priority, task.seq, next(self._entries), fetched, task))
         self.size += 1
-        self.fetched += fetched
+        self.fetched += task.state is State.FETCHED
+        # The count keeps two entries of one task from being compared by the task itself.
+        self._entries += 1
+        line.add(task, self._entries)
 
     def take(self, present: Container[ClientName] | None = None) -> Task | None:
         """Remove and return the next task whose client is present (None: whoever's)."""
@@ -66,9 +104,9 @@ class _Turns:
         return None
 
     def _pop(self, client: ClientName) -> Task | None:
-        heap = self._heaps[client]
-        while heap:
-            *_, fetched, task = heapq.heappop(heap)
+        line = self._lines[client]
+        while (found := line.take()) is not None:
+            task, fetched = found
             self.size -= 1
             self.fetched -= fetched
             if self._belongs(task) and not task.claimed:

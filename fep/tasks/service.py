@@ -158,8 +158,7 @@ class TaskService:
             lambda c: (store.open_tasks(c), store.last_seq(c), store.owed(c))
         )
         self._admission.begin_after(last_seq)
-        for task in tasks:
-            self._open.keep(task)
+        self._open.keep_all(tasks)
         for client, task_id in owed:
             self._box(client).results[task_id] = None
         await self.keep_drained()

@@ -19,9 +19,11 @@ PRIORITY_MAX: Final = 9
 PRIORITY_DEFAULT: Final = 5
 
 
-@attrs.define(eq=False, slots=True)
-class Task:
-    """A task that is not at its end yet; the engine's lane owns it."""
+class Task(msgspec.Struct, eq=False, gc=False):
+    """A task that is not at its end yet; the engine's lane owns it.
+
+    A million of them may wait: they are small, and the garbage collector does not walk them.
+    """
 
     seq: int
     """Place in the queue: given once, grows with each admission."""
