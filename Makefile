@@ -13,7 +13,8 @@ DRIVER := .build/driver.stamp
 # 114, 124 and 128 (started by another function, or a protocol's method that need not wait).
 ASYNC_OFF := ASYNC9,ASYNC109,ASYNC110,ASYNC114,ASYNC119,ASYNC121,ASYNC124,ASYNC128
 
-.PHONY: help setup demo test check format lint types layers lock clean bench-link bench-submit bench-queue
+.PHONY: help setup demo test check format lint types layers lock clean bench-link bench-submit \
+	bench-queue bench-recovery bench-soak
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +53,12 @@ bench-submit: setup ## acknowledged submits a second, at 1, 16 and 64 clients
 
 bench-queue: setup ## fep beside beanstalkd, Redis and PostgreSQL as a durable queue
 	@$(BIN)/python -m bench.queue $(BENCH)
+
+bench-recovery: setup ## a million waiting tasks: memory, restart, submits
+	@$(BIN)/python -m bench.recovery $(BENCH)
+
+bench-soak: setup ## memory and files of the daemon over minutes of full cycles
+	@$(BIN)/python -m bench.soak $(BENCH)
 
 lock: setup ## remake the hashed requirement files from pyproject.toml
 	requirements/lock.sh

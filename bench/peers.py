@@ -26,6 +26,7 @@ from fep.sandbox.scene import end, free_port
 PEERS: Final = Path(__file__).parent.parent / ".build" / "peers"
 SYSTEM: Final = Path("/")
 START_SECONDS_MAX: Final = 30.0
+TRANSACTIONS_MIN: Final = 10
 POLL_SECONDS: Final = 0.02
 RECEIVE_BYTES: Final = 65_536
 TASK: Final = '{"id":"{n}","bank":"pingan","kind":"balance","account":"990000000000101"}'
@@ -329,21 +330,34 @@ class Postgresql:
         script = directory / "load.sql"
         script.write_text(text, "ascii")
         whole = math.ceil(seconds + WARM_UP_SECONDS)
+        earlier = 0
+        # The time of its connecting is in its seconds: on a busy machine nothing may be left.
+        for prefix in ("first", "second", "third"):
+            lines, cpu = self._pgbench(load, script, whole, directory / prefix)
+            found = _figures(lines, whole, cpu, earlier)
+            if found is not None:
+                return found
+            earlier += len(lines)
+            whole *= 4
+        msg = f"pgbench ended {earlier} transactions in all its tries"
+        raise RuntimeError(msg)
+
+    def _pgbench(
+        self, load: Load, script: Path, seconds: int, prefix: Path
+    ) -> tuple[list[str], float]:
+        """Return the log of its transactions, and its CPU time."""
         before = os.times()
         self._run(
             "pgbench", "--no-vacuum", "--protocol=prepared", f"--client={load.connections}",
-            "--jobs=1", f"--time={whole}", f"--file={script}", "--log",
-            f"--log-prefix={directory / 'transactions'}", "--host=127.0.0.1",
-            f"--port={self.port}", "--username=postgres", "postgres",
+            "--jobs=1", f"--time={seconds}", f"--file={script}", "--log",
+            f"--log-prefix={prefix}", "--host=127.0.0.1", f"--port={self.port}",
+            "--username=postgres", "postgres",
         )  # fmt: skip
         after = os.times()
-        [log] = directory.glob("transactions.*")
-        return _figures(
-            log.read_text("ascii").splitlines(),
-            whole,
-            after.children_user + after.children_system
-            - before.children_user - before.children_system,
-        )  # fmt: skip
+        cpu = after.children_user - before.children_user
+        cpu += after.children_system - before.children_system
+        [log] = prefix.parent.glob(f"{prefix.name}.*")
+        return log.read_text("ascii").splitlines(), cpu
 
     def stored(self, load: Load) -> int:
         """Return how many operations its store shows."""
@@ -409,22 +423,23 @@ class Postgresql:
         return done.stdout
 
 
-def _figures(log: Sequence[str], seconds: float, cpu: float) -> Figures:
-    """Return pgbench's figures, without what ended before it had warmed up."""
+def _figures(log: Sequence[str], seconds: float, cpu: float, earlier: int) -> Figures | None:
+    """Return pgbench's figures without its warm-up, or None where too little is left."""
     ended = []
     for line in log:
         words = line.split()
         ended.append((int(words[4]) + int(words[5]) / 1e6, int(words[2]) / 1e3))
-    opens = min(at - took / 1e3 for at, took in ended) + WARM_UP_SECONDS
+    opens = min((at - took / 1e3 for at, took in ended), default=0.0) + WARM_UP_SECONDS
     times = [took for at, took in ended if at >= opens]
-    span = max(at for at, _ in ended) - opens
+    if len(times) < TRANSACTIONS_MIN:
+        return None
     cuts = statistics.quantiles(times, n=100)
     return Figures(
-        rate=len(times) / span,
+        rate=len(times) / (max(at for at, _ in ended) - opens),
         p50_ms=cuts[49],
         p99_ms=cuts[98],
         max_ms=max(times),
         client_cpu=cpu / seconds,
         counted=len(times),
-        ended=len(ended),
+        ended=earlier + len(ended),
     )
