@@ -259,9 +259,10 @@ class Lane:
             task = self._inquiries.popleft()
             if task.state in OPEN_AT_BANK and not task.claimed:
                 return task
+        bodies = self.queue.fetched
         found = self.queue.take_to_send()
-        if found is not None:
-            # One body less waits here, so there may be room to ask for another.
+        if self.queue.fetched < bodies:
+            # Fewer bodies wait here, so there may be room to ask for another.
             self.wake_offers()
         return found
 

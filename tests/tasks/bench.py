@@ -496,6 +496,11 @@ class Fep:
         assert isinstance(answer, Admitted), answer
         return answer.task_id
 
+    async def admitted(self, task_id: str) -> Task:
+        """Return an open task, submitted if it was not yet."""
+        await self.submit(task_id)
+        return self.task(task_id)
+
     def client(self, name: ClientName = ERP, **options: Any) -> Finance:
         """Connect a finance system that answers what it is asked."""
         made = Finance(self, name, **options)

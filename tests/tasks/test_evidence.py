@@ -6,7 +6,7 @@ import datetime as dt
 
 import attrs
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Unclear
@@ -68,6 +68,7 @@ def proves_by_the_card(one: BehaviourCard, sent_at: dt.datetime, now: dt.datetim
     return now >= midnight + dt.timedelta(hours=1)
 
 
+@settings(deadline=None)
 @given(CARDS, OPEN, MOMENTS, AGES, st.integers(0, 100))
 def test_no_record_closes_an_unknown_when_the_card_says_so_and_never_before(
     one: BehaviourCard, state: State, sent_at: dt.datetime, age: dt.timedelta, inquiries: int
@@ -81,6 +82,7 @@ def test_no_record_closes_an_unknown_when_the_card_says_so_and_never_before(
         assert isinstance(decision, AskAgain)
 
 
+@settings(deadline=None)
 @given(CARDS, MOMENTS, AGES)
 def test_no_record_never_unsays_that_the_bank_took_it_over(
     one: BehaviourCard, sent_at: dt.datetime, age: dt.timedelta
@@ -90,6 +92,7 @@ def test_no_record_never_unsays_that_the_bank_took_it_over(
     assert isinstance(decision, AskAgain)
 
 
+@settings(deadline=None)
 @given(CARDS, OPEN, MOMENTS, AGES, st.sampled_from(PROVES_NOTHING))
 def test_what_proves_nothing_closes_nothing_however_late(
     one: BehaviourCard, state: State, sent_at: dt.datetime, age: dt.timedelta, finding: Outcome
@@ -153,6 +156,7 @@ def test_the_end_of_the_day_is_the_banks_and_not_a_moment(
     assert evidence.no_record_counts(one, given_at, now) is proof
 
 
+@settings(deadline=None)
 @given(CARDS, MOMENTS, AGES, AGES)
 def test_a_wall_clock_that_was_set_forward_proves_nothing(
     one: BehaviourCard, sent_at: dt.datetime, age: dt.timedelta, leap: dt.timedelta
@@ -164,6 +168,7 @@ def test_a_wall_clock_that_was_set_forward_proves_nothing(
     assert decision.at >= really + leap, "the next inquiry goes by the clock on the wall"
 
 
+@settings(deadline=None)
 @given(CARDS, OPEN, MOMENTS, st.integers(0, 10_000))
 def test_the_back_off_grows_and_is_bounded(
     one: BehaviourCard, state: State, now: dt.datetime, inquiries: int
@@ -175,6 +180,7 @@ def test_the_back_off_grows_and_is_bounded(
     assert wait(inquiries) <= dt.timedelta(seconds=one.inquiry.interval_max_s + 1e-5)
 
 
+@settings(deadline=None)
 @given(CARDS, MOMENTS)
 def test_the_first_inquiry_comes_after_the_cards_time(one: BehaviourCard, now: dt.datetime) -> None:
     def wait(state: State) -> float:
@@ -184,6 +190,7 @@ def test_the_first_inquiry_comes_after_the_cards_time(one: BehaviourCard, now: d
     assert wait(State.ACCEPTED) == pytest.approx(one.inquiry.accepted_interval_s, abs=1e-5)
 
 
+@settings(deadline=None)
 @given(MOMENTS, AGES, st.floats(1, 200_000))
 def test_overdue_from_the_horizon_on(
     sent_at: dt.datetime, age: dt.timedelta, horizon_s: float

@@ -10,6 +10,7 @@ import attrs
 import pytest
 import trio
 import trio.testing
+from msgspec import structs
 
 from fep.adapters.api import BankCodec, Outcome, Reply
 from fep.adapters.card import SignAlgorithm
@@ -233,7 +234,9 @@ async def test_an_answer_that_comes_late_is_used(world: World) -> None:
     async with world.fep(reply_timeout_s=0.3, card=SLOW_EVIDENCE) as fep:
         await fep.ready()
         client = fep.client()
-        world.banks[PINGAN].faults[Fault.DELAYED] = 1.0
+        world.banks[PINGAN].host.changes = lambda answers: [
+            attrs.evolve(answer, delay_s=0.9) for answer in answers
+        ]
         await fep.submit("T1", body=transfer("1.00"))
         await fep.becomes("T1", State.UNKNOWN)
         told = await client.result("T1")
@@ -574,7 +577,6 @@ async def test_a_query_that_came_too_soon_is_asked_again(world: World) -> None:
         assert (await end_of(fep, "T1"))["state"] == "succeeded"
 
 
-@pytest.mark.slow
 async def test_queries_without_an_answer_are_given_up_in_the_end_and_can_be_cancelled_before(
     world: World,
 ) -> None:
@@ -582,13 +584,16 @@ async def test_queries_without_an_answer_are_given_up_in_the_end_and_can_be_canc
         await fep.ready()
         client = fep.client()
         world.banks[PINGAN].host.changes = lambda _answers: []
+        fep.lane.drain()
         await fep.submit("GIVEN-UP", body=balance())
         await fep.submit("CANCELLED", body=balance())
+        fep.task("GIVEN-UP").attempts = QUERY_ATTEMPTS_MAX - 2
+        fep.lane.resume()
         await until(lambda: fep.task("CANCELLED").attempts == 1 and not fep.lane._in_hands)
         await fep.service.cancel(ERP, TaskId("CANCELLED"), "test")
         told = await client.result("GIVEN-UP")
         assert (told.state, told.bank_code, told.result) == (State.FAILED, "NO_REPLY", None)
-        assert fep.link.requests == QUERY_ATTEMPTS_MAX + 1
+        assert fep.link.requests == 2 + 1
         await end_of(fep, "GIVEN-UP")
 
 
@@ -775,6 +780,22 @@ async def test_bodies_are_asked_for_as_the_bank_gets_on(world: World) -> None:
         await until(lambda: len(client.told) == many)
         assert {one.state for one in client.told} == {State.SUCCEEDED}
         fep.agrees()
+
+
+async def test_bodies_that_need_not_be_sent_any_more_make_room(world: World) -> None:
+    """Fetched in plenty and cancelled before their turn: the next are asked for."""
+    async with world.fep() as fep:
+        await fep.ready()
+        one = await fep.admitted("ONE")
+        for number in range(OFFERS_OUTSTANDING_MAX):
+            gone = structs.replace(one, seq=1000 + number, state=State.FETCHED)
+            fep.lane.queue.add_to_send(gone)
+            gone.state = State.CANCELLED
+        client = fep.client(bodies={"ONE": balance()})
+        await trio.testing.wait_all_tasks_blocked()
+        assert client.asked == []
+        fep.lane._idle.unpark()  # as whatever is to be sent next would
+        assert (await client.result("ONE")).state is State.SUCCEEDED
 
 
 @pytest.mark.req("FEP-23")

@@ -51,6 +51,7 @@ def drained(queue: LaneQueue) -> list[Task]:
 TASKS = st.lists(st.tuples(st.sampled_from(CLIENTS), st.integers(0, 9)), min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(TASKS, st.permutations(range(40)))
 def test_one_clients_tasks_go_by_priority_then_admission(
     given_tasks: list[tuple[ClientName, int]], arrival: list[int]
@@ -68,6 +69,7 @@ def test_one_clients_tasks_go_by_priority_then_admission(
         assert own == sorted(own, key=order)
 
 
+@settings(deadline=None)
 @given(TASKS)
 def test_no_client_waits_for_more_than_one_task_of_each_other(
     given_tasks: list[tuple[ClientName, int]],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -780,36 +781,45 @@ async def test_a_task_fetched_in_the_instant_of_its_expiry_is_one_or_the_other(
 
 @pytest.mark.req("DEC-a")
 async def test_a_body_in_the_instant_in_which_its_offer_lapses_is_taken(world: World) -> None:
+    """Two offers lapse; the first one's end is on disk, the second one's body is on its way."""
     async with world.fep(tasks=QUICK) as fep:
-        client = fep.client(answers=False)
         await fep.ready()
-        for task_id in ("T1", "T2"):
-            await fep.submit(task_id)
+        await fep.admit(fep.submission("T1"), fep.submission("T2"))
+        client = fep.client(answers=False)
         await until(lambda: len(client.asked) == 2)
+        before, lapsed, fetched = ExitStack(), ExitStack(), ExitStack()
         async with trio.open_nursery() as nursery:
-            with fep.held_disk():
-                await until(lambda: any(fep.task(one).claimed for one in ("T1", "T2")))
-                open_ones = [one for one in ("T1", "T2") if not fep.task(one).claimed]
-                answers = [(TaskId(one), balance()) for one in open_ones]
-                nursery.start_soon(fep.service.fetched, ERP, answers)
-                await trio.testing.wait_all_tasks_blocked()
+            before.enter_context(fep.held_disk())
+            await until(lambda: fep.task("T1").claimed or fep.task("T2").claimed)
+            [other] = [one for one in ("T1", "T2") if not fep.task(one).claimed]
+            lapsed.enter_context(fep.held_disk())
+            before.close()
+            await until(lambda: not fep.store._waiting)
+            nursery.start_soon(fep.service.fetched, ERP, [(TaskId(other), balance())])
+            await until(lambda: fep.store._waiting)
+            fetched.enter_context(fep.held_disk())
+            lapsed.close()
+            await until(lambda: fep.task("T1").state is not fep.task("T2").state)
+            await trio.testing.wait_all_tasks_blocked()
+            fetched.close()
         client.answers = True
         client.bodies |= {"T1": balance(), "T2": balance()}
         for task_id in ("T1", "T2"):
             assert (await client.result(task_id)).state is State.SUCCEEDED
+        assert "offer_lapsed" not in await fep.events(other)
         fep.agrees()
 
 
 async def test_tasks_that_ended_long_before_their_age_do_not_stay_in_memory(world: World) -> None:
     async with world.fep(run=False) as fep:
-        for batch in range(6):
+        for batch in range(3):
             ids = [f"B{batch}-{n}" for n in range(500)]
             await fep.admit(*(fep.submission(task_id) for task_id in ids))
             async with trio.open_nursery() as nursery:
                 for task_id in ids:
                     nursery.start_soon(fep.service.cancel, ERP, TaskId(task_id), "test")
         await fep.submit("LAST", expires_s=0.01)
-        assert fep.service._open._aged < 2500
+        assert fep.service._open._aged < 1500
         await fep.becomes("LAST", State.EXPIRED)
 
 
