@@ -6,6 +6,7 @@ import datetime as dt
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 import attrs
@@ -393,11 +394,13 @@ _OPEN_ROWS: Final = (
 
 
 def open_tasks(connection: sa.Connection) -> list[Task]:
-    """Return every task that is not at its end; those of one bank and state together, in order."""
+    """Return every task that is not at its end, in the order of admission."""
     found: list[Task] = []
     for (bank,) in connection.execute(_BANKS).all():
         for state in OPEN_STATES:
             _read_open(connection, BankName(bank), State(state), found)
+    # A few runs that are in order each: merged quickly.
+    found.sort(key=attrgetter("seq"))
     return found
 
 
