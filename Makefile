@@ -37,7 +37,7 @@ format: setup ## rewrite the code in the project's form
 lint: setup ## form and lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	git ls-files '*.py' | xargs $(BIN)/flake8 --select=ASYNC --extend-ignore=$(ASYNC_OFF)
+	git ls-files 'fep/*.py' 'bank_adapters/*.py' 'bench/*.py' | xargs $(BIN)/flake8 --select=ASYNC --extend-ignore=$(ASYNC_OFF)
 
 types: setup ## mypy, strict
 	$(BIN)/mypy
