@@ -53,7 +53,7 @@ class NoRecord(StrEnum):
     AFTER = "after"
     """From ``no_record_after_s`` after the sending."""
     END_OF_DAY = "end_of_day"
-    """From the end of the bank's day (Asia/Shanghai) of the sending."""
+    """From an hour past the end of the bank's day (Asia/Shanghai) of the sending."""
 
 
 @attrs.frozen

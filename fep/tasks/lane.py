@@ -71,6 +71,8 @@ QUERY_ATTEMPTS_MAX: Final = 5
 QUERY_RETRY_SECONDS: Final = 1.0
 NOT_SENT_RETRY_SECONDS: Final = 0.5
 """After a request that did not leave: no key, no link, no room on the disk."""
+HORIZON_LOOK_SECONDS: Final = 60.0
+"""Between two looks at an open payment whose bank can't be asked."""
 STATEMENT_PAGES_MAX: Final = 200
 STATEMENT_ENTRIES_MAX, STATEMENT_BYTES_MAX = 2000, 900_000
 """A result must fit one protocol line of 1 MiB; a longer statement says ``complete: false``."""
@@ -241,6 +243,10 @@ class Lane:
             else:
                 self.put_back(task)
         self.wake_offers()
+
+    @property
+    def _may_ask(self) -> bool:
+        return not self.drained and self.parts.slot.is_open and self.parts.link.is_open
 
     async def _open_gates(self) -> None:
         """Wait until the bank may be talked to: not drained, the right key in, the link READY."""
@@ -598,15 +604,21 @@ class Lane:
 
         await self._service.patiently(partial(self._service.store.write, note))
         log.info("task.inquired", state=task.state.value, cause=cause, again_at=to_text(at))
-        assert task.sent_at is not None
-        if evidence.overdue(self.parts.card, task.sent_at, now):
-            self._service.alarms.raise_alarm(
-                AlarmKind.UNKNOWN_OVERDUE,
-                task.task_id,
-                f"{task.state.value} for longer than {self.parts.card.inquiry.horizon_s:g} s",
-            )
+        self._watch_horizon(task)
         task.claimed = False
         self._schedule_inquiry(task)
+
+    def _watch_horizon(self, task: Task) -> None:
+        """Tell of a payment that is open for too long; look again while the bank can't be asked."""
+        if task.state not in OPEN_AT_BANK or task.sent_at is None:
+            return
+        horizon_s = self.parts.card.inquiry.horizon_s
+        if evidence.overdue(self.parts.card, task.sent_at, self._service.clock.now()):
+            cause = f"{task.state.value} for longer than {horizon_s:g} s"
+            self._service.alarms.raise_alarm(AlarmKind.UNKNOWN_OVERDUE, task.task_id, cause)
+        elif not self._may_ask:
+            again = partial(self._watch_horizon, task)
+            self._later(min(horizon_s, HORIZON_LOOK_SECONDS), again)
 
     async def take_late(self, reply: Reply) -> Task | None:
         """Use an answer that came after its request was given up; return the task it belongs to."""
@@ -718,6 +730,7 @@ class Lane:
         def due() -> None:
             self._inquiries.append(task)
             self._idle.unpark()
+            self._watch_horizon(task)
 
         self._later(min(wait, longest), due)
 

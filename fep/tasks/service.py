@@ -469,10 +469,13 @@ class TaskService:
             found = await self.get(client, task_id)
             msg = f"the task is {found['state']}: it can't be cancelled any more"
             raise TaskRefusedError(Refused("BAD_STATE", msg))
-        if task.claimed or task.state not in BEFORE_SENDING:
+        if task.state not in BEFORE_SENDING:
             msg = (
-                f"the task is {task.state.value} and may have left: it can't be cancelled any more"
+                f"the task is {task.state.value}, it may have left: it can't be cancelled any more"
             )
+            raise TaskRefusedError(Refused("BAD_STATE", msg))
+        if task.claimed:
+            msg = f"the task is {task.state.value} and is worked on at this moment: try again"
             raise TaskRefusedError(Refused("BAD_STATE", msg))
         await self.change(
             task,

@@ -518,7 +518,7 @@ class Fep:
         return await self.service.get(None, TaskId(task_id))
 
     async def becomes(self, task_id: str, *states: State) -> dict[str, Any]:
-        """Wait until a task is in one of these states on disk, and return it."""
+        """Wait until a task is in one of these states, on disk and in memory, and return it."""
         wanted = {state.value for state in states}
         found: dict[str, Any] = {}
         try:
@@ -528,6 +528,8 @@ class Fep:
         except trio.TooSlowError:
             msg = f"{task_id} is {found['state']}, not one of {sorted(wanted)}"
             raise AssertionError(msg) from None
+        # Another connection sees a commit a moment before those who made it are told.
+        await self.service.settled()
         return found
 
     async def events(self, task_id: str) -> list[str]:

@@ -184,6 +184,26 @@ async def test_no_record_is_never_proof_where_the_card_says_so(world: World) -> 
         await end_of(fep, "T1")
 
 
+async def test_a_payment_open_for_too_long_is_told_also_when_the_bank_can_not_be_asked(
+    world: World,
+) -> None:
+    card = {"inquiry": {"horizon_s": 0.6, "accepted_interval_s": 0.05}}
+    async with world.fep(card=card) as fep:
+        await fep.ready()
+        world.banks[PINGAN].faults[Fault.LANDED] = 1.0
+        await fep.submit("T1", body=transfer("1.00"))
+        await fep.becomes("T1", State.ACCEPTED)
+        fep.lane.drain()
+        await until(lambda: AlarmKind.UNKNOWN_OVERDUE in fep.alarm_kinds())
+        await until(lambda: not fep.lane._timers, "nobody goes on looking")
+    # Nor does a restart forget it, with the key out from the start.
+    async with world.fep(run=False, card=card) as fep:
+        fep.alarms.clear(AlarmKind.UNKNOWN_OVERDUE, "T1")
+        fep.take_key()
+        await fep.start()
+        await until(lambda: AlarmKind.UNKNOWN_OVERDUE in fep.alarm_kinds())
+
+
 async def test_a_refusal_is_told_and_moves_nothing(world: World) -> None:
     async with world.fep(banks=BANKS) as fep:
         client = fep.client()
