@@ -94,13 +94,16 @@ class _Turns:
     def take(self, present: Container[ClientName] | None = None) -> Task | None:
         """Remove and return the next task whose client is present (None: whoever's)."""
         for _ in range(len(self._order)):
-            client = self._order[0]
-            self._order.rotate(-1)
+            client = self._order.popleft()
             if present is not None and client not in present:
+                self._order.append(client)
                 continue
             task = self._pop(client)
             if task is not None:
+                self._order.append(client)
                 return task
+            # Its line is empty: there may be many such clients, and they need no turn.
+            del self._lines[client]
         return None
 
     def _pop(self, client: ClientName) -> Task | None:

@@ -37,6 +37,7 @@ from fep.links.mux import UnmatchedReply
 from fep.store.database import Store, StoreBusyError, StoreFullError
 from fep.tasks import store
 from fep.tasks.admission import Admission, Arrival
+from fep.tasks.changes import Changes
 from fep.tasks.config import TasksConfig
 from fep.tasks.lane import Lane, LaneParts
 from fep.tasks.mailbox import ClientBox, Mailbox
@@ -114,6 +115,7 @@ class TaskService:
         self._boxes: dict[ClientName, ClientBox] = {}
         self._paid: dict[AccountNumber, Cny] = {}
         self._admission = Admission(store, config.age_max_s, self._admitted, self.note_full)
+        self._changes = Changes(store)
         self._admitting = 0
         """How many tasks may become open by what waits to be admitted."""
         self._leaving: dict[ClientName, float] = {}
@@ -446,14 +448,14 @@ class TaskService:
             return
         pairs = [(one.task_id, one.state.value) for one in got]
 
-        def stored(_result: Any, error: Exception | None) -> None:  # noqa: ANN401
+        def stored(error: Exception | None) -> None:
             if error is not None:
                 log.warning("tasks.acknowledgement_not_stored", reason=str(error), count=len(pairs))
 
         try:
-            self.store.submit(lambda c: store.acknowledge(c, pairs), stored)
+            self._changes.acknowledge(pairs, stored)
         except FepError as error:
-            stored(None, error)
+            stored(error)
 
     # -- acts of clients and operators --------------------------------------------------------
 
@@ -705,13 +707,13 @@ class TaskService:
         after = step(State.SENDING, Event.NOTHING_SENT)
         change = store.Change(task.seq, State.SENDING, after, (Event.NOTHING_SENT,), cause, now)
 
-        def done(_result: Any, error: Exception | None) -> None:  # noqa: ANN401
+        def done(error: Exception | None) -> None:
             if error is None:
                 self._open.turn(task, after)
 
         # A store that takes no more leaves it to the next process, for which it is unknown.
         with suppress(FepError):
-            self.store.submit(lambda c: store.apply(c, [change], self.configuration), done)
+            self._changes.submit([change], self.configuration, done)
 
     async def patiently(self, write: Callable[[], Awaitable[None]]) -> None:
         """Write; while the disk is full wait, for a task in flight can't be refused."""
@@ -792,7 +794,7 @@ class TaskService:
         finished = trio.Event()
         errors: list[Exception] = []
 
-        def done(_result: Any, error: Exception | None) -> None:  # noqa: ANN401
+        def done(error: Exception | None) -> None:
             if error is None:
                 claim.committed()
                 known()
@@ -801,7 +803,7 @@ class TaskService:
                 errors.append(error)
             finished.set()
 
-        self.store.submit(lambda c: store.apply(c, changes, self.configuration), done)
+        self._changes.submit(changes, self.configuration, done)
         claim.committing = True
         await finished.wait()
         if errors:

@@ -119,8 +119,8 @@ _INSERTED: Final = (
     "body_digest",
     "updated_at",
 )
-ROWS_AT_ONCE: Final = (256, 64, 16, 4, 1)
-"""Rows of one insert statement: few sizes, so that each is prepared once."""
+ROWS_AT_ONCE: Final = (256, 128, 64, 32, 16, 8, 4, 2, 1)
+"""Rows of one statement: few sizes, so that each is prepared once."""
 
 
 _SKIP: Final = "ON CONFLICT (task_id) DO NOTHING"
@@ -231,47 +231,51 @@ _INSERT_FIRST_EVENTS: Final = sa.insert(task_event).from_select(
 
 
 def apply(connection: sa.Connection, changes: Iterable[Change], configuration: str) -> None:
-    """Write changes, each a compare-and-set on its state.
+    """Write changes in a few statements, each a compare-and-set on its state.
 
     Raises:
         StaleTaskError: a row was not in the state it must be in; roll the work back.
     """
     events: list[tuple[Any, ...]] = []
-    for names, several in itertools.groupby(changes, key=lambda change: tuple(change.columns)):
-        group = list(several)
-        sql = _update_sql(connection.dialect.paramstyle, names)
-        rows = [
-            (
-                change.after.value,
-                text_of(change.at),
-                *change.columns.values(),
-                change.seq,
-                change.before.value,
-            )
-            for change in group
-        ]
-        if connection.exec_driver_sql(sql, rows).rowcount != len(rows):
-            msg = f"one of {[(one.seq, one.before.value, one.events) for one in group]} moved on"
-            raise StaleTaskError(msg)
-        for change in group:
-            events += _events_of(connection, change, configuration)
+    messages: list[tuple[Any, ...]] = []
+    for batch in _apart(changes):
+        alike: dict[tuple[str, ...], list[Change]] = {}
+        for change in batch:
+            alike.setdefault(tuple(change.columns), []).append(change)
+        for names, several in alike.items():
+            if _update(connection, names, several) != len(several):
+                known = [(one.seq, one.before.value, one.events) for one in several]
+                msg = f"one of {known} moved on"
+                raise StaleTaskError(msg)
+        for change in batch:
+            wire_digest = ""
+            if change.wire is not None:
+                messages.append(_message_row(change.seq, "", change.wire, change.at))
+                wire_digest = messages[-1][_MESSAGE_COLUMNS.index("digest")]
+            events += _event_rows(change, configuration, wire_digest)
+    _insert_rows(connection, "message", _MESSAGE_COLUMNS, messages)
     _insert_rows(connection, "task_event", _EVENT_COLUMNS, events)
 
 
-def _events_of(
-    connection: sa.Connection, change: Change, configuration: str
-) -> list[tuple[Any, ...]]:
-    """Return the rows of a change's events; its bytes are kept on the way."""
-    wire_digest = ""
-    if change.wire is not None:
-        wire_digest = digest(change.wire.data)
-        add_message(connection, change.seq, "", change.wire, change.at)
+def _apart(changes: Iterable[Change]) -> Iterable[list[Change]]:
+    """Yield the changes in order, no two of one task together."""
+    batch: dict[int, Change] = {}
+    for change in changes:
+        if change.seq in batch:
+            yield list(batch.values())
+            batch = {}
+        batch[change.seq] = change
+    yield list(batch.values())
+
+
+def _event_rows(change: Change, configuration: str, wire_digest: str) -> list[tuple[Any, ...]]:
+    at, state = text_of(change.at), change.after.value
     return [
         (
             change.seq,
-            text_of(change.at),
+            at,
             event.value,
-            change.after.value,
+            state,
             change.cause,
             configuration,
             wire_digest,
@@ -281,13 +285,41 @@ def _events_of(
     ]
 
 
+def _update(connection: sa.Connection, names: tuple[str, ...], changes: Sequence[Change]) -> int:
+    """Set these columns, and return how many rows were as they must be."""
+    rows = [
+        (
+            change.seq,
+            change.before.value,
+            change.after.value,
+            text_of(change.at),
+            *change.columns.values(),
+        )
+        for change in changes
+    ]
+    updated = at = 0
+    while at < len(rows):
+        size = next(size for size in ROWS_AT_ONCE if size <= len(rows) - at)
+        sql = _update_sql(connection.dialect.paramstyle, names, size)
+        values = tuple(itertools.chain.from_iterable(rows[at : at + size]))
+        updated += connection.exec_driver_sql(sql, values).rowcount
+        at += size
+    return updated
+
+
 @functools.cache
-def _update_sql(paramstyle: str, names: tuple[str, ...]) -> str:
+def _update_sql(paramstyle: str, names: tuple[str, ...], rows: int) -> str:
     mark = "?" if paramstyle == "qmark" else "%s"
     assert set(names) <= set(task.c.keys())
-    sets = ", ".join(f"{name} = {mark}" for name in ("state", "updated_at", *names))
+    columns = ("state", "updated_at", *names)
+    # Both databases name what VALUES gives; "WITH" in front would hide the count of rows from one.
+    sets = ", ".join(f"{name} = given.column{3 + place}" for place, name in enumerate(columns))
+    row = f"({', '.join([mark] * (2 + len(columns)))})"
     # Made of our own columns' names and marks: nothing of a client stands in it.
-    return f"UPDATE task SET {sets} WHERE seq = {mark} AND state = {mark}"  # noqa: S608
+    return (
+        f"UPDATE task SET {sets} FROM (VALUES {', '.join([row] * rows)}) AS given"  # noqa: S608
+        " WHERE seq = given.column1 AND state = given.column2"
+    )
 
 
 def note(  # noqa: PLR0913 - one row of the chain has so many columns
@@ -324,7 +356,12 @@ def add_message(
     connection: sa.Connection, seq: int | None, bank: str, wire: Bytes, at: dt.datetime
 ) -> None:
     """Keep exact bytes; ``seq`` is None for an answer that matched nothing."""
-    row = (
+    row = _message_row(seq, bank, wire, at)
+    _insert_rows(connection, "message", _MESSAGE_COLUMNS, [row])
+
+
+def _message_row(seq: int | None, bank: str, wire: Bytes, at: dt.datetime) -> tuple[Any, ...]:
+    return (
         seq,
         bank,
         "sent" if wire.sent else "received",
@@ -333,7 +370,6 @@ def add_message(
         digest(wire.data),
         wire.data,
     )
-    _insert_rows(connection, "message", _MESSAGE_COLUMNS, [row])
 
 
 def _task(row: Any) -> Task:  # noqa: ANN401 - a row is untyped by nature
@@ -484,15 +520,21 @@ def acknowledge(connection: sa.Connection, given: Sequence[tuple[str, str]]) -> 
         connection: the writer's.
         given: pairs of task id and the state that was delivered.
     """
-    connection.execute(
-        sa.update(task)
-        .where(
-            task.c.task_id == sa.bindparam("b_task_id"),
-            task.c.state == sa.bindparam("b_state"),
-            task.c.delivery == OWED,
-        )
-        .values(delivery=ACKNOWLEDGED),
-        [{"b_task_id": task_id, "b_state": state} for task_id, state in given],
+    at = 0
+    while at < len(given):
+        size = next(size for size in ROWS_AT_ONCE if size <= len(given) - at)
+        values = tuple(itertools.chain.from_iterable(given[at : at + size]))
+        connection.exec_driver_sql(_acknowledge_sql(connection.dialect.paramstyle, size), values)
+        at += size
+
+
+@functools.cache
+def _acknowledge_sql(paramstyle: str, rows: int) -> str:
+    mark = "?" if paramstyle == "qmark" else "%s"
+    pairs = ", ".join([f"({mark}, {mark})"] * rows)
+    return (
+        f"UPDATE task SET delivery = {ACKNOWLEDGED} FROM (VALUES {pairs}) AS given"  # noqa: S608
+        f" WHERE task_id = given.column1 AND state = given.column2 AND delivery = {OWED}"
     )
 
 

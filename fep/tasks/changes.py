@@ -1,0 +1,131 @@
+"""Writes the changes of open tasks that wait for the disk as one group: a few statements for all.
+
+Each submitter's changes stand or fall alone, and are answered when the group is on disk.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import attrs
+import sqlalchemy as sa
+
+from fep.domain.errors import FepError
+from fep.store.database import Store
+from fep.tasks import store as rows
+
+Done = Callable[[Exception | None], None]
+"""Called in the trio thread once it is on disk, or with why it is not."""
+
+
+@attrs.define(eq=False, slots=True)
+class _Entry:
+    """What one submitter writes together."""
+
+    configuration: str
+    changes: Sequence[rows.Change]
+    acknowledged: Sequence[tuple[str, str]]
+    done: Done
+
+
+class Changes:
+    """Owns the changes that wait to be written.
+
+    Args:
+        store: where tasks are kept.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: deque[_Entry] = deque()
+        self._is_queued = False
+        """True while a group waits for its turn: what comes joins it."""
+
+    def submit(self, changes: Sequence[rows.Change], configuration: str, done: Done) -> None:
+        """Put changes into the next group, behind all that were put before.
+
+        Raises:
+            StoreBusyError, StoreFailedError: nothing was put.
+        """
+        self._put(_Entry(configuration, changes, (), done))
+
+    def acknowledge(self, given: Sequence[tuple[str, str]], done: Done) -> None:
+        """Note with the next group that a client has these results.
+
+        Raises:
+            StoreBusyError, StoreFailedError: nothing was put.
+        """
+        self._put(_Entry("", (), given, done))
+
+    def _put(self, entry: _Entry) -> None:
+        self._waiting.append(entry)
+        if self._is_queued:
+            return
+        self._is_queued = True
+        group: list[_Entry] = []
+        try:
+            self._store.submit(partial(self._write, group), partial(self._written, group))
+        except FepError:
+            self._is_queued = False
+            self._waiting.remove(entry)
+            raise
+
+    def _take(self, group: list[_Entry]) -> None:
+        # In this order: what comes from here on either joins now or queues another group.
+        self._is_queued = False
+        while True:
+            try:
+                group.append(self._waiting.popleft())
+            except IndexError:
+                return
+
+    def _write(self, group: list[_Entry], connection: sa.Connection) -> None:
+        """Write the group (writer thread)."""
+        self._take(group)
+        _write(group, connection)
+
+    def _written(self, group: list[_Entry], _result: Any, error: Exception | None) -> None:  # noqa: ANN401
+        if not group:
+            # The store refused it before its turn came.
+            self._take(group)
+        with ExitStack() as answers:
+            # Whatever goes wrong in one answer, the others have theirs. The first is pushed last.
+            for entry in reversed(group):
+                if isinstance(error, rows.StaleTaskError) and len(group) > 1:
+                    answers.callback(self._write_alone, entry)
+                else:
+                    answers.callback(entry.done, error)
+
+    def _write_alone(self, entry: _Entry) -> None:
+        """Write what belonged to a group that failed for one of them."""
+
+        def done(_result: Any, error: Exception | None) -> None:  # noqa: ANN401
+            entry.done(error)
+
+        try:
+            self._store.submit(partial(_write, [entry]), done)
+        except FepError as error:
+            entry.done(error)
+
+
+def _write(group: Sequence[_Entry], connection: sa.Connection) -> None:
+    """Write all or none (writer thread).
+
+    Raises:
+        StaleTaskError: one is not what its submitter took it for.
+    """
+    changing = [entry for entry in group if entry.changes]
+    for configuration, entries in itertools.groupby(changing, _configuration):
+        changes = [change for entry in entries for change in entry.changes]
+        rows.apply(connection, changes, configuration)
+    if given := [one for entry in group for one in entry.acknowledged]:
+        rows.acknowledge(connection, given)
+
+
+def _configuration(entry: _Entry) -> str:
+    return entry.configuration
