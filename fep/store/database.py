@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from fep.domain.errors import FepError
-from fep.store import schema
+from fep.store import chain, schema
 
 log = structlog.get_logger()
 
@@ -328,6 +328,7 @@ class Store:
             raw.execute("BEGIN IMMEDIATE")
             for item in group:
                 _run_in_savepoint(connection, raw, item)
+            chain.link(connection)
             raw.execute("COMMIT")
         except (sa.exc.DBAPIError, sqlite3.Error) as error:
             if _in_transaction(connection):

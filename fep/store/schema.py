@@ -5,6 +5,7 @@ SQL both SQLite and PostgreSQL take; money in fen, times as RFC 3339 text in UTC
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -40,6 +41,7 @@ task: Final = sa.Table(
     sa.Column("bank_message", sa.Text, nullable=False, server_default=""),
     sa.Column("updated_at", sa.Text, nullable=False),
     sa.Column("delivery", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("archived", sa.Text),
     sa.Index("task_open", "bank", "state", "seq"),
     # Partial: a task that is only queued dirties no page of them.
     sa.Index(
@@ -55,7 +57,10 @@ task: Final = sa.Table(
         postgresql_where=sa.text("delivery = 1"),
     ),
 )
-"""``delivery``: 0 no result yet, 1 result owed to the client, 2 acknowledged by it."""
+"""``delivery``: 0 no result yet, 1 result owed to the client, 2 acknowledged by it.
+
+``archived`` is the year of the archive that has the rest of a task: its body, result, events and
+messages. The row stays, so that its id is known for ever and its reference is found."""
 
 task_event: Final = sa.Table(
     "task_event",
@@ -71,7 +76,20 @@ task_event: Final = sa.Table(
     sa.Column("detail", sa.Text, nullable=False, server_default=""),
     sa.Index("task_event_task", "task_seq"),
 )
-"""The causal chain of each task: what happened, why, under which configuration, which bytes."""
+"""The causal chain of each task: what happened, why, under which configuration, which bytes.
+
+``task_seq`` 0 is the store itself: what was archived, and who released it after a restore."""
+
+event_link: Final = sa.Table(
+    "event_link",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("first_event", sa.BigInteger, nullable=False),
+    sa.Column("last_event", sa.BigInteger, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("at", sa.Text, nullable=False),
+)
+"""The hash chain over ``task_event``: one link a commit; ``fep/store/chain.py`` says of what."""
 
 message: Final = sa.Table(
     "message",
@@ -168,7 +186,27 @@ pool_item: Final = sa.Table(
     sa.Index("pool_item_sweep", "sweep_task"),
 )
 
-VERSION: Final = 1
+restored: Final = sa.Table(
+    "restored",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("taken_at", sa.Text, nullable=False),
+    sa.Column("link", sa.Text, nullable=False),
+    sa.Column("restored_at", sa.Text),
+    sa.Column("released_at", sa.Text),
+    sa.Column("released_by", sa.Text, nullable=False, server_default=""),
+    sa.Column("evidence", sa.Text, nullable=False, server_default=""),
+)
+"""Written into each backup: this file does not know what was sent after ``taken_at``.
+
+While a row is not released, no payment leaves."""
+
+Step = Callable[[sa.Connection], None]
+
+STEPS: Final[tuple[Step, ...]] = ()
+"""The first brings a file of version 1 to version 2, and so on; ``metadata`` is what the last one
+leaves. A released version's step is never changed: ``tests/store/versions`` has a file of each."""
+VERSION: Final = len(STEPS) + 1
 
 
 class NewerStoreError(FepError):
@@ -177,26 +215,35 @@ class NewerStoreError(FepError):
     code = "STORE_NEWER"
 
 
-def migrate(connection: sa.Connection) -> None:
-    """Make or update the tables in one transaction.
+def migrate(connection: sa.Connection, steps: Sequence[Step] = STEPS) -> None:
+    """Make the tables, or bring an older file's to the present version, in one transaction.
 
     Raises:
         NewerStoreError: the file was written by a newer release; nothing was touched.
         sqlalchemy.exc.DBAPIError: the file is no database, or can't be written; nothing changed.
     """
-    version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-    if version > VERSION:
-        msg = f"the store has version {version}, this release knows {VERSION}; run a newer release"
+    present = len(steps) + 1
+    version = version_of(connection)
+    if version > present:
+        msg = f"the store has version {version}, this release knows {present}; run a newer release"
         raise NewerStoreError(msg)
-    if version == VERSION:
+    if version == present:
         return
     connection.exec_driver_sql("BEGIN IMMEDIATE")
     try:
-        metadata.create_all(connection)
-        connection.exec_driver_sql(f"PRAGMA user_version={VERSION}")
+        if version == 0:
+            metadata.create_all(connection)
+        for step in steps[version - 1 :] if version else ():
+            step(connection)
+        connection.exec_driver_sql(f"PRAGMA user_version={present}")
         connection.exec_driver_sql("COMMIT")
     except sa.exc.DBAPIError:
         # A full disk has rolled it back already.
         with suppress(sa.exc.DBAPIError):
             connection.exec_driver_sql("ROLLBACK")
         raise
+
+
+def version_of(connection: sa.Connection) -> int:
+    """Return the version of a file's tables, 0 of one that has none yet."""
+    return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())

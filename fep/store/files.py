@@ -1,0 +1,125 @@
+"""The store's files in the state directory, and connections to them from outside of the daemon."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+import sqlalchemy as sa
+
+STORE_FILE: Final = "fep.sqlite"
+RESTORING_FILE: Final = "fep.restoring"
+"""There while ``fep restore`` changes files: the daemon does not start on half a restore."""
+SIDE_FILES: Final = ("-wal", "-shm")
+"""SQLite's own beside a store's file. The first holds commits: it belongs to that file alone."""
+ARCHIVE: Final = re.compile(r"archive-(\d{4})\.sqlite")
+BUSY_SECONDS: Final = 10.0
+"""How long a command waits for the daemon's writer; the daemon's commits are short."""
+
+
+def archive_name(year: str) -> str:
+    """Return the file of a year's archived tasks."""
+    return f"archive-{year}.sqlite"
+
+
+def archives(directory: Path) -> dict[str, Path]:
+    """Return the archives of a state directory by year, in order."""
+    found = ((ARCHIVE.fullmatch(path.name), path) for path in sorted(directory.iterdir()))
+    return {match[1]: path for match, path in found if match}
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sa.Connection]:
+    """Open a store's file for reading: all queries of the block see the same moment.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: it is not there, or no database.
+    """
+    with _opened(path, "ro") as connection:
+        connection.exec_driver_sql("PRAGMA query_only=ON")
+        connection.exec_driver_sql("BEGIN")
+        yield connection
+
+
+@contextmanager
+def writing(path: Path, *, alone: bool = False) -> Iterator[sa.Connection]:
+    """Open a store's file beside the daemon; each change needs a transaction of its own.
+
+    Args:
+        path: the file; made when it is not there.
+        alone: keep all of it in the one file, so that it can be carried about.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: it can't be opened, or is no database.
+    """
+    with _opened(path, "rwc") as connection:
+        connection.exec_driver_sql(f"PRAGMA journal_mode={'DELETE' if alone else 'WAL'}")
+        connection.exec_driver_sql("PRAGMA synchronous=FULL")
+        yield connection
+
+
+@contextmanager
+def _opened(path: Path, mode: str) -> Iterator[sa.Connection]:
+    address = f"file:{quote(str(path))}?mode={mode}"
+    engine = sa.create_engine(
+        "sqlite://",
+        creator=lambda: sqlite3.connect(
+            address, uri=True, timeout=BUSY_SECONDS, check_same_thread=False
+        ),
+        isolation_level="AUTOCOMMIT",
+        poolclass=sa.NullPool,
+    )
+    with engine.connect() as connection:
+        try:
+            yield connection
+        finally:
+            _roll_back(connection)
+
+
+def _roll_back(connection: sa.Connection) -> None:
+    driver = connection.connection.dbapi_connection
+    assert isinstance(driver, sqlite3.Connection)
+    if driver.in_transaction:
+        driver.execute("ROLLBACK")
+
+
+@contextmanager
+def transaction(connection: sa.Connection) -> Iterator[None]:
+    """Hold the writer's place for the block; an exception undoes it whole."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.exec_driver_sql("COMMIT")
+    finally:
+        _roll_back(connection)
+
+
+def sync_directory(directory: Path) -> None:
+    """Have the disk know the names in a directory."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Have the disk know a file's content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def give_to_owner(path: Path, like: Path) -> None:
+    """Let a file that root made belong to whom another belongs: the daemon must open it."""
+    owner = like.stat()
+    if os.geteuid() == 0:
+        os.chown(path, owner.st_uid, owner.st_gid)
