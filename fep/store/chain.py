@@ -9,7 +9,7 @@ outside of the file (the log, backups).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import attrs
@@ -26,12 +26,14 @@ rows, and no two different sequences of rows, have the same text (``fep verify-s
 blank in the others).
 """
 
+RUNS_TOLD_MAX: Final = 8
+"""Of places in one message."""
+
 _SINCE: Final = (
     "SELECT (SELECT seq FROM event_link ORDER BY seq DESC LIMIT 1),"
     " (SELECT digest FROM event_link ORDER BY seq DESC LIMIT 1),"
-    " min(seq), max(seq), max(at), {joined} FROM (SELECT seq, at, " + LINE + " AS line"
-    " FROM task_event WHERE seq > coalesce("
-    "(SELECT last_event FROM event_link ORDER BY seq DESC LIMIT 1), 0) ORDER BY seq) AS fresh"
+    " min(seq), max(seq), max(at), {joined} FROM task_event WHERE seq > coalesce("
+    "(SELECT last_event FROM event_link ORDER BY seq DESC LIMIT 1), 0)"
 )
 """What no link covers yet, in one row: Python's lock is not fought for at each event."""
 _INSERT: Final = (
@@ -41,22 +43,33 @@ _INSERT: Final = (
 _STATEMENTS: Final = {
     dialect: (_SINCE.format(joined=joined), _INSERT.format(mark=mark))
     for dialect, joined, mark in (
-        ("sqlite", "group_concat(line, char(10))", "?"),
-        ("postgresql", "string_agg(line, chr(10) ORDER BY seq)", "%s"),
+        # SQLite goes through a range of the primary key in its order.
+        ("sqlite", f"group_concat({LINE}, char(10))", "?"),
+        ("postgresql", f"string_agg({LINE}, chr(10) ORDER BY seq)", "%s"),
     )
 }
 
 
 @attrs.frozen
-class Head:
-    """The last link: to have seen it is to be able to prove all that was before."""
+class Link:
+    """One link. To have seen the last one is to be able to prove all that was before it."""
 
-    link: int = 0
+    seq: int = 0
+    first_event: int = 0
     last_event: int = 0
     digest: str = ""
 
     def __str__(self) -> str:
-        return f"{self.link}:{self.digest}" if self.link else "0"
+        return f"{self.seq}:{self.digest}" if self.seq else "0"
+
+
+@attrs.frozen
+class Fault:
+    """A place where the chain does not hold."""
+
+    link: int
+    """The first link that does not fit; one above the last for events after it."""
+    message: str
 
 
 def link_digest(before: str, lines: Iterable[str]) -> str:
@@ -64,20 +77,85 @@ def link_digest(before: str, lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join((before, *lines)).encode()).hexdigest()
 
 
-def link(connection: sa.Connection) -> None:
+def extend(connection: sa.Connection) -> None:
     """Cover the events that no link covers yet, if there are any, in the caller's transaction."""
     since, insert = _STATEMENTS[connection.dialect.name]
     # The driver's own connection: this is part of every commit, and needs no more.
     driver: Any = connection.connection.dbapi_connection
-    last, before, first_event, last_event, at, lines = driver.execute(since).fetchone()
+    last, before, first_event, last_event, at, text = driver.execute(since).fetchone()
     if first_event is not None:
-        digest = link_digest(before or "", (lines,))
+        digest = link_digest(before or "", (text,))
         driver.execute(insert, ((last or 0) + 1, first_event, last_event, digest, at))
 
 
-def head(connection: sa.Connection) -> Head:
+def head(connection: sa.Connection) -> Link:
     """Return the last link, one of number 0 when there is none."""
-    row = connection.exec_driver_sql(
-        "SELECT seq, last_event, digest FROM event_link ORDER BY seq DESC LIMIT 1"
-    ).first()
-    return Head() if row is None else Head(row[0], row[1], row[2])
+    return next(_links(connection, "ORDER BY seq DESC LIMIT 1"), Link())
+
+
+def links(connection: sa.Connection) -> Iterator[Link]:
+    """Yield the links in order."""
+    return _links(connection, "ORDER BY seq")
+
+
+def _links(connection: sa.Connection, order: str) -> Iterator[Link]:
+    query = f"SELECT seq, first_event, last_event, digest FROM event_link {order}"  # noqa: S608
+    return (Link(*row) for row in connection.exec_driver_sql(query))
+
+
+def lines(connection: sa.Connection) -> Iterator[tuple[int, int, str]]:
+    """Yield the place, the task's place and the canonical line of each event, in order."""
+    query = f"SELECT seq, task_seq, {LINE} FROM task_event ORDER BY seq"  # noqa: S608
+    return ((row[0], row[1], row[2]) for row in connection.exec_driver_sql(query))
+
+
+def faults(chain: Iterable[Link], events: Iterable[tuple[int, str]]) -> Iterator[Fault]:
+    """Yield where the links do not fit each other or the events, in order; none when all is well.
+
+    Args:
+        chain: all links, in order.
+        events: the place and the canonical line of each event, in order.
+    """
+    left = iter(events)
+    event = next(left, None)
+    before = Link()
+    for one in chain:
+        found: dict[int, str] = {}
+        loose: list[int] = []
+        while event is not None and event[0] <= one.last_event:
+            if event[0] < one.first_event:
+                loose.append(event[0])
+            else:
+                found[event[0]] = event[1]
+            event = next(left, None)
+        if loose:
+            yield Fault(one.seq, f"no link covers {_named(loose)}")
+        if one.seq != before.seq + 1:
+            gone = range(before.seq + 1, one.seq)
+            yield Fault(before.seq + 1, f"{_named(gone, 'link')} missing before link {one.seq}")
+        elif link_digest(before.digest, found.values()) != one.digest:
+            covered = range(one.first_event, one.last_event + 1)
+            missing = [seq for seq in covered if seq not in found]
+            told = (
+                f"{_named(missing)} missing"
+                if missing
+                else f"what {_named(covered)} say is not what was written, or the link is not"
+            )
+            yield Fault(one.seq, f"link {one.seq} is broken: {told}")
+        before = one
+    after = [] if event is None else [event[0], *(one[0] for one in left)]
+    if after:
+        yield Fault(before.seq + 1, f"no link covers {_named(after)}")
+
+
+def _named(places: Sequence[int], what: str = "event") -> str:
+    """Return the places as ``events 3, 7-9``, a few of them if they are many."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and place == runs[-1][1] + 1:
+            runs[-1][1] = place
+        else:
+            runs.append([place, place])
+    told = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:RUNS_TOLD_MAX]]
+    more = ", …" if len(runs) > RUNS_TOLD_MAX else ""
+    return f"{what}{'s' if len(places) > 1 else ''} {', '.join(told)}{more}"

@@ -328,7 +328,7 @@ class Store:
             raw.execute("BEGIN IMMEDIATE")
             for item in group:
                 _run_in_savepoint(connection, raw, item)
-            chain.link(connection)
+            chain.extend(connection)
             raw.execute("COMMIT")
         except (sa.exc.DBAPIError, sqlite3.Error) as error:
             if _in_transaction(connection):

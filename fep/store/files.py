@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import sqlalchemy as sa
@@ -83,8 +83,7 @@ def _opened(path: Path, mode: str) -> Iterator[sa.Connection]:
 
 
 def _roll_back(connection: sa.Connection) -> None:
-    driver = connection.connection.dbapi_connection
-    assert isinstance(driver, sqlite3.Connection)
+    driver: Any = connection.connection.dbapi_connection
     if driver.in_transaction:
         driver.execute("ROLLBACK")
 

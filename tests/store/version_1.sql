@@ -23,6 +23,7 @@ CREATE TABLE task (
     bank_message TEXT DEFAULT '' NOT NULL,
     updated_at TEXT NOT NULL,
     delivery INTEGER DEFAULT '0' NOT NULL,
+    archived TEXT,
     PRIMARY KEY (seq),
     UNIQUE (task_id)
 );
@@ -42,6 +43,14 @@ CREATE TABLE task_event (
     PRIMARY KEY (seq)
 );
 CREATE INDEX task_event_task ON task_event (task_seq);
+CREATE TABLE event_link (
+    seq INTEGER NOT NULL,
+    first_event BIGINT NOT NULL,
+    last_event BIGINT NOT NULL,
+    digest TEXT NOT NULL,
+    at TEXT NOT NULL,
+    PRIMARY KEY (seq)
+);
 CREATE TABLE message (
     seq INTEGER NOT NULL,
     task_seq BIGINT,
@@ -61,6 +70,16 @@ CREATE TABLE resolution (
     proposed_by TEXT NOT NULL,
     proposed_at TEXT NOT NULL,
     PRIMARY KEY (task_seq)
+);
+CREATE TABLE restored (
+    seq INTEGER NOT NULL,
+    taken_at TEXT NOT NULL,
+    link TEXT NOT NULL,
+    restored_at TEXT,
+    released_at TEXT,
+    released_by TEXT DEFAULT '' NOT NULL,
+    evidence TEXT DEFAULT '' NOT NULL,
+    PRIMARY KEY (seq)
 );
 CREATE TABLE lane (
     bank TEXT NOT NULL,
@@ -125,6 +144,7 @@ INSERT INTO task (seq, task_id, client, bank, kind, priority, state, submitted_a
     (2, 'T2', 'erp-1', 'pingan', 'balance', 5, 'queued', '2026-01-05T01:00:00.000+00:00', '2026-01-06T01:00:00.000+00:00', 0, NULL, NULL, NULL, NULL, NULL, '2026-01-05T01:00:00.000+00:00', 0),
     (3, 'T3', 'erp-2', 'pingan', 'balance', 9, 'rejected', '2026-01-05T01:00:00.000+00:00', '2026-01-06T01:00:00.000+00:00', 1, NULL, NULL, NULL, NULL, NULL, '2026-01-05T01:00:03.000+00:00', 1);
 INSERT INTO task_event (seq, task_seq, at, event, state, cause, configuration) VALUES (1, 1, '2026-01-05T01:00:00.000+00:00', 'submitted', 'queued', 'task.submit of client erp-1', 'c1');
+INSERT INTO event_link (seq, first_event, last_event, digest, at) VALUES (1, 1, 1, '16ac96215ad70f388236297c36f1820220e08e48c00e35da8a91197003a0c33c', '2026-01-05T01:00:00.000+00:00');
 INSERT INTO message (seq, task_seq, bank, direction, at, correlation, digest, bytes) VALUES (1, 1, '', 'sent', '2026-01-05T01:00:01.000+00:00', 'c-1', 'd2', x'0102');
 INSERT INTO resolution (task_seq, outcome, evidence, proposed_by, proposed_at) VALUES (1, 'succeeded', 'statement of 5 January, line 7', 'li', '2026-01-05T02:00:00.000+00:00');
 INSERT INTO lane (bank, drained) VALUES ('pingan', 1);
