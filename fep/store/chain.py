@@ -77,15 +77,20 @@ def link_digest(before: str, lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join((before, *lines)).encode()).hexdigest()
 
 
-def extend(connection: sa.Connection) -> None:
-    """Cover the events that no link covers yet, if there are any, in the caller's transaction."""
+def extend(connection: sa.Connection) -> Link | None:
+    """Cover the events that no link covers yet, in the caller's transaction.
+
+    Returns the link, None when there are no such events.
+    """
     since, insert = _STATEMENTS[connection.dialect.name]
     # The driver's own connection: this is part of every commit, and needs no more.
     driver: Any = connection.connection.dbapi_connection
     last, before, first_event, last_event, at, text = driver.execute(since).fetchone()
-    if first_event is not None:
-        digest = link_digest(before or "", (text,))
-        driver.execute(insert, ((last or 0) + 1, first_event, last_event, digest, at))
+    if first_event is None:
+        return None
+    link = Link((last or 0) + 1, first_event, last_event, link_digest(before or "", (text,)))
+    driver.execute(insert, (link.seq, link.first_event, link.last_event, link.digest, at))
+    return link
 
 
 def head(connection: sa.Connection) -> Link:

@@ -31,6 +31,8 @@ WAITING_WORK_MAX: Final = 8192
 READERS_MAX: Final = 2
 BUSY_TIMEOUT_MS: Final = 5000
 """How long another program, such as a backup, may hold the file before work is refused."""
+HEAD_SECONDS: Final = 3600.0
+"""So often the log is told the head of the chain, if there is a new one."""
 CLOSE_SECONDS_MAX: Final = 30.0
 COMMIT_SECONDS_MAX: Final = 60.0
 """A thread in a commit can't be abandoned: these bound nothing but what waits beside it."""
@@ -113,6 +115,8 @@ class Store:
         self._writer_limiter = trio.CapacityLimiter(1)
         self._reader_limiter = trio.CapacityLimiter(READERS_MAX)
         self._connection: sa.Connection | None = None
+        self._head = self._noted = chain.Link()
+        self._note_head_at = 0.0
         self._full = False
         self._wrote = False
         """Whether the last group changed anything."""
@@ -227,6 +231,7 @@ class Store:
             self._fail([], failure)
             raise
         self._opened = True
+        self._note_head()
 
     async def _finish(self) -> None:
         """Commit what was accepted, and close; nothing more is accepted, so this ends."""
@@ -237,6 +242,7 @@ class Store:
                 await self._commit_group()
         finally:
             self._answer_committed()
+            self._note_head()
             # Its caller has the shield and its deadline.
             await trio.to_thread.run_sync(self._close, limiter=self._writer_limiter)  # noqa: ASYNC102
 
@@ -272,6 +278,8 @@ class Store:
             if full or self._wrote:
                 # A commit of nothing says nothing of the disk.
                 self._note_full(full=full)
+        if trio.current_time() >= self._note_head_at:
+            self._note_head()
         self._committed.append(group)
         if self._waiting:
             # The next group's sync runs while this one's submitters are answered.
@@ -292,6 +300,13 @@ class Store:
                     self._defect = error
                     self._wake.set()
 
+    def _note_head(self) -> None:
+        """Have the log know the head of the chain: outside of the file that it proves."""
+        if self._head != self._noted:
+            self._noted = self._head
+            log.info("chain.noted", head=str(self._head))
+        self._note_head_at = trio.current_time() + HEAD_SECONDS
+
     def _note_full(self, *, full: bool) -> None:
         if full and not self._full:
             log.error("store.filled")
@@ -305,6 +320,7 @@ class Store:
             # A reader may have been here before the start: a pooled connection keeps its pragmas.
             self._connection.exec_driver_sql("PRAGMA query_only=OFF")
             schema.migrate(self._connection)
+            self._head = chain.head(self._connection)
         except (sa.exc.DBAPIError, sqlite3.Error) as error:
             msg = f"the store can't be opened: {_told(error)}"
             raise StoreFailedError(msg) from error
@@ -328,8 +344,9 @@ class Store:
             raw.execute("BEGIN IMMEDIATE")
             for item in group:
                 _run_in_savepoint(connection, raw, item)
-            chain.extend(connection)
+            head = chain.extend(connection)
             raw.execute("COMMIT")
+            self._head = head or self._head
         except (sa.exc.DBAPIError, sqlite3.Error) as error:
             if _in_transaction(connection):
                 with suppress(sa.exc.DBAPIError):

@@ -73,7 +73,7 @@ class Report:
 class _Trace:
     """Takes the place of the log: counts what matters and digests all of it."""
 
-    IDS: Final = ("alarm_id", "session", "ts")
+    IDS: Final = ("alarm_id", "session", "ts", "head")
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}

@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import structlog
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fep.store import chain, files
 from fep.store.chain import Link
-from fep.store.database import Store
+from fep.store.database import HEAD_SECONDS, Store
 from tests.store.test_schema import FIXTURES, made_by
 
 GROUPS = ((3, "a"), (1, "b"), (4, "c"), (2, "d"))
@@ -138,6 +140,21 @@ async def test_the_chain_goes_on_over_restarts_and_kills(path: Path) -> None:
         await store.write(events(2, "e"))
     assert links(path)[-2] == head
     assert found(path) == []
+
+
+async def test_the_log_knows_the_head_at_the_start_at_the_end_and_every_hour(
+    path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with opened(path) as store:
+            for number in range(4):
+                await store.write(events(1, str(number)))
+                if number % 2:
+                    await trio.sleep(HEAD_SECONDS)
+    noted = [one["head"] for one in logs if one["event"] == "chain.noted"]
+    heads = [str(one) for one in links(path)]
+    # Four links were there; the seventh is the first after an hour.
+    assert noted == [heads[3], heads[6], heads[7]]
 
 
 def test_a_store_without_events_has_no_links(tmp_path: Path) -> None:
