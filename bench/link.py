@@ -126,6 +126,10 @@ class _EchoCodec:
         del operation
         return Unclear(reply.code, reply.message)
 
+    def payment_ref(self, reply: Reply) -> str:
+        del reply
+        return ""
+
     def split(self, query: StatementQuery, today: BusinessDate) -> list[StatementQuery]:
         del today
         return [query]

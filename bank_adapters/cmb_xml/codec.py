@@ -120,6 +120,10 @@ class CmbXmlCodec:
         """Return what a reply means for the operation it answers."""
         return replies.outcome(self.profile.card, operation, reply)
 
+    def payment_ref(self, reply: Reply) -> str:
+        """Return the YURREF of an answer to DCPAYMNT, or empty."""
+        return replies.payment_ref(reply)
+
     def split(self, query: StatementQuery, today: BusinessDate) -> list[StatementQuery]:  # noqa: ARG002 - the interface's
         """Return the queries a statement must be asked in: spans the bank tells at once."""
         step = dt.timedelta(days=max(self.profile.card.statement.span_days_max, 1))

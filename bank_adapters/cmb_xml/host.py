@@ -26,6 +26,7 @@ from bank_adapters.cmb_xml.messages import (
     encode,
     take_signature,
 )
+from bank_adapters.cmb_xml.replies import REVERSAL
 from bank_adapters.cmb_xml.requests import (
     BALANCE,
     OTHER_BANK,
@@ -91,6 +92,7 @@ _STATES: Final = {
     BookedState.DONE: ("FIN", "S"),
     BookedState.LANDED: ("APW", ""),
     BookedState.REFUSED: ("FIN", "F"),
+    BookedState.RETURNED: ("FIN", "B"),
 }
 
 
@@ -143,6 +145,7 @@ class CmbXmlHostConnection:
 
     def _answer(self, xml: bytes) -> tuple[Answer, ...]:
         """Return the answer to one request, nothing for silence."""
+        self._profile.book.take_back(self._profile.bank, self._profile.clock.now())
         try:
             message = decode(xml)
         except RemoteProtocolError as error:
@@ -174,8 +177,10 @@ class CmbXmlHostConnection:
             return self._late(_failed_row(message, request.client_ref, BAD_SIGNATURE, "签名无效"))
         if (broken := self._interrupted(_BEFORE_BOOKING)) is not None:
             return broken
-        landed = self._profile.faults.draw(Fault.LANDED)
-        row = self._book(attrs.evolve(request, landed=landed))
+        faults = self._profile.faults
+        landed = faults.draw(Fault.LANDED)
+        returns_at = faults.draw_return(self._profile.clock.now())
+        row = self._book(attrs.evolve(request, landed=landed, returns_at=returns_at))
         if (broken := self._interrupted(_AFTER_BOOKING)) is not None:
             return broken
         if self._profile.faults.draw(Fault.UNKNOWN_AFTER_BOOKING):
@@ -405,28 +410,31 @@ def _statement(profile: HostProfile, message: Message) -> tuple[Block, ...]:
 
 def _line(entry: BookEntry) -> Block:
     at, money = to_shanghai(entry.at), str(entry.amount)
+    # Both lines of a payment that is taken back are credits; the payee's is one that is reversed.
+    debit = entry.debit and not entry.back
+    is_payer = entry.debit != entry.back
     fields = {
         "ETYDAT": f"{at:%Y%m%d}",
         "ETYTIM": f"{at:%H%M%S}",
         "VLTDAT": f"{at:%Y%m%d}",
         "TRSCOD": "GATR",
         "NARYUR": entry.purpose,
-        "TRSAMTD": money if entry.debit else "",
-        "TRSAMTC": "" if entry.debit else money,
-        "AMTCDR": "D" if entry.debit else "C",
+        "TRSAMTD": money if debit else "",
+        "TRSAMTC": "" if debit else money,
+        "AMTCDR": "D" if debit else "C",
         "TRSBLV": str(entry.balance_after),
         "REFNBR": entry.payment_ref,
-        "REQNBR": entry.payment_ref if entry.debit else "",
+        "REQNBR": entry.payment_ref if is_payer else "",
         "BUSNAM": "企业银行直接支付",
         "NUSAGE": entry.purpose,
         # A payer's reference is nothing the payee's bank ever learns.
-        "YURREF": entry.client_ref if entry.debit else "",
+        "YURREF": entry.client_ref if is_payer else "",
         "RPYNAM": entry.counterparty_name,
         "RPYACC": entry.counterparty,
         "RPYBNK": entry.counterparty_bank_name,
         "INFFLG": "1",
         "ATHFLG": "N",
-        "RSVFLG": "",
+        "RSVFLG": REVERSAL if entry.debit and entry.back else "",
         "TRSANL": "APGATR",
     }
     return Block("NTQTSINFZ", fields)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Final, assert_never
 
 from bank_adapters.cmb_xml.messages import Message
-from bank_adapters.cmb_xml.requests import RENMINBI, function_of
+from bank_adapters.cmb_xml.requests import PAYMENT, RENMINBI, function_of
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
 from fep.adapters.card import BehaviourCard, Codes, States
 from fep.domain.clock import SHANGHAI, BusinessDate
@@ -34,6 +34,7 @@ from fep.domain.order import (
 )
 
 FINISHED: Final = "FIN"
+PAYMENT_ROW: Final = "NTQPAYRQZ"
 REVERSAL: Final = "*"
 """RSVFLG of a line that takes an earlier one back (冲账)."""
 
@@ -64,6 +65,15 @@ def outcome(card: BehaviourCard, operation: Operation, reply: Reply) -> Outcome:
             assert_never(operation)
 
 
+def payment_ref(reply: Reply) -> str:
+    """Return our reference of the payment that an answer to DCPAYMNT bears, or empty."""
+    message = reply.content
+    if not isinstance(message, Message) or message.function != PAYMENT:
+        return ""
+    rows = message.rows(PAYMENT_ROW)
+    return rows[0].get("YURREF", "") if len(rows) == 1 else ""
+
+
 def state_key(row: Row) -> str:
     """Return a row's state as the card writes it: REQSTS, or FIN with its RTNFLG: ``FIN+S``."""
     state = row.get("REQSTS", "")
@@ -89,7 +99,7 @@ def _payment(card: BehaviourCard, order: PaymentOrder, reply: Reply, message: Me
     if reply.code not in card.codes.ok:
         # The front end answers so also for a request that it had already passed on.
         return Unclear(reply.code, reply.message)
-    rows = message.rows("NTQPAYRQZ")
+    rows = message.rows(PAYMENT_ROW)
     if len(rows) != 1:
         return Unclear("NOT_ONE_ROW", f"{len(rows)} rows answer one payment")
     return _payment_row(card, order, rows[0])

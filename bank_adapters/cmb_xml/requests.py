@@ -188,17 +188,15 @@ def _payee_bank(
 
 def _status(query: StatusQuery, profile: BankProfile, context: Context) -> Block:
     today = business_date(context.now)
-    first, last = query.submitted_on, query.submitted_on + _DAY
+    # NTQRYSTY finds by the bank's date of the payment, which need not be ours: around midnight, and
+    # where our clock was wrong when the payment left, or is now. So all the days are asked that the
+    # bank lets us ask for at once, or "no record" would prove nothing.
+    first = query.submitted_on - STATUS_DOUBT_DAYS * _DAY
+    last = query.submitted_on + STATUS_DOUBT_DAYS * _DAY
     reach = today - STATUS_REACH_DAYS * _DAY
-    if last < reach:
+    if query.submitted_on + _DAY < reach:
         msg = f"the bank tells a payment's status for {STATUS_REACH_DAYS} days only"
         raise BodyError(msg)
-    if today > query.submitted_on:
-        # NTQRYSTY finds by the bank's date, which differs from ours around midnight. From now on
-        # "no record" may be taken for proof, so all the days the bank lets us ask for at once are
-        # asked: a clock of ours that was wrong by days when the payment left is covered too.
-        first = query.submitted_on - STATUS_DOUBT_DAYS * _DAY
-        last = query.submitted_on + STATUS_DOUBT_DAYS * _DAY
     fields = {
         "BUSCOD": _options(profile).buscod,
         "YURREF": _text(query.client_ref, "client_ref", _REFERENCE_CHARS_MAX),

@@ -179,6 +179,10 @@ class PinganCodec:
         """Return what a reply means for the operation; never raises on bad content."""
         return replies.outcome(self._profile, operation, reply)
 
+    def payment_ref(self, reply: Reply) -> str:
+        """Return the ThirdVoucher of an answer to 4004, or empty."""
+        return replies.payment_ref(reply)
+
     def split(self, query: StatementQuery, today: BusinessDate) -> list[StatementQuery]:
         """Return the queries that don't mix today with the past, none over more days than allowed.
 

@@ -52,11 +52,17 @@ LANDS_ABOVE: Final = Cny(1_000_000_000)
 """A payment above 10,000,000 yuan lands, as does an interbank one without a bank code."""
 TODAY_ROWS: Final = 10
 _MESSAGE_BYTES_MAX: Final = 100
-_STATES: Final = {BookedState.DONE: "20", BookedState.LANDED: "11", BookedState.REFUSED: "30"}
+_STATES: Final = {
+    BookedState.DONE: "20",
+    BookedState.LANDED: "11",
+    BookedState.REFUSED: "30",
+    BookedState.RETURNED: "20",
+}
 _NOTES: Final = {
     BookedState.DONE: ("000000:转账交易成功", "交易成功"),
     BookedState.LANDED: ("000000:交易受理成功正在处理中", ""),
     BookedState.REFUSED: ("MA9112:转账失败", ""),
+    BookedState.RETURNED: ("000000:转账交易成功", "RJ01:账号不存在"),
 }
 NO_ANSWER: Final = Answer()
 _BEFORE_BOOKING: Final = (
@@ -157,6 +163,7 @@ class PinganHostConnection:
         return answers
 
     def _receive(self, packet: Packet) -> Answer:
+        self._profile.book.take_back(self._profile.bank, self._profile.clock.now())
         try:
             answer = self._reply(packet)
         except _RefusalError as refusal:
@@ -281,6 +288,7 @@ class PinganHostConnection:
             amount=amount,
             purpose=_text(fields, "UseEx", least=0),
             landed=lands or self._profile.faults.draw(Fault.LANDED),
+            returns_at=self._profile.faults.draw_return(self._profile.clock.now()),
         )
         return _Order(request, same_bank, fields.get("CstInnerFlowNo"))
 
@@ -323,7 +331,8 @@ class PinganHostConnection:
             raise _RefusalError(NO_PAYMENT)
         local = to_shanghai(payment.at)
         note, remark = _NOTES[payment.state]
-        done = payment.state is BookedState.DONE
+        returned = payment.state is BookedState.RETURNED
+        done = payment.state is BookedState.DONE or returned
         members = [
             ("OrigThirdVoucher", payment.client_ref),
             ("FrontLogNo", payment.bank_ref),
@@ -339,7 +348,7 @@ class PinganHostConnection:
             ("Fee", "0.00"),
             ("CstInnerFlowNo", ""),
             ("Stt", _STATES[payment.state]),
-            ("IsBack", "0"),
+            ("IsBack", "1" if returned else "0"),
             ("BackRem", remark or payment.reason),
             ("SysFlag", "N"),
             ("TransBsn", messages.TRANSFER),
@@ -415,7 +424,7 @@ class PinganHostConnection:
 
 def _row_4008(account: BookAccount, entry: BookEntry) -> Members:
     own, other = _sides(account, entry)
-    send, accept = (own, other) if entry.debit else (other, own)
+    send, accept = (own, other) if _side(entry) == "D" else (other, own)
     return [
         ("TranTime1", f"{to_shanghai(entry.at):%H%M%S}"),
         ("HostSeqNo", _host_number(entry.payment_ref)),
@@ -425,17 +434,17 @@ def _row_4008(account: BookAccount, entry: BookEntry) -> Members:
         ("SendBankNode", ""),
         ("SendAccount", send[0]),
         ("SendName", send[1]),
-        ("TxAmount", str(entry.amount)),
+        ("TxAmount", _amount(entry)),
         ("AcctBank", accept[2]),
         ("AcctBankNode", ""),
         ("AcctAccount", accept[0]),
         ("AcctName", accept[1]),
-        ("TxType", "D" if entry.debit else "C"),
-        ("AbstractStr", "WEB"),
+        ("TxType", _side(entry)),
+        ("AbstractStr", _abstract(entry)),
         ("Notes", entry.purpose),
         ("Fee1", "0.00"),
         ("Fee2", "0.00"),
-        ("AbstractStr_Desc", "WEB"),
+        ("AbstractStr_Desc", _abstract(entry)),
         ("CVoucherNo", ""),
         ("CstInnerFlowNo", ""),
         ("Balance", str(entry.balance_after)),
@@ -444,7 +453,7 @@ def _row_4008(account: BookAccount, entry: BookEntry) -> Members:
 
 def _row_4013(account: BookAccount, entry: BookEntry) -> Members:
     own, other = _sides(account, entry)
-    out, into = (own, other) if entry.debit else (other, own)
+    out, into = (own, other) if _side(entry) == "D" else (other, own)
     local = to_shanghai(entry.at)
     return [
         ("AcctDate", f"{local:%Y%m%d}"),
@@ -457,26 +466,39 @@ def _row_4013(account: BookAccount, entry: BookEntry) -> Members:
         ("OutAcctNo", out[0]),
         ("OutAcctName", out[1]),
         ("CcyCode", messages.CURRENCY),
-        ("TranAmount", str(entry.amount)),
+        ("TranAmount", _amount(entry)),
         ("InNode", ""),
         ("InBankNo", ""),
         ("InBankName", into[2]),
         ("InAcctNo", into[0]),
         ("InAcctName", into[1]),
-        ("DcFlag", "D" if entry.debit else "C"),
-        ("AbstractStr", "WEB"),
+        ("DcFlag", _side(entry)),
+        ("AbstractStr", _abstract(entry)),
         ("VoucherNo", ""),
         ("TranFee", ""),
         ("PostFee", ""),
         # The test environment of 2016 answered 0.00 in every row.
         ("AcctBalance", "0.00"),
         ("Purpose", entry.purpose),
-        ("AbstractStr_Desc", "WEB"),
+        ("AbstractStr_Desc", _abstract(entry)),
         ("CVoucherNo", ""),
         ("ProxyPayAcc", ""),
         ("ProxyPayName", ""),
         ("ProxyPayBankName", ""),
     ]
+
+
+def _side(entry: BookEntry) -> str:
+    """Return D or C: what is taken from a payee again is a credit below zero (冲账)."""
+    return "D" if entry.debit and not entry.back else "C"
+
+
+def _amount(entry: BookEntry) -> str:
+    return f"{'-' if entry.debit and entry.back else ''}{entry.amount}"
+
+
+def _abstract(entry: BookEntry) -> str:
+    return "TP" if entry.back else "WEB"
 
 
 _Side = tuple[str, str, str]

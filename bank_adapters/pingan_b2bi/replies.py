@@ -131,6 +131,14 @@ def outcome(profile: BankProfile, operation: Operation, reply: Reply) -> Outcome
         return Unclear(BAD_REPLY, str(error))
 
 
+def payment_ref(reply: Reply) -> str:
+    """Return our reference of the payment that an answer to 4004 bears, or empty."""
+    answer = reply.content
+    if reply.trade != messages.TRANSFER or not isinstance(answer, Answer):
+        return ""
+    return answer.fields.get("ThirdVoucher")
+
+
 def _outcome(profile: BankProfile, operation: Operation, reply: Reply, answer: Answer) -> Outcome:
     said = meaning(profile.card.codes, reply.code)
     match operation:

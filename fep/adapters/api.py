@@ -177,6 +177,13 @@ class BankCodec(Protocol):
         """Return what a reply means for the operation it answers; never raises on bad content."""
         ...
 
+    def payment_ref(self, reply: Reply) -> str:
+        """Return our reference of the payment that an answer to a payment bears, or empty.
+
+        How an answer is used that comes when nobody knows any more what it answers.
+        """
+        ...
+
     def split(self, query: StatementQuery, today: BusinessDate) -> list[StatementQuery]:
         """Return the queries a statement must be asked in (some banks don't mix days)."""
         ...

@@ -53,7 +53,7 @@ class NoRecord(StrEnum):
     AFTER = "after"
     """From ``no_record_after_s`` after the sending."""
     END_OF_DAY = "end_of_day"
-    """From an hour past the end of the bank's day (Asia/Shanghai) of the sending."""
+    """From an hour past the end of the bank's day (Asia/Shanghai) of the sending, by our clock."""
 
 
 @attrs.frozen
@@ -113,6 +113,8 @@ class Inquiry:
     """Unresolved this long after the sending: alarm, a person must look."""
     no_record: NoRecord = NoRecord.NEVER
     no_record_after_s: float = 0.0
+    statement_after: int = 3
+    """After so many inquiries that proved nothing the payer's statement is read too; 0 = never."""
 
 
 @attrs.frozen
@@ -132,14 +134,21 @@ class StatementFacts:
     span_days_max: int = 100
     today_separate: bool = False
     fee_mark: str = ""
+    shows_reference: bool = False
+    """A payment's line bears our reference: a line without one is none of ours."""
 
 
 @attrs.frozen
 class ReturnedFacts:
     """For how long and by which signs a success can come back (退票)."""
 
-    watch_days: int = 2
+    watch_days: float = 2.0
+    """How long a success is watched; 0 = not at all."""
     sign: str = ""
+    first_look_s: float = 3600.0
+    """From a success to the first look at its payer's account."""
+    interval_s: float = 14_400.0
+    """From one look at an account to the next."""
 
 
 @attrs.frozen

@@ -41,6 +41,8 @@ class BookedState(StrEnum):
     LANDED = "landed"
     """落地: taken, waits for a person at the bank; booked later or never."""
     REFUSED = "refused"
+    RETURNED = "returned"
+    """退票: done, and taken back."""
 
 
 @attrs.frozen
@@ -78,6 +80,8 @@ class BookEntry:
     counterparty_name: str
     counterparty_bank_name: str
     purpose: str
+    back: bool = False
+    """True for a line of a payment that is taken back: money in for its payer."""
 
 
 class DuplicateReferenceError(Exception):
@@ -100,6 +104,8 @@ class PaymentRequest:
     amount: Cny
     purpose: str
     landed: bool = False
+    returns_at: dt.datetime | None = None
+    """When it is taken back after it was done (退票), None for never."""
 
 
 class Book(Protocol):
@@ -121,6 +127,13 @@ class Book(Protocol):
 
         Raises:
             DuplicateReferenceError: the reference is known; nothing was booked.
+        """
+        ...
+
+    def take_back(self, bank: BankName, now: dt.datetime) -> None:
+        """Take back this bank's payments whose time for it has come.
+
+        One whose payee has not the money any more stays done.
         """
         ...
 
@@ -152,6 +165,8 @@ class Fault(StrEnum):
     """Booked, and the answer is a communication fault of the bank's own front end."""
     LANDED = "landed"
     """Taken, but waits for a person at the bank (落地)."""
+    RETURNED = "returned"
+    """Done, and taken back up to ``RETURN_SECONDS_MAX`` later (退票)."""
     THROTTLED = "throttled"
     """A query is refused because it came too soon."""
     DELAYED = "delayed"
@@ -159,6 +174,7 @@ class Fault(StrEnum):
 
 
 DELAY_SECONDS: Final = 2.0
+RETURN_SECONDS_MAX: Final = 60.0
 
 
 @attrs.frozen
@@ -194,6 +210,12 @@ class Faults:
         """Say whether this fault happens now."""
         probability = self.chance.get(fault, 0.0)
         return probability > 0.0 and self.rng.random() < probability
+
+    def draw_return(self, now: dt.datetime) -> dt.datetime | None:
+        """Return when a payment that is done now is taken back, None for never."""
+        if not self.draw(Fault.RETURNED):
+            return None
+        return now + dt.timedelta(seconds=self.rng.uniform(0.0, RETURN_SECONDS_MAX))
 
 
 @attrs.frozen

@@ -26,6 +26,9 @@ class AlarmKind(StrEnum):
     BANK_HEARTBEAT_LOST = "BANK_HEARTBEAT_LOST"
     CLIENT_LOST = "CLIENT_LOST"
     UNKNOWN_OVERDUE = "UNKNOWN_OVERDUE"
+    EVIDENCE_AMBIGUOUS = "EVIDENCE_AMBIGUOUS"
+    EVIDENCE_CONFLICT = "EVIDENCE_CONFLICT"
+    PAYMENT_RETURNED = "PAYMENT_RETURNED"
     TASK_EXPIRED = "TASK_EXPIRED"
     QUEUE_NEARLY_FULL = "QUEUE_NEARLY_FULL"
     STORE_FULL = "STORE_FULL"
@@ -121,6 +124,26 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         "交易结果长时间未知",
         Severity.CRITICAL,
         "Do not pay again. Ask the bank; then two persons: task.resolve and task.confirm.",
+    ),
+    AlarmKind.EVIDENCE_AMBIGUOUS: Meaning(
+        "Statement does not tell payments apart",
+        "明细无法唯一对应付款",
+        Severity.MAJOR,
+        "Compare the statement with task.why; then two persons: task.resolve and task.confirm.",
+    ),
+    AlarmKind.EVIDENCE_CONFLICT: Meaning(
+        "Bank contradicts how a payment was closed",
+        "银行应答与已定结果矛盾",
+        Severity.CRITICAL,
+        "Do not pay again. See task.why, ask the bank, and correct the books by hand.",
+        momentary=True,
+    ),
+    AlarmKind.PAYMENT_RETURNED: Meaning(
+        "Payment came back",
+        "付款被退回（退票、冲账）",
+        Severity.MAJOR,
+        "See the bank's reason; if still wanted, the finance system submits a new task id.",
+        momentary=True,
     ),
     AlarmKind.TASK_EXPIRED: Meaning(
         "Tasks expired unsent",

@@ -150,6 +150,13 @@ class ResolveParams(msgspec.Struct, forbid_unknown_fields=True):
     evidence: Annotated[str, msgspec.Meta(max_length=EVIDENCE_CHARS_MAX)]
 
 
+class ConfirmParams(msgspec.Struct, forbid_unknown_fields=True):
+    """task.confirm."""
+
+    task_id: TaskId
+    outcome: Literal["succeeded", "rejected"] | None = None
+
+
 class SlotUnlockParams(msgspec.Struct, forbid_unknown_fields=True):
     """slot.unlock."""
 
@@ -246,8 +253,9 @@ async def _task_resolve(services: Services, caller: Caller, params: ResolveParam
     return {"task_id": params.task_id, "proposed": params.outcome, "needs": "task.confirm"}
 
 
-async def _task_confirm(services: Services, caller: Caller, params: TaskParams) -> Any:  # noqa: ANN401
-    state = await services.tasks.confirm(caller.name, params.task_id)
+async def _task_confirm(services: Services, caller: Caller, params: ConfirmParams) -> Any:  # noqa: ANN401
+    seen = None if params.outcome is None else State(params.outcome)
+    state = await services.tasks.confirm(caller.name, params.task_id, seen)
     return {"task_id": params.task_id, "state": state.value}
 
 
@@ -359,7 +367,7 @@ METHODS: Final[dict[str, Method]] = {
         ResolveParams, ACTING, "propose an unknown's end", _task_resolve, acts=True
     ),
     "task.confirm": Method(
-        TaskParams, ACTING, "confirm another's proposal", _task_confirm, acts=True
+        ConfirmParams, ACTING, "confirm another's proposal", _task_confirm, acts=True
     ),
     "status": Method(NoParams, ALL, "the daemon at a glance", _status),
     "slot.list": Method(NoParams, ALL, "key slots and their states", _slot_list),

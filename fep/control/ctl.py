@@ -244,12 +244,14 @@ def _resolve(desk: Desk) -> int:
     value = desk.call(
         "task.resolve", task_id=given.task_id, outcome=given.outcome, evidence=given.evidence
     )
-    words = f"proposed 已提议 {given.outcome}; another person runs: fepctl confirm {given.task_id}"
+    confirm = f"fepctl confirm {given.task_id} {given.outcome}"
+    words = f"proposed 已提议 {given.outcome}; another person runs: {confirm}"
     return desk.say(value, words)
 
 
 def _confirm(desk: Desk) -> int:
-    value = desk.call("task.confirm", task_id=desk.given.task_id)
+    seen = {} if desk.given.outcome is None else {"outcome": desk.given.outcome}
+    value = desk.call("task.confirm", task_id=desk.given.task_id, **seen)
     return desk.say(value, f"{value['task_id']} is {value['state']} 已确认")
 
 
@@ -430,7 +432,19 @@ COMMANDS: Final[dict[str, Command]] = {
             _arg("--evidence", required=True, metavar="TEXT", help="where it was seen 依据"),
         ],
     ),
-    "confirm": Command(_confirm, "confirm another person's proposal 复核定案", [_TASK]),
+    "confirm": Command(
+        _confirm,
+        "confirm another person's proposal 复核定案",
+        [
+            _TASK,
+            _arg(
+                "outcome",
+                nargs="?",
+                choices=["succeeded", "rejected"],
+                help="what you saw proposed; refused if it is another by now",
+            ),
+        ],
+    ),
     "pool list": Command(_pool_list, "pools and their last rounds"),
     "pool plan": Command(_pool_plan, "what a round would do now; moves nothing 试算", [_POOL]),
     "pool run": Command(

@@ -22,6 +22,8 @@ from fep.links.config import LinkConfig
 
 WORKERS_MAX: Final = 64
 SPAN_SECONDS_MAX: Final = 3600.0
+WATCH_DAYS_MAX: Final = 90
+"""A look asks the statement back to the day of the payment, and a statement covers 100 days."""
 FRAME_BYTES_MIN: Final = 1024
 FRAME_BYTES_MAX: Final = 256 * 1024 * 1024
 
@@ -201,18 +203,23 @@ def card_faults(card: BehaviourCard) -> Iterator[tuple[tuple[str, str], str]]:
         ("inquiry", "interval_max_s", 0.01),
         ("inquiry", "horizon_s", 1.0),
         ("inquiry", "no_record_after_s", 0.0),
+        ("inquiry", "statement_after", 0),
         ("throttle", "submit_gap_s", 0.0),
         ("throttle", "query_gap_s", 0.0),
         ("throttle", "concurrent_max", 0),
         ("statement", "rows_per_page", 0),
         ("statement", "span_days_max", 1),
-        ("returned", "watch_days", 0),
+        ("returned", "watch_days", 0.0),
+        ("returned", "first_look_s", 0.01),
+        ("returned", "interval_s", 0.01),
         ("limits", "reply_timeout_s", 0.01),
         ("limits", "frame_bytes_max", FRAME_BYTES_MIN),
     ):
         value = getattr(getattr(card, section), key)
         if not value >= low or value == float("inf"):
             yield (section, key), f"must be a number of at least {low:g}"
+    if card.returned.watch_days > WATCH_DAYS_MAX:
+        yield ("returned", "watch_days"), f"must be at most {WATCH_DAYS_MAX}"
     if card.limits.frame_bytes_max > FRAME_BYTES_MAX:
         yield ("limits", "frame_bytes_max"), f"must be at most {FRAME_BYTES_MAX}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 from typing import Final, NewType, Protocol
 
 SHANGHAI: Final = dt.timezone(dt.timedelta(hours=8), "Asia/Shanghai")
@@ -26,6 +27,29 @@ class SystemClock:
     def now(self) -> dt.datetime:
         """Return the present moment, aware, in UTC."""
         return dt.datetime.now(dt.UTC)
+
+
+class PatientClock:
+    """A clock that is never ahead of what has really passed since it was made.
+
+    The wall clock may be stepped, by NTP or by an operator. A step back is followed; a step forward
+    only as fast as time passes. What counts by this clock may come late, never early.
+
+    Args:
+        wall: the clock that people read.
+        elapsed: seconds since some moment; never stepped (``trio.current_time``).
+    """
+
+    def __init__(self, wall: Clock, elapsed: Callable[[], float]) -> None:
+        self._wall = wall
+        self._elapsed = elapsed
+        self._began_at = wall.now()
+        self._began = elapsed()
+
+    def now(self) -> dt.datetime:
+        """Return the present moment, or an earlier one; aware, in UTC."""
+        lived = dt.timedelta(seconds=self._elapsed() - self._began)
+        return min(self._wall.now(), self._began_at + lived)
 
 
 def to_shanghai(moment: dt.datetime) -> dt.datetime:

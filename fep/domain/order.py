@@ -125,7 +125,11 @@ class StatementQuery:
     """The adapter's own mark of the next page; empty for the first."""
 
 
-Body = BalanceQuery | PaymentOrder | TransferStatusRequest | StatementQuery
+Order = PaymentOrder
+"""Bodies of the kinds in ``MOVES_MONEY``: they change something at the bank, so are sent once."""
+Query = BalanceQuery | TransferStatusRequest | StatementQuery
+"""Bodies that change nothing: asked again when they are lost."""
+Body = Order | Query
 """What a client's task body parses to."""
 Operation = BalanceQuery | PaymentOrder | StatusQuery | StatementQuery
 """What an adapter is asked to do."""
@@ -154,6 +158,8 @@ class PaymentReceipt:
     currency: str = "CNY"
     booked_on: BusinessDate | None = None
     fee: Cny | None = None
+    returned_on: BusinessDate | None = None
+    """When the money came back (退票), where that is known."""
 
 
 class PaymentState(StrEnum):
@@ -177,6 +183,7 @@ class PaymentStatus:
     bank_ref: str = ""
     booked_on: BusinessDate | None = None
     fee: Cny | None = None
+    returned_on: BusinessDate | None = None
 
 
 @attrs.frozen
@@ -458,6 +465,8 @@ def result_value(result: OperationResult) -> dict[str, object]:
                 value["booked_on"] = result.booked_on.isoformat()
             if result.fee is not None:
                 value["fee"] = str(result.fee)
+            if result.returned_on is not None:
+                value["returned_on"] = result.returned_on.isoformat()
             return value
         case PaymentStatus():
             value = {"state": result.state.value}

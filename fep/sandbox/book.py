@@ -2,7 +2,8 @@
 
 Every booking writes one debit and one credit line of the same amount, so the sum over all accounts
 never changes. Money to an account that no simulated bank keeps goes to ``OUTSIDE``; opening
-balances come from ``EQUITY``. A process killed at any moment leaves the book whole: each payment is
+balances come from ``EQUITY``. A payment that is taken back (退票) has two more lines, marked
+``back``, the same way round. A process killed at any moment leaves the book whole: each payment is
 one transaction.
 """
 
@@ -30,6 +31,7 @@ from fep.domain.money import Cny
 EQUITY: Final = ("-", "EQUITY")
 OUTSIDE: Final = ("-", "OUTSIDE")
 NOT_ENOUGH: Final = "not enough money"
+RETURNED: Final = "the payee's bank sent it back"
 BUSY_SECONDS_MAX: Final = 30.0
 DAY_MIN: Final = dt.date(1900, 1, 1)
 DAY_MAX: Final = dt.date(9998, 12, 31)
@@ -45,13 +47,16 @@ create table if not exists payment (
     payer text not null, payer_name text not null, payee text not null, payee_name text not null,
     payee_bank text not null, payee_bank_name text not null, amount integer not null,
     purpose text not null, state text not null, at text not null, reason text not null,
-    unique (bank, client_ref));
+    returns_at text, unique (bank, client_ref));
 create table if not exists entry (
     id integer primary key, payment integer, bank text not null, number text not null,
-    amount integer not null, balance integer not null, at text not null);
+    amount integer not null, balance integer not null, at text not null,
+    back integer not null default 0);
 create index if not exists entry_account on entry (bank, number, at);
 create index if not exists entry_payment on entry (payment);
 create index if not exists payment_ref on payment (client_ref);
+create index if not exists payment_returns on payment (bank, returns_at)
+    where returns_at is not null;
 """
 
 # Each query finds what breaks one rule of the book; its columns fill the sentence's places.
@@ -60,7 +65,7 @@ _RULES: Final = (
         "payment {0} has entries that sum to {1} fen in {2} lines",
         (
             "select payment, sum(amount), count(*) from entry where payment is not null"
-            " group by payment having sum(amount) <> 0 or count(*) <> 2"
+            " group by payment, back having sum(amount) <> 0 or count(*) <> 2"
         ),
     ),
     (
@@ -79,10 +84,9 @@ _RULES: Final = (
         "entry {0} of payment {1} moves {2} fen at {3}/{4}, which is not what was ordered",
         (
             "select e.id, p.id, e.amount, e.bank, e.number from entry e"
-            " join payment p on p.id = e.payment where not"
-            " case when e.amount < 0 then"
-            "  e.amount = -p.amount and e.bank = p.bank and e.number = p.payer"
-            " else e.amount = p.amount and e.bank = p.payee_bank and e.number ="
+            " join payment p on p.id = e.payment where abs(e.amount) <> p.amount or not"
+            " case when (e.amount < 0) <> e.back then e.bank = p.bank and e.number = p.payer"
+            " else e.bank = p.payee_bank and e.number ="
             "  case p.payee_bank when '-' then 'OUTSIDE' else p.payee end end"
         ),
     ),
@@ -106,7 +110,15 @@ _RULES: Final = (
         (
             "select p.id, p.state, count(e.id) as lines from payment p"
             " left join entry e on e.payment = p.id"
-            " group by p.id having lines <> case p.state when 'done' then 2 else 0 end"
+            " group by p.id having lines <>"
+            "  case p.state when 'done' then 2 when 'returned' then 4 else 0 end"
+        ),
+    ),
+    (
+        "payment {0} was taken back before it was made",
+        (
+            "select back.payment from entry back join entry forth on forth.payment = back.payment"
+            " where back.back = 1 and forth.back = 0 and back.id < forth.id"
         ),
     ),
     (
@@ -249,7 +261,7 @@ class SqliteBook:
             payee_bank = OUTSIDE[0] if payee is None else payee["bank"]
             number = int(db.execute("select coalesce(max(id), 0) + 1 from payment").fetchone()[0])
             db.execute(
-                "insert into payment values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                "insert into payment values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 (
                     number,
                     bank,
@@ -266,6 +278,7 @@ class SqliteBook:
                     state.value,
                     to_text(now),
                     reason,
+                    _when(request, state),
                 ),
             )
             if state is BookedState.DONE:
@@ -274,6 +287,21 @@ class SqliteBook:
             made = self._payment(bank, request.client_ref)
         assert made is not None
         return made
+
+    def take_back(self, bank: BankName, now: dt.datetime) -> None:
+        """Take back this bank's payments whose time for it has come (退票).
+
+        One whose payee has not the money any more stays done.
+        """
+        due = (
+            "select * from payment where bank = ? and returns_at is not null and returns_at <= ?"
+            " order by returns_at, id"
+        )
+        if self._db.execute(due, (bank, to_text(now))).fetchone() is None:
+            return
+        with self._transaction() as db:
+            for row in db.execute(due, (bank, to_text(now))).fetchall():
+                self._take_back(db, row, now)
 
     def payment(self, bank: BankName, client_ref: str) -> BookPayment | None:
         """Return the payment of a reference, or None."""
@@ -285,7 +313,8 @@ class SqliteBook:
         """Return the account's lines of these days (Asia/Shanghai), oldest first."""
         begin, end = _midnight(first), _midnight(last) + dt.timedelta(days=1)
         rows = self._db.execute(
-            "select entry.amount as moved, entry.balance as left, entry.at as booked, payment.*"
+            "select entry.amount as moved, entry.balance as left, entry.at as booked, entry.back,"
+            " payment.*"
             " from entry join payment on payment.id = entry.payment"
             " where entry.bank = ? and entry.number = ? and entry.at >= ? and entry.at < ?"
             " order by entry.id",
@@ -362,7 +391,7 @@ class SqliteBook:
         return int(
             self._db.execute(
                 "select count(*) from payment join entry on entry.payment = payment.id"
-                " where client_ref = ? and entry.amount < 0",
+                " where client_ref = ? and entry.amount < 0 and entry.back = 0",
                 (client_ref,),
             ).fetchone()[0]
         )
@@ -394,6 +423,8 @@ class SqliteBook:
         to: tuple[str, str],
         fen: int,
         now: dt.datetime,
+        *,
+        back: bool = False,
     ) -> None:
         for (bank, number), amount in ((source, -fen), (to, fen)):
             balance = db.execute(
@@ -402,10 +433,33 @@ class SqliteBook:
                 (amount, bank, number),
             ).fetchone()[0]
             db.execute(
-                "insert into entry (payment, bank, number, amount, balance, at)"
-                " values (?, ?, ?, ?, ?, ?)",
-                (payment, bank, number, amount, balance, to_text(now)),
+                "insert into entry (payment, bank, number, amount, balance, at, back)"
+                " values (?, ?, ?, ?, ?, ?, ?)",
+                (payment, bank, number, amount, balance, to_text(now), int(back)),
             )
+
+    def _take_back(self, db: sqlite3.Connection, row: sqlite3.Row, now: dt.datetime) -> None:
+        outside = row["payee_bank"] == OUTSIDE[0]
+        holder = OUTSIDE if outside else (row["payee_bank"], row["payee"])
+        left = db.execute(
+            "select balance from account where bank = ? and number = ?", holder
+        ).fetchone()[0]
+        state, reason = BookedState.DONE, ""
+        if outside or left >= row["amount"]:
+            state, reason = BookedState.RETURNED, RETURNED
+            payer = (row["bank"], row["payer"])
+            self._move(db, row["id"], holder, payer, row["amount"], now, back=True)
+        db.execute(
+            "update payment set state = ?, reason = ?, returns_at = null where id = ?",
+            (state.value, reason, row["id"]),
+        )
+
+
+def _when(request: PaymentRequest, state: BookedState) -> str | None:
+    """Return when a payment is to be taken back; only what is done at once ever is."""
+    if request.returns_at is None or state is not BookedState.DONE:
+        return None
+    return to_text(request.returns_at)
 
 
 def _midnight(day: dt.date) -> dt.datetime:
@@ -455,7 +509,9 @@ def _payment(row: sqlite3.Row) -> BookPayment:
 
 
 def _entry(row: Any) -> BookEntry:  # noqa: ANN401 - a joined row
-    debit = row["moved"] < 0
+    debit, back = row["moved"] < 0, bool(row["back"])
+    # The other side of a payer's line is the payee, whichever way the money goes.
+    is_payer = debit != back
     return BookEntry(
         payment_ref=row["bank_ref"],
         client_ref=row["client_ref"],
@@ -463,8 +519,9 @@ def _entry(row: Any) -> BookEntry:  # noqa: ANN401 - a joined row
         debit=debit,
         amount=Cny(abs(row["moved"])),
         balance_after=Cny(row["left"]),
-        counterparty=AccountNumber(row["payee"] if debit else row["payer"]),
-        counterparty_name=row["payee_name"] if debit else row["payer_name"],
-        counterparty_bank_name=row["payee_bank_name"] if debit else "",
+        counterparty=AccountNumber(row["payee"] if is_payer else row["payer"]),
+        counterparty_name=row["payee_name"] if is_payer else row["payer_name"],
+        counterparty_bank_name=row["payee_bank_name"] if is_payer else "",
         purpose=row["purpose"],
+        back=back,
     )

@@ -62,6 +62,32 @@ task: Final = sa.Table(
 ``archived`` is the year of the archive that has the rest of a task: its body, result, events and
 messages. The row stays, so that its id is known for ever and its reference is found."""
 
+payment: Final = sa.Table(
+    "payment",
+    metadata,
+    sa.Column("task_seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("bank", sa.Text, nullable=False),
+    sa.Column("payer", sa.Text, nullable=False),
+    sa.Column("payee", sa.Text, nullable=False),
+    sa.Column("amount_fen", sa.BigInteger, nullable=False),
+    sa.Column("sent_at", sa.Text, nullable=False),
+    sa.Column("waited_s", sa.Float, nullable=False, server_default="0"),
+    sa.Column("watched_s", sa.Float),
+    sa.Index("payment_payer", "payer", "sent_at"),
+    sa.Index(
+        "payment_watched",
+        "bank",
+        "payer",
+        "task_seq",
+        sqlite_where=sa.text("watched_s IS NOT NULL"),
+        postgresql_where=sa.text("watched_s IS NOT NULL"),
+    ),
+)
+"""What may have left, as the evidence engine searches it; a row is written with ``sending``.
+
+``waited_s``: for how long the payment was unknown while a daemon lived. ``watched_s``: for how long
+its success was watched, below 0 before the first look, NULL when it is not."""
+
 task_event: Final = sa.Table(
     "task_event",
     metadata,

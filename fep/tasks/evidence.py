@@ -1,20 +1,28 @@
 """The evidence engine's decisions (证据引擎): what a finding proves, and when to ask again. Pure.
 
-No answer is not "no". Only the bank's own final word, or "no record" from when the behaviour card
-says that it counts, closes a payment; everything else means asking again, later.
+No answer is not "no". Only the bank's own final word, a line of its statement, or "no record" from
+when the behaviour card says that it counts, closes a payment; everything else means asking again,
+later. Nothing here knows which kind of payment it is.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from typing import Final
+from typing import Final, assert_never
 
 import attrs
 
-from fep.adapters.api import Accepted, Outcome
+from fep.adapters.api import Accepted, Outcome, Rejected, Unclear
 from fep.adapters.card import BehaviourCard, NoRecord
-from fep.domain.clock import business_date
-from fep.domain.order import PaymentState, PaymentStatus
+from fep.domain.clock import BusinessDate, business_date
+from fep.domain.order import (
+    OperationResult,
+    PaymentReceipt,
+    PaymentState,
+    PaymentStatus,
+    Statement,
+    StatementEntry,
+)
 from fep.tasks.state import Event, State
 
 INTERVAL_SECONDS_MIN: Final = 0.1
@@ -36,10 +44,12 @@ class Close:
 
 @attrs.frozen
 class AskAgain:
-    """Nothing is proved yet."""
+    """The end is not proved yet."""
 
     at: dt.datetime
     cause: str
+    events: tuple[Event, ...] = ()
+    """What is proved all the same."""
 
 
 Decision = Close | AskAgain
@@ -63,8 +73,20 @@ def next_inquiry(
     return now + dt.timedelta(seconds=min(wait, facts.interval_max_s))
 
 
+def inquiry_wait_max_s(card: BehaviourCard) -> float:
+    """Return the longest time between two inquiries, whatever a stored moment says."""
+    facts = card.inquiry
+    return max(facts.cool_down_s, facts.accepted_interval_s, facts.interval_max_s)
+
+
 def no_record_counts(card: BehaviourCard, sent_at: dt.datetime, now: dt.datetime) -> bool:
-    """Say whether "no record" proves by now that the payment was not executed."""
+    """Say whether "no record" proves by now that the payment was not executed.
+
+    Args:
+        card: the bank's behaviour card.
+        sent_at: from when it could leave no more.
+        now: never more after ``sent_at`` than has really passed.
+    """
     match card.inquiry.no_record:
         case NoRecord.NEVER:
             return False
@@ -78,6 +100,11 @@ def no_record_counts(card: BehaviourCard, sent_at: dt.datetime, now: dt.datetime
 def overdue(card: BehaviourCard, sent_at: dt.datetime, now: dt.datetime) -> bool:
     """Say whether the payment is open for longer than the card's horizon."""
     return (now - sent_at).total_seconds() > card.inquiry.horizon_s
+
+
+def statement_due(card: BehaviourCard, inquiries: int) -> bool:
+    """Say whether so many fruitless inquiries are enough to read the payer's statement."""
+    return 0 < card.inquiry.statement_after <= inquiries
 
 
 def decide(
@@ -94,12 +121,12 @@ def decide(
     Args:
         card: the bank's behaviour card.
         state: ``ACCEPTED`` or ``UNKNOWN``.
-        sent_at: when ``SENDING`` was recorded.
+        sent_at: from when it could leave no more.
         inquiries: how many inquiries were made before this one.
         finding: what the codec made of the bank's answer to the status query.
         now: the present moment, from which the next inquiry is planned.
-        certain_now: the latest moment that is certainly reached, by which time proves something:
-            a wall clock that was set forward must not.
+        certain_now: a moment that is never more after ``sent_at`` than has really passed: only
+            by such time is anything proved.
     """
     again = next_inquiry(card, state, inquiries + 1, now)
     if not isinstance(finding, Accepted) or not isinstance(finding.result, PaymentStatus):
@@ -122,5 +149,71 @@ def decide(
                     (Event.PROVED_REFUSED,), "no record at the bank, and by its card that is proof"
                 )
             return AskAgain(again, "no record yet, which proves nothing by the bank's card")
-        case PaymentState.PROCESSING | PaymentState.UNKNOWN:
-            return AskAgain(again, f"the bank's status query says: {status.state.value}")
+        case PaymentState.PROCESSING:
+            # From now on "no record" proves nothing.
+            proved = (Event.PROVED_ACCEPTED,) if state is State.UNKNOWN else ()
+            return AskAgain(again, "the bank's status query says: in progress", proved)
+        case PaymentState.UNKNOWN:
+            return AskAgain(again, "the bank's status query says: unknown")
+
+
+def of_late(outcome: Outcome) -> tuple[tuple[Event, ...], str]:
+    """Return what an answer that came late proves of its payment: events, none, and the cause."""
+    match outcome:
+        case Accepted(final=True):
+            return (Event.PROVED_DONE,), "the bank's late answer says: done"
+        case Accepted():
+            return (Event.PROVED_ACCEPTED,), "the bank's late answer says: taken over"
+        case Rejected():
+            return (Event.PROVED_REFUSED,), "the bank's late answer says: not done"
+        case Unclear():
+            return (), "the bank's late answer proves nothing"
+        case _:
+            assert_never(outcome)
+
+
+def contradicts(state: State, outcome: Outcome) -> bool:
+    """Say whether an answer to a payment says otherwise than the end it was brought to."""
+    match outcome:
+        case Accepted(final=True):
+            return state is State.REJECTED
+        case Rejected():
+            return state in (State.SUCCEEDED, State.RETURNED)
+        case _:
+            return False
+
+
+def of_line(entry: StatementEntry, returned_on: BusinessDate | None = None) -> Accepted:
+    """Return a statement's line as the status it proves: done, or done and come back."""
+    status = PaymentStatus(
+        PaymentState.SUCCEEDED if returned_on is None else PaymentState.RETURNED,
+        bank_ref=entry.bank_ref,
+        booked_on=business_date(entry.booked_at),
+        returned_on=returned_on,
+    )
+    return Accepted(status)
+
+
+def told(outcome: Outcome) -> str:
+    """Return an outcome as the causal chain keeps it: what a replay compares. No free text."""
+    match outcome:
+        case Accepted(result=result, code=code, final=final):
+            return f"{_result_told(result, final=final)} {code}".rstrip()
+        case Rejected(code=code, why=why):
+            return f"refused ({why.value}) {code}".rstrip()
+        case Unclear(code=code):
+            return f"unclear {code}".rstrip()
+        case _:
+            assert_never(outcome)
+
+
+def _result_told(result: OperationResult, *, final: bool) -> str:
+    match result:
+        case PaymentStatus(state=state, code=code):
+            return f"status {state.value} {code}".rstrip()
+        case PaymentReceipt():
+            return "done" if final else "taken over"
+        case Statement(entries=entries):
+            return f"statement of {len(entries)} lines"
+        case _:
+            return "answered"

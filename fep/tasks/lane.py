@@ -43,13 +43,14 @@ from fep.domain.order import (
     Kind,
     Operation,
     OperationResult,
-    PaymentOrder,
+    Order,
     PaymentReceipt,
+    PaymentState,
     PaymentStatus,
+    Query,
     Statement,
     StatementEntry,
     StatementQuery,
-    StatusQuery,
     TransferStatusRequest,
     result_value,
 )
@@ -57,9 +58,11 @@ from fep.keys.service import Slot
 from fep.links.service import Link
 from fep.store.database import StoreBusyError, StoreFullError
 from fep.tasks import evidence, store
+from fep.tasks.look import Look
 from fep.tasks.queue import LaneQueue
 from fep.tasks.state import OPEN_AT_BANK, Event, State, step
-from fep.tasks.task import Task
+from fep.tasks.task import QueryLostError, Task
+from fep.tasks.watch import Watch, status_query
 
 if TYPE_CHECKING:
     from fep.tasks.service import TaskService
@@ -77,6 +80,8 @@ STATEMENT_PAGES_MAX: Final = 200
 STATEMENT_ENTRIES_MAX, STATEMENT_BYTES_MAX = 2000, 900_000
 """A result must fit one protocol line of 1 MiB; a longer statement says ``complete: false``."""
 LATE_ANSWERS_MAX: Final = 10_000
+LOOK_EVERY_TURNS: Final = 8
+"""Of so many turns one is a look's at least, however much waits to be sent."""
 WAITING: Final = OPEN_AT_BANK | {State.QUEUED, State.FETCHED}
 REFUSALS: Final = frozenset({Event.BANK_REFUSED, Event.PROVED_REFUSED})
 
@@ -95,15 +100,6 @@ class LaneParts:
     reply_timeout_s: float
 
 
-class _QueryLostError(Exception):
-    """A query got no clear answer; it may be asked again."""
-
-    def __init__(self, code: str, message: str, *, sent: bool) -> None:
-        super().__init__(message)
-        self.code = code
-        self.sent = sent
-
-
 class Lane:
     """The waiting and running work of one bank."""
 
@@ -115,7 +111,10 @@ class Lane:
         self.offered: dict[Task, float] = {}
         """Asked-for tasks and the monotonic time at which the offer lapses."""
         self._service = service
+        self.watch = Watch(self, service)
         self._in_hands: set[Task] = set()
+        self._looking: set[Look] = set()
+        self._turn = 0
         self._inquiries: deque[Task] = deque()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_count = 0
@@ -129,6 +128,8 @@ class Lane:
         self._idle_now.set()
         self._sent_as: dict[str, Task] = {}
         """Correlation of what was sent without an answer, for answers that come late."""
+        self._late: dict[Task, Reply] = {}
+        """Answers that came while their payment was being asked after."""
 
     # -- what the service tells the lane ------------------------------------------------------
 
@@ -178,6 +179,29 @@ class Lane:
         """How many tasks the workers hold."""
         return len(self._in_hands)
 
+    def wake(self) -> None:
+        """Let a worker see that there is something to do."""
+        self._idle.unpark()
+
+    def hold(self, task: Task) -> None:
+        """Take a task into hands; after a defect its state is read from the disk again."""
+        task.claimed = True
+        self._in_hands.add(task)
+        self._note_busy()
+
+    def release(self, task: Task) -> None:
+        """Let go of a task that is settled, and use what came late for it meanwhile."""
+        self._in_hands.discard(task)
+        task.claimed = False
+        self._note_busy()
+
+    def _note_busy(self) -> None:
+        is_busy = bool(self._in_hands or self._looking)
+        if is_busy and self._idle_now.is_set():
+            self._idle_now = trio.Event()
+        elif not is_busy:
+            self._idle_now.set()
+
     async def wait_idle(self) -> None:
         """Wait until the workers hold nothing; meant for a drained lane."""
         await self._idle_now.wait()
@@ -214,6 +238,8 @@ class Lane:
             self._service.refresh(task, fresh)
             task.claimed = False
         self._in_hands.clear()
+        self._looking.clear()
+        self._late.clear()
         self._idle_now.set()
 
     async def _settle(self) -> None:
@@ -242,6 +268,7 @@ class Lane:
                 self.add(task)
             else:
                 self.put_back(task)
+        await self.watch.load()
         self.wake_offers()
 
     @property
@@ -260,36 +287,47 @@ class Lane:
             else:
                 return
 
-    def _take(self) -> Task | None:
+    def _take(self) -> Task | Look | None:
         while self._inquiries:
             task = self._inquiries.popleft()
-            if task.state in OPEN_AT_BANK and not task.claimed:
-                return task
+            if task.state in OPEN_AT_BANK:
+                if not task.claimed:
+                    return task
+                self._ask_after(task, NOT_SENT_RETRY_SECONDS)
+        self._turn += 1
+        if self.watch.is_due and self._turn % LOOK_EVERY_TURNS == 0:
+            return self.watch.take()
         bodies = self.queue.fetched
         found = self.queue.take_to_send()
         if self.queue.fetched < bodies:
             # Fewer bodies wait here, so there may be room to ask for another.
             self.wake_offers()
+        if found is None and self.watch.is_due:
+            return self.watch.take()
         return found
 
     async def _work(self) -> None:
         while True:
             await self._open_gates()
-            task = self._take()
-            if task is None:
-                await self._idle.park()
-                continue
-            # In hands until settled: an exception leaves it there for the next run's _settle.
-            task.claimed = True
-            self._in_hands.add(task)
-            if self._idle_now.is_set():
-                self._idle_now = trio.Event()
-            with structlog.contextvars.bound_contextvars(task_id=task.task_id):
-                await self._do(task)
-            self._in_hands.discard(task)
-            task.claimed = False
-            if not self._in_hands:
-                self._idle_now.set()
+            work = self._take()
+            match work:
+                case None:
+                    await self._idle.park()
+                case Look():
+                    self._looking.add(work)
+                    self._note_busy()
+                    await self.watch.step(work)
+                    self._looking.discard(work)
+                    self._note_busy()
+                case Task():
+                    # In hands until settled: an exception leaves it there for the next _settle.
+                    self.hold(work)
+                    with structlog.contextvars.bound_contextvars(task_id=work.task_id):
+                        await self._do(work)
+                        await self._use_late(work)
+                    self.release(work)
+                case _:
+                    assert_never(work)
 
     async def _do(self, task: Task) -> None:
         if task.state in OPEN_AT_BANK:
@@ -300,17 +338,17 @@ class Lane:
             self._service.know_body(task, read)
         body = task.body
         assert body is not None
-        match body:
-            case PaymentOrder():
-                await self._pay(task, body)
-            case BalanceQuery() | StatementQuery() | TransferStatusRequest():
-                await self._query(task, body)
-            case _:
-                assert_never(body)
+        # Whatever its kind: what changes something at the bank is sent once, the rest is asked.
+        if isinstance(body, Order):
+            assert task.moves_money
+            await self._pay(task, body)
+        else:
+            assert not task.moves_money
+            await self._query(task, body)
 
     # -- payments -----------------------------------------------------------------------------
 
-    async def _pay(self, task: Task, order: PaymentOrder) -> None:
+    async def _pay(self, task: Task, order: Order) -> None:
         """Send one payment at most once; see the design's "path of one payment"."""
         parts = self.parts
         await self._pace(parts.card.throttle.submit_gap_s, submit=True)
@@ -334,7 +372,7 @@ class Lane:
             self._put_back_later(task, 0.0)
             return
         try:
-            await self._begin_sending(task, draft, frame, reference)
+            await self._begin_sending(task, order, draft, frame, reference)
         except (StoreFullError, StoreBusyError):
             # To wait here would send it later than it says, and evidence goes by that time.
             self._service.note_full("a payment waits for room on the disk before it leaves")
@@ -344,7 +382,7 @@ class Lane:
         await self._send(task, order, frame, draft.correlation)
 
     async def _begin_sending(
-        self, task: Task, draft: Draft, frame: bytes, reference: ClientRef
+        self, task: Task, order: Order, draft: Draft, frame: bytes, reference: ClientRef
     ) -> None:
         """Write that it is being sent, with its exact bytes.
 
@@ -362,6 +400,7 @@ class Lane:
                 f"sent as {draft.trade} under {reference}",
                 columns={"client_ref": reference, "sent_at": to_text(at)},
                 wire=store.Bytes(sent=True, correlation=draft.correlation, data=frame),
+                sent=self._sent(order, at),
                 patient=False,
             )
         except trio.Cancelled:
@@ -370,7 +409,10 @@ class Lane:
             raise
         task.client_ref, task.sent_at = reference, at
 
-    async def _send(self, task: Task, order: PaymentOrder, frame: bytes, correlation: str) -> None:
+    def _sent(self, order: Order, at: dt.datetime) -> store.Sent:
+        return store.Sent(self.bank, order.payer, order.payee.account, order.amount, at)
+
+    async def _send(self, task: Task, order: Order, frame: bytes, correlation: str) -> None:
         """Send what is on disk as being sent, and act on what becomes of it."""
         parts = self.parts
         try:
@@ -393,19 +435,19 @@ class Lane:
         self._sent_as.pop(correlation, None)
         await self._take_answer(task, order, reply)
 
-    async def _take_answer(self, task: Task, order: PaymentOrder, reply: Reply) -> None:
+    async def _take_answer(self, task: Task, order: Order, reply: Reply) -> None:
         outcome = self.parts.codec.outcome(order, reply)
-        wire = store.Bytes(sent=False, correlation=reply.correlation, data=reply.raw)
+        wire = store.received(reply, evidence.told(outcome))
         match outcome:
             case Accepted(result=result, final=True):
-                await self._finish(task, (Event.BANK_DONE,), "the bank's answer", outcome, wire)
+                await self.finish(task, (Event.BANK_DONE,), "the bank's answer", outcome, wire)
             case Accepted(result=result):
                 task.bank_ref = _bank_ref(result)
                 await self._open_at_bank(
                     task, Event.BANK_ACCEPTED, "the bank took it over", outcome, wire
                 )
             case Rejected():
-                await self._finish(task, (Event.BANK_REFUSED,), "the bank's answer", outcome, wire)
+                await self.finish(task, (Event.BANK_REFUSED,), "the bank's answer", outcome, wire)
             case Unclear():
                 await self._open_at_bank(
                     task, Event.OUTCOME_LOST, "the bank's answer proves nothing", outcome, wire
@@ -424,13 +466,11 @@ class Lane:
             raise KeySlotError(msg) from error
 
     async def _refuse_body(self, task: Task, reason: str) -> None:
-        await self._finish(task, (Event.BODY_REFUSED,), reason, Rejected("BAD_BODY", reason), None)
+        await self.finish(task, (Event.BODY_REFUSED,), reason, Rejected("BAD_BODY", reason), None)
 
     # -- queries ------------------------------------------------------------------------------
 
-    async def _query(
-        self, task: Task, body: BalanceQuery | StatementQuery | TransferStatusRequest
-    ) -> None:
+    async def _query(self, task: Task, body: Query) -> None:
         """Ask; a query changes nothing at the bank, so a lost one is asked again."""
         begun: tuple[Event, ...] = (Event.SEND_BEGUN,)
         if task.state is State.QUEUED:
@@ -440,26 +480,24 @@ class Lane:
         except BodyError as error:
             await self._refuse_body(task, str(error))
             return
-        except _QueryLostError as lost:
+        except QueryLostError as lost:
             task.attempts += lost.sent
             if task.attempts < QUERY_ATTEMPTS_MAX:
                 log.info("task.query_lost", attempts=task.attempts, reason=str(lost))
                 self._put_back_later(task, QUERY_RETRY_SECONDS if lost.sent else None)
                 return
             given_up = Unclear(lost.code, str(lost))
-            await self._finish(
+            await self.finish(
                 task, (*begun, Event.QUERY_GIVEN_UP), "no clear answer", given_up, None
             )
             return
         event = Event.BANK_DONE if isinstance(outcome, Accepted) else Event.BANK_REFUSED
-        await self._finish(task, (*begun, event), "the bank's answer", outcome, None)
+        await self.finish(task, (*begun, event), "the bank's answer", outcome, None)
 
-    async def _ask_body(
-        self, task: Task, body: BalanceQuery | StatementQuery | TransferStatusRequest
-    ) -> Outcome:
+    async def _ask_body(self, task: Task, body: Query) -> Outcome:
         match body:
             case BalanceQuery():
-                return (await self._ask(body))[0]
+                return (await self.ask(body))[0]
             case StatementQuery():
                 return await self._ask_statement(body)
             case TransferStatusRequest():
@@ -473,17 +511,18 @@ class Lane:
             target is None
             or target.client != task.client
             or target.bank != self.bank
-            or not isinstance(target.body, PaymentOrder)
+            or not isinstance(target.body, Order)
         ):
             msg = f"no transfer task {body.task_id} of this client at this bank"
             raise BodyError(msg)
         if target.client_ref is None or target.sent_at is None:
             msg = f"task {body.task_id} was never sent to the bank; its state is {target.state}"
             raise BodyError(msg)
-        query = StatusQuery(
-            target.client_ref, target.body, business_date(target.sent_at), target.bank_ref
-        )
-        return (await self._ask(query))[0]
+        outcome, reply = await self.ask(status_query(target))
+        if target.state is State.SUCCEEDED:
+            # The client learns it here; the task itself must not stay a success.
+            await self.watch.take_status(target, outcome, reply)
+        return outcome
 
     async def _ask_statement(self, body: StatementQuery) -> Outcome:
         entries: list[StatementEntry] = []
@@ -491,7 +530,7 @@ class Lane:
         for part in self.parts.codec.split(body, business_date(self._service.clock.now())):
             query = part
             while True:
-                outcome, _ = await self._ask(query)
+                outcome, _ = await self.ask(query)
                 if not isinstance(outcome, Accepted):
                     return outcome
                 page = outcome.result
@@ -505,12 +544,12 @@ class Lane:
                 query = attrs.evolve(part, cursor=page.cursor)
         return Accepted(_statement(entries, more=False))
 
-    async def _ask(self, operation: Operation) -> tuple[Outcome, Reply]:
+    async def ask(self, operation: Operation) -> tuple[Outcome, Reply]:
         """Make one query exchange.
 
         Raises:
             BodyError: the bank can't carry it.
-            _QueryLostError: no answer, or one that proves nothing.
+            QueryLostError: no answer, or one that proves nothing.
         """
         parts = self.parts
         await self._pace(parts.card.throttle.query_gap_s, submit=False)
@@ -521,20 +560,20 @@ class Lane:
             with trio.fail_after(parts.reply_timeout_s):
                 reply = await parts.link.exchange(frame, draft.correlation)
         except KeySlotError as error:
-            raise _QueryLostError(error.code, str(error), sent=False) from error
+            raise QueryLostError(error.code, str(error), sent=False) from error
         except NothingSentError as error:
-            raise _QueryLostError(error.code, str(error), sent=False) from error
+            raise QueryLostError(error.code, str(error), sent=False) from error
         except LinkLostError as error:
-            raise _QueryLostError(error.code, str(error), sent=True) from error
+            raise QueryLostError(error.code, str(error), sent=True) from error
         except trio.TooSlowError as error:
             msg = f"no answer within {parts.reply_timeout_s:g} s"
-            raise _QueryLostError("NO_REPLY", msg, sent=True) from error
+            raise QueryLostError("NO_REPLY", msg, sent=True) from error
         outcome = parts.codec.outcome(operation, reply)
         match outcome:
             case Unclear(code=code, message=message):
-                raise _QueryLostError(code, message or "the answer proves nothing", sent=True)
+                raise QueryLostError(code, message or "the answer proves nothing", sent=True)
             case Rejected(code=code, message=message, why=Refusal.THROTTLED):
-                raise _QueryLostError(code, message or "asked too often", sent=True)
+                raise QueryLostError(code, message or "asked too often", sent=True)
             case _:
                 return outcome, reply
 
@@ -542,105 +581,178 @@ class Lane:
 
     async def _inquire(self, task: Task) -> None:
         """Ask the bank what became of a payment, and act on what that proves."""
-        order = task.body
-        assert isinstance(order, PaymentOrder)
-        assert task.client_ref is not None
-        assert task.sent_at is not None
-        query = StatusQuery(task.client_ref, order, business_date(task.sent_at), task.bank_ref)
         wire: store.Bytes | None = None
         finding: Outcome
         try:
-            finding, reply = await self._ask(query)
-            wire = store.Bytes(sent=False, correlation=reply.correlation, data=reply.raw)
+            finding, reply = await self.ask(status_query(task))
+            wire = store.received(reply, evidence.told(finding))
         except BodyError as error:
             finding = Unclear("BAD_BODY", str(error))
-        except _QueryLostError as lost:
+        except QueryLostError as lost:
             if not lost.sent:
                 self._put_back_later(task)
                 return
             finding = Unclear(lost.code, str(lost))
-        now = self._service.clock.now()
+        # It is the bank's word on the payment itself: "no record" must not outrun it.
+        if await self._use_late(task):
+            return
+        now, certain = self._service.clock.now(), self._service.certain_now()
+        waited = dt.timedelta(seconds=task.waited(trio.current_time()))
         decision = evidence.decide(
             self.parts.card,
             task.state,
-            task.sent_at,
+            certain - waited,
             task.inquiries,
             finding,
             now,
-            self._service.certain_now(),
+            certain,
         )
         match decision:
             case evidence.Close(events=events, cause=cause):
-                await self._finish(task, events, cause, finding, wire)
-            case evidence.AskAgain(at=at, cause=cause):
-                await self._note_inquiry(task, at, cause, wire, now)
+                await self.finish(task, events, cause, finding, wire)
+            case evidence.AskAgain():
+                await self._note_inquiry(task, decision, finding, wire)
             case _:
                 assert_never(decision)
 
     async def _note_inquiry(
         self,
         task: Task,
-        at: dt.datetime,
-        cause: str,
+        decision: evidence.AskAgain,
+        finding: Outcome,
         wire: store.Bytes | None,
-        now: dt.datetime,
     ) -> None:
+        """Write what a fruitless inquiry found, and see to it that more is done."""
         task.inquiries += 1
-        task.inquire_at = at
-        columns = {"inquiries": task.inquiries, "inquire_at": to_text(at)}
+        task.inquire_at = decision.at
+        columns = {"inquiries": task.inquiries, "inquire_at": to_text(decision.at)}
+        if decision.events:
+            task.bank_ref = task.bank_ref or _bank_ref_of(finding)
+            columns["bank_ref"] = task.bank_ref
+            await self._change(
+                task,
+                decision.events,
+                decision.cause,
+                columns=columns,
+                wire=wire,
+            )
+        else:
+            await self._note(task, decision.cause, columns, wire)
+        log.info(
+            "task.inquired",
+            state=task.state.value,
+            cause=decision.cause,
+            again_at=to_text(decision.at),
+        )
+        self._watch_horizon(task)
+        if evidence.statement_due(self.parts.card, task.inquiries):
+            self.watch.search(task)
+        task.claimed = False
+        self._schedule_inquiry(task)
+
+    async def _note(
+        self,
+        task: Task,
+        cause: str,
+        columns: dict[str, Any],
+        wire: store.Bytes | None,
+    ) -> None:
+        """Write an inquiry that changed nothing, and for how long the payment is unknown."""
+        order, sent_at, state = task.body, task.sent_at, task.state
+        assert isinstance(order, Order)
+        assert sent_at is not None
+        waited_s = task.waited(trio.current_time())
+        now, configuration = self._service.clock.now(), self._service.configuration
 
         def note(connection: sa.Connection) -> None:
             store.note(
                 connection,
                 task.seq,
-                task.state,
+                state,
                 "inquired",
                 cause,
                 now,
-                self._service.configuration,
+                configuration,
                 wire=wire,
                 columns=columns,
             )
+            if state is State.UNKNOWN:
+                store.keep_waited(connection, task.seq, self._sent(order, sent_at), waited_s)
 
         await self._service.patiently(partial(self._service.store.write, note))
-        log.info("task.inquired", state=task.state.value, cause=cause, again_at=to_text(at))
-        self._watch_horizon(task)
-        task.claimed = False
-        self._schedule_inquiry(task)
 
     def _watch_horizon(self, task: Task) -> None:
         """Tell of a payment that is open for too long; look again while the bank can't be asked."""
         if task.state not in OPEN_AT_BANK or task.sent_at is None:
             return
         horizon_s = self.parts.card.inquiry.horizon_s
-        if evidence.overdue(self.parts.card, task.sent_at, self._service.clock.now()):
+        if evidence.overdue(self.parts.card, task.sent_at, self._service.certain_now()):
             cause = f"{task.state.value} for longer than {horizon_s:g} s"
             self._service.alarms.raise_alarm(AlarmKind.UNKNOWN_OVERDUE, task.task_id, cause)
         elif not self._may_ask:
             again = partial(self._watch_horizon, task)
-            self._later(min(horizon_s, HORIZON_LOOK_SECONDS), again)
+            self.later(min(horizon_s, HORIZON_LOOK_SECONDS), again)
 
-    async def take_late(self, reply: Reply) -> Task | None:
-        """Use an answer that came after its request was given up; return the task it belongs to."""
-        task = self._sent_as.pop(reply.correlation, None)
-        if task is None or task.state not in OPEN_AT_BANK or task.claimed:
-            return task
+    async def take_late(self, reply: Reply) -> tuple[Task | None, bool]:
+        """Use an answer that came when nobody waited for it.
+
+        Returns:
+            the task it belongs to, and whether its bytes are kept with that task already.
+        """
+        task = self._sent_as.pop(reply.correlation, None) or await self._by_reference(reply)
+        if task is None:
+            return None, False
+        if task in self._in_hands:
+            # It is being asked after at this moment, or sent; whoever does that looks here.
+            self._late[task] = reply
+            return task, False
+        if task.state in OPEN_AT_BANK and not task.claimed:
+            return task, await self._take_late_answer(task, reply)
+        self._compare(task, reply)
+        return task, False
+
+    async def _by_reference(self, reply: Reply) -> Task | None:
+        """Return the task whose reference an answer bears: one of an earlier process, too."""
+        reference = self.parts.codec.payment_ref(reply)
+        if not reference:
+            return None
+        found: Task | None = await self._service.store.read(
+            partial(store.of_reference, bank=self.bank, reference=reference)
+        )
+        return None if found is None else self._service.open_task(found.task_id) or found
+
+    async def _use_late(self, task: Task) -> bool:
+        """Use what came late for a task in hands; say whether it was written with its bytes."""
+        reply = self._late.pop(task, None)
+        if reply is None or task.state not in OPEN_AT_BANK:
+            return False
+        return await self._take_late_answer(task, reply)
+
+    async def _take_late_answer(self, task: Task, reply: Reply) -> bool:
+        """Act on what a late answer to an open payment proves; False when that is nothing."""
         order = task.body
-        assert isinstance(order, PaymentOrder)
+        assert isinstance(order, Order)
         outcome = self.parts.codec.outcome(order, reply)
-        wire = store.Bytes(sent=False, correlation=reply.correlation, data=reply.raw)
-        match outcome:
-            case Accepted(final=True):
-                cause = "the bank's late answer says: done"
-                await self._finish(task, (Event.PROVED_DONE,), cause, outcome, wire)
-            case Rejected():
-                cause = "the bank's late answer says: not done"
-                await self._finish(task, (Event.PROVED_REFUSED,), cause, outcome, wire)
-            case Accepted() | Unclear():
-                pass
-            case _:
-                assert_never(outcome)
-        return task
+        events, cause = evidence.of_late(outcome)
+        wire = store.received(reply, evidence.told(outcome))
+        if events == (Event.PROVED_ACCEPTED,):
+            if task.state is not State.UNKNOWN:
+                return False
+            task.bank_ref = task.bank_ref or _bank_ref_of(outcome)
+            await self._open_at_bank(task, Event.PROVED_ACCEPTED, cause, outcome, wire)
+        elif events:
+            await self.finish(task, events, cause, outcome, wire)
+        return bool(events)
+
+    def _compare(self, task: Task, reply: Reply) -> None:
+        """Raise the alarm when an answer says otherwise than the end its payment was brought to."""
+        if not isinstance(task.body, Order):
+            return
+        outcome = self.parts.codec.outcome(task.body, reply)
+        if evidence.contradicts(task.state, outcome):
+            cause = f"it is {task.state.value}, and a late answer says: {evidence.told(outcome)}"
+            log.error("task.contradicted", task_id=task.task_id, cause=cause)
+            self._service.alarms.raise_alarm(AlarmKind.EVIDENCE_CONFLICT, task.task_id, cause)
 
     # -- state changes ------------------------------------------------------------------------
 
@@ -676,7 +788,7 @@ class Lane:
         task.claimed = False
         self._schedule_inquiry(task)
 
-    async def _finish(
+    async def finish(
         self,
         task: Task,
         events: tuple[Event, ...],
@@ -708,7 +820,8 @@ class Lane:
         while len(self._sent_as) > LATE_ANSWERS_MAX:
             del self._sent_as[next(iter(self._sent_as))]
 
-    def _later(self, seconds: float, action: Callable[[], None]) -> None:
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Do something after so many seconds, unless the lane ends before."""
         self._timer_count += 1
         due = trio.current_time() + max(seconds, 0.0)
         heapq.heappush(self._timers, (due, self._timer_count, action))
@@ -718,21 +831,25 @@ class Lane:
         """Let go of a task that did not get on; it waits again after a pause, if it still does."""
         task.claimed = False
         pause = NOT_SENT_RETRY_SECONDS if seconds is None else seconds
-        self._later(pause, partial(self.put_back, task))
+        self.later(pause, partial(self.put_back, task))
 
     def _schedule_inquiry(self, task: Task) -> None:
-        now = self._service.clock.now()
-        wait = 0.0 if task.inquire_at is None else (task.inquire_at - now).total_seconds()
-        facts = self.parts.card.inquiry
+        now, at = self._service.clock.now(), task.inquire_at
+        wait = 0.0 if at is None else (at - now).total_seconds()
         # More than the card ever waits means that the wall clock was set back since.
-        longest = max(facts.cool_down_s, facts.accepted_interval_s, facts.interval_max_s)
+        self._ask_after(task, min(wait, evidence.inquiry_wait_max_s(self.parts.card)))
+
+    def _ask_after(self, task: Task, seconds: float) -> None:
+        """Let an inquiry come up, unless another is planned before; one that is held, once free."""
+        at = task.inquire_at
 
         def due() -> None:
-            self._inquiries.append(task)
-            self._idle.unpark()
-            self._watch_horizon(task)
+            if task.inquire_at is at and task.state in OPEN_AT_BANK:
+                self._inquiries.append(task)
+                self.wake()
+                self._watch_horizon(task)
 
-        self._later(min(wait, longest), due)
+        self.later(seconds, due)
 
     async def _run_timers(self) -> None:
         while True:
@@ -782,7 +899,7 @@ def _statement(entries: list[StatementEntry], *, more: bool) -> Statement:
 
 def _told(task: Task, result: OperationResult) -> OperationResult:
     """Return what the client is told: a payment's end is a receipt, however it was proved."""
-    if isinstance(result, PaymentStatus) and isinstance(task.body, PaymentOrder):
+    if isinstance(result, PaymentStatus) and isinstance(task.body, Order):
         assert task.client_ref is not None
         return PaymentReceipt(
             client_ref=task.client_ref,
@@ -790,12 +907,24 @@ def _told(task: Task, result: OperationResult) -> OperationResult:
             bank_ref=result.bank_ref or task.bank_ref,
             booked_on=result.booked_on,
             fee=result.fee,
+            returned_on=result.returned_on,
         )
     return result
 
 
 def _bank_ref(result: OperationResult) -> str:
     return result.bank_ref if isinstance(result, PaymentReceipt | PaymentStatus) else ""
+
+
+def _bank_ref_of(outcome: Outcome) -> str:
+    """Return the bank's reference of a payment that the bank says it has, or empty."""
+    match outcome:
+        case Accepted(result=PaymentReceipt(bank_ref=reference)):
+            return reference
+        case Accepted(result=PaymentStatus(state=PaymentState.PROCESSING, bank_ref=reference)):
+            return reference
+        case _:
+            return ""
 
 
 def _code_of(result: OperationResult) -> str:

@@ -1,7 +1,7 @@
 """What a bank's statement proves of our payments: done, come back, or nothing. Pure.
 
 A line is matched by the bank's own reference, then by ours, and only where it bears neither of any
-payment by amount, counterparty and day. Two lines that fit, or two payments that one line fits,
+payment by amount, counterparty and time. Two lines that fit, or two payments that one line fits,
 prove nothing: a person decides. A line that is missing never proves that nothing was done.
 """
 
@@ -13,12 +13,15 @@ from typing import Final
 
 import attrs
 
-from fep.domain.clock import business_date
-from fep.domain.ids import ClientRef
-from fep.domain.order import Direction, PaymentOrder, StatementEntry
+from fep.domain.clock import business_date, to_shanghai
+from fep.domain.ids import AccountNumber, ClientRef, TaskId
+from fep.domain.money import Cny
+from fep.domain.order import Direction, StatementEntry
 
 DAYS_AFTER_MAX: Final = 3
 """A payment may be booked so many days after its sending, over a week-end."""
+EARLIER_MAX: Final = dt.timedelta(hours=1)
+"""So much may the bank's clock be behind ours; what was booked before that is another payment."""
 
 
 @attrs.frozen
@@ -26,9 +29,20 @@ class Payment:
     """One of our payments as a statement is searched for it."""
 
     client_ref: ClientRef
-    order: PaymentOrder
+    payer: AccountNumber
+    payee: AccountNumber
+    amount: Cny
     sent_at: dt.datetime
     bank_ref: str = ""
+
+
+@attrs.frozen
+class Watched:
+    """One success that may come back."""
+
+    seq: int
+    task_id: TaskId
+    payment: Payment
 
 
 @attrs.frozen
@@ -56,24 +70,42 @@ Match = Found | Ambiguous | Absent
 
 
 def find_payment(
-    payment: Payment, entries: Iterable[StatementEntry], others: Iterable[Payment]
+    payment: Payment,
+    entries: Iterable[StatementEntry],
+    others: Iterable[Payment],
+    *,
+    by_reference_only: bool = False,
 ) -> Match:
     """Return which line of the payer's statement is this payment.
 
     Args:
         payment: what is searched.
         entries: lines of the payer's account.
-        others: our other payments from this account, whatever became of them.
+        others: our other payments between these accounts, whatever became of them.
+        by_reference_only: lines are missing, or this bank's lines bear our references: then a line
+            without one is either not ours or not the only one, and nothing is inferred.
     """
     lines = [entry for entry in entries if _may_be(payment, entry)]
     rivals = [one for one in others if one.client_ref != payment.client_ref]
     if payment.bank_ref:
         mine = [entry for entry in lines if entry.bank_ref == payment.bank_ref]
+        namesakes = sum(one.bank_ref == payment.bank_ref for one in rivals)
+        if mine and namesakes:
+            return Ambiguous(f"{namesakes + 1} payments bear the bank's reference of this line")
         if mine:
             return _only(mine, "the bank's reference")
     mine = [entry for entry in lines if entry.client_ref == payment.client_ref]
     if mine:
         return _only(mine, "our reference")
+    if by_reference_only:
+        return Absent()
+    return _inferred(payment, lines, rivals)
+
+
+def _inferred(
+    payment: Payment, lines: Sequence[StatementEntry], rivals: Sequence[Payment]
+) -> Match:
+    """Return the one line without a reference that can be no other payment of ours."""
     claimed = {one.bank_ref for one in rivals if one.bank_ref}
     unnamed = [
         entry
@@ -85,37 +117,50 @@ def find_payment(
     ]
     if not unnamed:
         return Absent()
-    alike = [one for one in rivals if _alike(payment, one)]
+    # A rival that has its own line among these takes no other.
+    named = {entry.client_ref for entry in lines} | {entry.bank_ref for entry in lines}
+    named.discard("")
+    alike = [
+        one for one in rivals if _alike(payment, one) and not named & {one.client_ref, one.bank_ref}
+    ]
     if alike:
         return Ambiguous(
-            f"{len(alike) + 1} payments of this amount to this account fit "
+            f"{len(alike) + 1} payments of this amount between these accounts fit "
             f"{len(unnamed)} lines without a reference"
         )
-    return _only(unnamed, "amount, counterparty and day")
+    return _only(unnamed, "amount, counterparty and time")
 
 
 def find_return(payment: Payment, entries: Iterable[StatementEntry]) -> Match:
     """Return which line says that a payment that was done has come back (退票, 冲账).
 
     Only a line with the payment's own reference counts: money that comes in from a payee may as
-    well be a payment to us. A fee line is never one.
+    well be a payment to us. A fee line is never one, whether the fee is kept or given back.
 
     Args:
         payment: a payment that was done.
         entries: lines of the payer's account from the day of the payment on.
     """
-    mine = [
-        entry
-        for entry in entries
-        if not entry.fee
-        and entry.amount == payment.order.amount
-        and (entry.reversal or entry.direction is Direction.CREDIT)
-        and (
-            (bool(payment.bank_ref) and entry.bank_ref == payment.bank_ref)
-            or entry.client_ref == payment.client_ref
-        )
-    ]
+    mine = [entry for entry in entries if _takes_back(payment, entry) and _is_named(payment, entry)]
     return _only(mine, "its reference on a line that takes it back") if mine else Absent()
+
+
+def may_be_returned(payment: Payment, entries: Iterable[StatementEntry]) -> bool:
+    """Say whether a line could be this payment's return though it bears no reference of ours.
+
+    It proves nothing; the bank's status query does.
+    """
+    return any(
+        _takes_back(payment, entry)
+        and entry.client_ref in ("", payment.client_ref)
+        and business_date(entry.booked_at) >= business_date(payment.sent_at - EARLIER_MAX)
+        for entry in entries
+    )
+
+
+def comes_back(entry: StatementEntry) -> bool:
+    """Say whether a line puts money back or in, so that it may be a return."""
+    return not entry.fee and (entry.reversal or entry.direction is Direction.CREDIT)
 
 
 def _only(lines: Sequence[StatementEntry], by: str) -> Match:
@@ -130,24 +175,44 @@ def _may_be(payment: Payment, entry: StatementEntry) -> bool:
         entry.direction is Direction.DEBIT
         and not entry.fee
         and not entry.reversal
-        and entry.amount == payment.order.amount
+        and entry.amount == payment.amount
     )
+
+
+def _takes_back(payment: Payment, entry: StatementEntry) -> bool:
+    return comes_back(entry) and entry.amount == payment.amount
+
+
+def _is_named(payment: Payment, entry: StatementEntry) -> bool:
+    """Say whether a line that takes money back is named as this payment's.
+
+    The bank's reference alone, on a line from somebody else, may be a number that came round again.
+    """
+    if entry.client_ref:
+        return entry.client_ref == payment.client_ref
+    ours = bool(payment.bank_ref) and entry.bank_ref == payment.bank_ref
+    return ours and entry.counterparty_account in ("", payment.payee)
 
 
 def _fits(payment: Payment, entry: StatementEntry) -> bool:
     booked, sent = business_date(entry.booked_at), business_date(payment.sent_at)
-    return (
-        entry.counterparty_account == payment.order.payee.account
-        and 0 <= (booked - sent).days <= DAYS_AFTER_MAX
-    )
+    if entry.counterparty_account != payment.payee or (booked - sent).days > DAYS_AFTER_MAX:
+        return False
+    # Midnight is what a line without a time shows.
+    local = to_shanghai(entry.booked_at)
+    if (local.hour, local.minute, local.second) == (0, 0, 0):
+        return booked >= business_date(payment.sent_at - EARLIER_MAX)
+    return entry.booked_at >= payment.sent_at - EARLIER_MAX
 
 
 def _alike(one: Payment, other: Payment) -> bool:
-    """Say whether one line without a reference could be either's."""
+    """Say whether one line without a reference could be either's.
+
+    Also in the other direction: what comes back of a payment to us is a debit, too.
+    """
     days = (business_date(one.sent_at) - business_date(other.sent_at)).days
     return (
-        one.order.payee.account == other.order.payee.account
-        and one.order.amount == other.order.amount
-        and one.order.payer == other.order.payer
-        and abs(days) <= DAYS_AFTER_MAX
+        one.amount == other.amount
+        and {one.payer, one.payee} == {other.payer, other.payee}
+        and abs(days) <= DAYS_AFTER_MAX + 1
     )

@@ -13,7 +13,7 @@ from typing import Final
 
 from fep.domain.ids import AccountNumber, BankName, ClientName, TaskId
 from fep.domain.money import ZERO, Cny
-from fep.domain.order import Body, PaymentOrder
+from fep.domain.order import Body, Order
 from fep.tasks.state import State
 from fep.tasks.task import Task
 
@@ -152,7 +152,7 @@ class Register:
         states[task.state] = states.get(task.state, 0) + by
 
     def _sum(self, task: Task, body: Body | None, sign: int) -> None:
-        if isinstance(body, PaymentOrder):
+        if isinstance(body, Order):
             key = (body.payer, task.client)
             left = self._under_way.get(key, ZERO) + Cny(sign * body.amount.fen)
             if left.fen:

@@ -7,6 +7,7 @@ tasks that are open, and the boxes of what the clients must still be asked and t
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -20,7 +21,7 @@ from fep.adapters.api import Reply
 from fep.alarms.service import Alarms
 from fep.alarms.state import AlarmKind
 from fep.domain.account import Account
-from fep.domain.clock import Clock, to_text
+from fep.domain.clock import Clock, PatientClock, to_text
 from fep.domain.errors import BodyError, FepError
 from fep.domain.ids import AccountNumber, BankName, ClientName, TaskId
 from fep.domain.ids import Sequence as Numbers
@@ -29,7 +30,7 @@ from fep.domain.order import (
     BalanceQuery,
     Body,
     Kind,
-    PaymentOrder,
+    Order,
     StatementQuery,
     parse_body,
 )
@@ -68,6 +69,8 @@ NEARLY_FULL_SHARE, RELIEVED_SHARE = 0.9, 0.8
 EVIDENCE_CHARS_MIN: Final = 10
 REASON_CHARS_MAX: Final = 500
 """Of why a body was refused: it may echo what the client wrote, and is told in a result's line."""
+FREE_SECONDS_MAX: Final = 5.0
+"""How long a person's act waits for a task that is held."""
 CHAIN_FIRST_MAX, CHAIN_LAST_MAX = 500, 1000
 """Of a causal chain, so that it fits a line: months of inquiries leave out some in the middle."""
 
@@ -78,6 +81,10 @@ class TaskRefusedError(FepError):
     def __init__(self, refused: Refused) -> None:
         super().__init__(refused.message)
         self.code = refused.code
+
+
+class _OvertakenError(Exception):
+    """What a change was made for does not hold any more; nothing was changed."""
 
 
 class TaskService:
@@ -123,7 +130,7 @@ class TaskService:
         self._look = trio.Event()
         """Set when something may lapse or expire sooner than was known."""
         self._was_full = False
-        self._began = (clock.now(), trio.current_time())
+        self._patient = PatientClock(clock, trio.current_time)
         self._accepting = True
 
     # -- start and stop -----------------------------------------------------------------------
@@ -160,6 +167,10 @@ class TaskService:
             lambda c: (store.open_tasks(c), store.last_seq(c), store.owed(c))
         )
         self._admission.begin_after(last_seq)
+        unknown = [task for task in tasks if task.state is State.UNKNOWN]
+        waited = await self.store.read(lambda c: store.waited(c, [task.seq for task in unknown]))
+        for task in unknown:
+            task.wait_from(trio.current_time(), waited.get(task.seq, 0.0))
         self._open.keep_all(tasks)
         for client, task_id in owed:
             self._box(client).results[task_id] = None
@@ -294,7 +305,7 @@ class TaskService:
         body = parse_body(kind, params)
         own = ""
         match body:
-            case PaymentOrder():
+            case Order():
                 own = body.payer
             case BalanceQuery() | StatementQuery():
                 own = body.account
@@ -548,37 +559,82 @@ class TaskService:
         now = self.clock.now()
         proposal = store.Proposal(outcome, evidence, who)
 
-        def propose(connection: Any) -> None:  # noqa: ANN401
+        def propose(connection: Any) -> bool:  # noqa: ANN401
+            if not store.is_open_at_bank(connection, task.seq):
+                return False
             store.propose(connection, task.seq, proposal, now)
             cause = f"{who} proposes {outcome.value}: {evidence}"
             store.note(connection, task.seq, task.state, "proposed", cause, now, self.configuration)
+            return True
 
-        await self.store.write(propose)
+        if not await self.store.write(propose):
+            msg = "the task was closed at this very moment: there is nothing to resolve"
+            raise TaskRefusedError(Refused("BAD_STATE", msg))
         log.warning("task.resolution_proposed", task_id=task_id, who=who, outcome=outcome.value)
 
-    async def confirm(self, who: str, task_id: TaskId) -> State:
+    async def confirm(self, who: str, task_id: TaskId, outcome: State | None = None) -> State:
         """Close an open payment as another person proposed.
 
+        Args:
+            who: the second person.
+            task_id: of the payment.
+            outcome: what that person saw proposed; None: whatever it is.
+
         Raises:
-            TaskRefusedError: NOT_FOUND, BAD_STATE (nothing proposed), NOT_PERMITTED (same person).
+            TaskRefusedError: NOT_FOUND, BAD_STATE (nothing proposed, or something else),
+                NOT_PERMITTED (same person).
             StoreFullError, StoreBusyError: nothing was changed.
         """
         task = await self._open_at_bank(task_id)
+        await self._wait_free(task)
+        await self._open_at_bank(task_id)
+        if task.claimed:
+            msg = "the bank is being asked about it at this moment; try again"
+            raise TaskRefusedError(Refused("BAD_STATE", msg))
+        with _Claim([task], self._put_back):
+            await self._close_as_proposed(task, who, outcome)
+        return task.state
+
+    async def _close_as_proposed(self, task: Task, who: str, seen: State | None) -> None:
         proposal = await self.store.read(lambda c: store.proposal(c, task.seq))
         if proposal is None:
             msg = "nothing is proposed for this task; call task.resolve first"
             raise TaskRefusedError(Refused("BAD_STATE", msg))
         if proposal.by == who:
+            log.warning("task.confirmation_refused", task_id=task.task_id, who=who)
             msg = "a second person must confirm; you made the proposal"
             raise TaskRefusedError(Refused("NOT_PERMITTED", msg))
-        if task.claimed or task.state not in OPEN_AT_BANK:
-            msg = "the bank is being asked about it at this moment; try again"
+        if seen not in (None, proposal.outcome):
+            msg = f"{proposal.by} proposes {proposal.outcome.value}; look at task.why again"
             raise TaskRefusedError(Refused("BAD_STATE", msg))
         event = Event.PROVED_DONE if proposal.outcome is State.SUCCEEDED else Event.PROVED_REFUSED
         cause = f"two persons: {proposal.by} proposed, {who} confirmed: {proposal.evidence}"
         columns = {"bank_code": "RESOLVED", "bank_message": cause}
-        await self.change(task, (event,), cause, columns=columns, patient=False)
-        return task.state
+        try:
+            await self.change(
+                task,
+                (event,),
+                cause,
+                columns=columns,
+                only_if=lambda c: store.proposal(c, task.seq) == proposal,
+                patient=False,
+            )
+        except _OvertakenError:
+            msg = "another proposal was made at this moment; look at task.why again"
+            raise TaskRefusedError(Refused("BAD_STATE", msg)) from None
+        log.warning(
+            "task.resolution_confirmed",
+            task_id=task.task_id,
+            who=who,
+            outcome=proposal.outcome.value,
+        )
+
+    @staticmethod
+    async def _wait_free(task: Task) -> None:
+        """Wait a while for the end of an inquiry, which would otherwise refuse a person's act."""
+        with trio.move_on_after(FREE_SECONDS_MAX):
+            while task.claimed:
+                await trio.sleep(TIMER_SECONDS_MIN)
 
     async def _open_at_bank(self, task_id: TaskId) -> Task:
         task = self._open.get(task_id)
@@ -653,8 +709,10 @@ class TaskService:
     def refresh(self, task: Task, stored: Task) -> None:
         """Bring a task whose lane crashed to what the store says of it."""
         self._open.turn(task, stored.state, stored.body)
-        for name in ("client_ref", "bank_ref", "sent_at", "inquire_at"):
+        for name in ("client_ref", "bank_ref", "sent_at", "inquiries", "inquire_at"):
             setattr(task, name, getattr(stored, name))
+        if task.state is State.UNKNOWN and math.isinf(task.waited_from):
+            task.wait_from(trio.current_time())
 
     async def change(
         self,
@@ -664,6 +722,8 @@ class TaskService:
         *,
         columns: dict[str, Any] | None = None,
         wire: store.Bytes | None = None,
+        sent: store.Sent | None = None,
+        only_if: Callable[[Any], bool] | None = None,
         patient: bool = True,
     ) -> None:
         """Write a change of a task, wait for the disk, then know it and tell its client.
@@ -674,10 +734,13 @@ class TaskService:
             cause: why, for its chain.
             columns: what else is known of it now.
             wire: the bytes that prove it.
+            sent: what a payment is searched by, where its first byte may leave now.
+            only_if: asked in the same transaction; where it says no, nothing is changed.
             patient: wait while the disk is full; False for what is only wished, not a fact.
 
         Raises:
             IllegalTransitionError: nothing was changed.
+            _OvertakenError: ``only_if`` said no.
             StoreFullError, StoreBusyError: not ``patient``, and nothing was changed.
         """
         before = after = task.state
@@ -687,15 +750,30 @@ class TaskService:
         if after in FINAL:
             values.setdefault("delivery", store.OWED)
         now = self.clock.now()
-        change = store.Change(task.seq, before, after, events, cause, now, values, wire=wire)
+        change = store.Change(
+            task.seq,
+            before,
+            after,
+            events,
+            cause,
+            now,
+            values,
+            wire,
+            sent,
+            self._is_watched(task, before, after),
+        )
 
         def known() -> None:
             self._open.turn(task, after)
+            if after is State.UNKNOWN:
+                task.wait_from(trio.current_time())
             if after in FINAL:
                 self._end(task, values, now, cause)
+            if change.watched:
+                self._watch(task)
 
         with _Claim([task], self._put_back) as claim:
-            write = partial(self._commit, [change], claim, known)
+            write = partial(self._commit, [change], claim, known, only_if)
             await (self.patiently(write) if patient else write())
 
     def take_back_sending(self, task: Task, cause: str) -> None:
@@ -761,8 +839,26 @@ class TaskService:
         A wall clock that is set forward would make "no record" proof before its time. So the
         clock's word counts only as far as this process has lived.
         """
-        wall, steady = self._began
-        return min(self.clock.now(), wall + dt.timedelta(seconds=trio.current_time() - steady))
+        return self._patient.now()
+
+    def open_task(self, task_id: TaskId) -> Task | None:
+        """Return an open task, None when there is none of this id."""
+        return self._open.get(task_id)
+
+    def _is_watched(self, task: Task, before: State, after: State) -> bool | None:
+        """Say whether a change begins or ends the watch over a payment; None for neither."""
+        if not task.moves_money or after not in FINAL:
+            return None
+        if before is State.SUCCEEDED:
+            return False
+        lane = self._lane(task.bank)
+        days = 0.0 if lane is None else lane.parts.card.returned.watch_days
+        return True if after is State.SUCCEEDED and days > 0 else None
+
+    def _watch(self, task: Task) -> None:
+        lane = self._lane(task.bank)
+        if lane is not None and isinstance(task.body, Order):
+            lane.watch.begin(task.body.payer)
 
     def _put_back(self, task: Task) -> None:
         """Put a task where it waits: it may have come up and been skipped while it was held."""
@@ -784,7 +880,11 @@ class TaskService:
         return self.lanes.get(bank) or self._retired.get(bank)
 
     async def _commit(
-        self, changes: Sequence[store.Change], claim: _Claim, known: Callable[[], None]
+        self,
+        changes: Sequence[store.Change],
+        claim: _Claim,
+        known: Callable[[], None],
+        only_if: Callable[[Any], bool] | None = None,
     ) -> None:
         """Write changes, let go of their tasks and know them in the moment of the commit.
 
@@ -803,19 +903,36 @@ class TaskService:
                 errors.append(error)
             finished.set()
 
-        self._changes.submit(changes, self.configuration, done)
+        if only_if is None:
+            self._changes.submit(changes, self.configuration, done)
+        else:
+            write = partial(self._write_if, only_if, changes)
+            self.store.submit(write, lambda _result, error: done(error))
         claim.committing = True
         await finished.wait()
         if errors:
             raise errors[0]
 
+    def _write_if(
+        self,
+        holds: Callable[[Any], bool],
+        changes: Sequence[store.Change],
+        connection: Any,  # noqa: ANN401
+    ) -> None:
+        if not holds(connection):
+            raise _OvertakenError
+        store.apply(connection, changes, self.configuration)
+
     def _end(self, task: Task, values: Mapping[str, Any], now: Any, cause: str) -> None:  # noqa: ANN401
         self._open.drop(task)
-        if isinstance(task.body, PaymentOrder) and task.state is State.SUCCEEDED:
+        if isinstance(task.body, Order) and task.state is State.SUCCEEDED:
             self._paid[task.body.payer] = self.paid(task.body.payer) + task.body.amount
         self._box(task.client).forget_fetch(task.task_id)
         self._forget_offer(task)
-        self.alarms.clear(AlarmKind.UNKNOWN_OVERDUE, task.task_id)
+        for kind in (AlarmKind.UNKNOWN_OVERDUE, AlarmKind.EVIDENCE_AMBIGUOUS):
+            self.alarms.clear(kind, task.task_id)
+        if task.state is State.RETURNED:
+            self._tell_returned(task, cause)
         self._watch_fill()
         log.info(
             "task.ended",
@@ -842,6 +959,11 @@ class TaskService:
                     to_text(now),
                 )
             )
+
+    def _tell_returned(self, task: Task, cause: str) -> None:
+        amount = f"{task.body.amount} yuan" if isinstance(task.body, Order) else "a payment"
+        log.error("task.returned", task_id=task.task_id, client=task.client, cause=cause)
+        self.alarms.raise_alarm(AlarmKind.PAYMENT_RETURNED, task.task_id, f"{amount}: {cause}")
 
     def _box(self, client: ClientName) -> ClientBox:
         box = self._boxes.get(client)
@@ -936,13 +1058,14 @@ class TaskService:
                 await self.patiently(partial(self._commit, changes, claim, known))
 
     async def _take_unmatched(self, bank: BankName, reply: Reply) -> None:
-        lane = self.lanes.get(bank)
-        task = None if lane is None else await lane.take_late(reply)
-        wire = store.Bytes(sent=False, correlation=reply.correlation, data=reply.raw)
+        lane = self._lane(bank)
+        task, is_kept = (None, False) if lane is None else await lane.take_late(reply)
+        wire = store.received(reply)
         now = self.clock.now()
         seq = None if task is None else task.seq
-        keep = partial(store.add_message, seq=seq, bank=bank, wire=wire, at=now)
-        await self.patiently(partial(self.store.write, keep))
+        if not is_kept:
+            keep = partial(store.add_message, seq=seq, bank=bank, wire=wire, at=now)
+            await self.patiently(partial(self.store.write, keep))
         log.warning(
             "reply.unmatched",
             bank=bank,

@@ -53,6 +53,8 @@ class Event(StrEnum):
     QUERY_LOST = "query_lost"
     """A query changes nothing at the bank: it is asked again."""
     QUERY_GIVEN_UP = "query_given_up"
+    PROVED_ACCEPTED = "proved_accepted"
+    """The bank knows the payment and has not finished it: "no record" proves nothing any more."""
     PROVED_DONE = "proved_done"
     PROVED_REFUSED = "proved_refused"
     PROVED_RETURNED = "proved_returned"
@@ -98,6 +100,7 @@ TRANSITIONS: Final[dict[State, dict[Event, State]]] = {
         Event.PROVED_REFUSED: State.REJECTED,
     },
     State.UNKNOWN: {
+        Event.PROVED_ACCEPTED: State.ACCEPTED,
         Event.PROVED_DONE: State.SUCCEEDED,
         Event.PROVED_REFUSED: State.REJECTED,
     },

@@ -13,11 +13,14 @@ import attrs
 import orjson
 import sqlalchemy as sa
 
+from fep.adapters.api import Reply
 from fep.domain.clock import from_text, to_text
-from fep.domain.ids import BankName, ClientName, ClientRef, TaskId
+from fep.domain.ids import AccountNumber, BankName, ClientName, ClientRef, TaskId
+from fep.domain.money import Cny
 from fep.domain.order import Body, Kind, parse_body
-from fep.store.schema import lane, resolution, task, task_event
-from fep.tasks.state import FINAL, Event, State
+from fep.store.schema import lane, message, payment, resolution, task, task_event
+from fep.tasks.matching import DAYS_AFTER_MAX, Payment, Watched
+from fep.tasks.state import FINAL, OPEN_AT_BANK, Event, State
 from fep.tasks.task import Delivery, Task, body_bytes, digest
 
 IDS_PER_QUERY_MAX: Final = 500
@@ -29,6 +32,9 @@ PAGE_BYTES_MAX: Final = 900_000
 ROWS_READ_AT_ONCE: Final = 5000
 VIEW_BYTES: Final = 1000
 """Of a task as it is shown, without its result and the bank's words."""
+
+NOT_LOOKED_AT: Final = -1.0
+"""``watched_s`` of a success before the first look at its payer's account."""
 
 OPEN_STATES: Final = tuple(state.value for state in State if state not in FINAL)
 
@@ -44,6 +50,24 @@ class Bytes:
     sent: bool
     correlation: str
     data: bytes = attrs.field(repr=False)
+    taken_for: str = ""
+    """What an answer was taken for (``evidence.told``); a replay compares."""
+
+
+def received(reply: Reply, taken_for: str = "") -> Bytes:
+    """Return a bank's answer as it is kept."""
+    return Bytes(sent=False, correlation=reply.correlation, data=reply.raw, taken_for=taken_for)
+
+
+@attrs.frozen
+class Sent:
+    """What the evidence engine searches a payment by, from its sending on."""
+
+    bank: BankName
+    payer: AccountNumber
+    payee: AccountNumber
+    amount: Cny
+    at: dt.datetime
 
 
 @attrs.frozen
@@ -57,8 +81,11 @@ class Change:
     cause: str
     at: dt.datetime
     columns: Mapping[str, Any] = attrs.Factory(dict)
-    detail: str = ""
     wire: Bytes | None = None
+    sent: Sent | None = None
+    """Set where the payment's first byte may leave from now on."""
+    watched: bool | None = None
+    """True: its success is watched from now on; False: not any more."""
 
 
 @attrs.frozen
@@ -253,6 +280,7 @@ def apply(connection: sa.Connection, changes: Iterable[Change], configuration: s
                 messages.append(_message_row(change.seq, "", change.wire, change.at))
                 wire_digest = messages[-1][_MESSAGE_COLUMNS.index("digest")]
             events += _event_rows(change, configuration, wire_digest)
+        _note_payments(connection, batch)
     _insert_rows(connection, "message", _MESSAGE_COLUMNS, messages)
     _insert_rows(connection, "task_event", _EVENT_COLUMNS, events)
 
@@ -270,6 +298,7 @@ def _apart(changes: Iterable[Change]) -> Iterable[list[Change]]:
 
 def _event_rows(change: Change, configuration: str, wire_digest: str) -> list[tuple[Any, ...]]:
     at, state = text_of(change.at), change.after.value
+    taken_for = "" if change.wire is None else change.wire.taken_for
     return [
         (
             change.seq,
@@ -279,7 +308,7 @@ def _event_rows(change: Change, configuration: str, wire_digest: str) -> list[tu
             change.cause,
             configuration,
             wire_digest,
-            change.detail,
+            taken_for,
         )
         for event in change.events
     ]
@@ -347,7 +376,7 @@ def note(  # noqa: PLR0913 - one row of the chain has so many columns
         cause,
         configuration,
         "" if wire is None else digest(wire.data),
-        "",
+        "" if wire is None else wire.taken_for,
     )
     _insert_rows(connection, "task_event", _EVENT_COLUMNS, [row])
 
@@ -677,3 +706,234 @@ def encoded(kind: Kind, body: Body) -> dict[str, Any]:
     """Return the columns that hold a body."""
     data = body_bytes(kind, body)
     return {"body": data, "body_digest": digest(data)}
+
+
+# -- what the evidence engine searches ------------------------------------------------------------
+
+_PAYMENT_COLUMNS: Final = (
+    "task_seq",
+    "bank",
+    "payer",
+    "payee",
+    "amount_fen",
+    "sent_at",
+    "waited_s",
+)
+_AGAIN: Final = (
+    "ON CONFLICT (task_seq) DO UPDATE SET sent_at = excluded.sent_at, waited_s = excluded.waited_s"
+)
+
+
+def _note_payments(connection: sa.Connection, changes: Sequence[Change]) -> None:
+    """Write what the evidence engine must know of these changes, no two of one payment."""
+    _put_payments(connection, [(one.seq, one.sent, 0.0) for one in changes if one.sent])
+    for watched, watched_s in ((True, NOT_LOOKED_AT), (False, None)):
+        seqs = [one.seq for one in changes if one.watched is watched]
+        for at in range(0, len(seqs), IDS_PER_QUERY_MAX):
+            mine = payment.c.task_seq.in_(seqs[at : at + IDS_PER_QUERY_MAX])
+            connection.execute(sa.update(payment).where(mine).values(watched_s=watched_s))
+
+
+def _put_payments(connection: sa.Connection, payments: Sequence[tuple[int, Sent, float]]) -> None:
+    rows = [
+        (seq, sent.bank, sent.payer, sent.payee, sent.amount.fen, text_of(sent.at), waited_s)
+        for seq, sent, waited_s in payments
+    ]
+    _insert_rows(connection, "payment", _PAYMENT_COLUMNS, rows, _AGAIN)
+
+
+def keep_waited(connection: sa.Connection, seq: int, sent: Sent, waited_s: float) -> None:
+    """Keep for how long a payment is unknown, so that a restart need not begin anew."""
+    _put_payments(connection, [(seq, sent, waited_s)])
+
+
+def waited(connection: sa.Connection, seqs: Sequence[int]) -> dict[int, float]:
+    """Return for how long these payments were unknown while a daemon lived."""
+    found: dict[int, float] = {}
+    for at in range(0, len(seqs), IDS_PER_QUERY_MAX):
+        query = sa.select(payment.c.task_seq, payment.c.waited_s)
+        chunk = seqs[at : at + IDS_PER_QUERY_MAX]
+        for row in connection.execute(query.where(payment.c.task_seq.in_(chunk))):
+            found[row[0]] = row[1]
+    return found
+
+
+def of_reference(connection: sa.Connection, bank: str, reference: str) -> Task | None:
+    """Return the task that was sent to a bank under our reference."""
+    query = sa.select(task).where(task.c.client_ref == reference, task.c.bank == bank)
+    row = connection.execute(query).first()
+    return None if row is None else _task(row)
+
+
+_SEARCHED: Final = (
+    payment.c.task_seq,
+    task.c.task_id,
+    task.c.client_ref,
+    task.c.bank_ref,
+    payment.c.payer,
+    payment.c.payee,
+    payment.c.amount_fen,
+    payment.c.sent_at,
+)
+
+
+def _watched(row: Any) -> Watched:  # noqa: ANN401
+    return Watched(
+        row.task_seq,
+        TaskId(row.task_id),
+        Payment(
+            client_ref=ClientRef(row.client_ref),
+            payer=AccountNumber(row.payer),
+            payee=AccountNumber(row.payee),
+            amount=Cny(row.amount_fen),
+            sent_at=from_text(row.sent_at),
+            bank_ref=row.bank_ref,
+        ),
+    )
+
+
+def rivals(connection: sa.Connection, one: Payment) -> list[Payment]:
+    """Return the payments that one line without a reference could be as well as this one.
+
+    Of the same amount, between the same two accounts in either direction, sent about that time;
+    this one is among them.
+    """
+    reach = dt.timedelta(days=DAYS_AFTER_MAX + 2)
+    query = (
+        sa.select(*_SEARCHED)
+        .join(task, task.c.seq == payment.c.task_seq)
+        .where(
+            sa.or_(
+                sa.and_(payment.c.payer == one.payer, payment.c.payee == one.payee),
+                sa.and_(payment.c.payer == one.payee, payment.c.payee == one.payer),
+            ),
+            payment.c.sent_at.between(text_of(one.sent_at - reach), text_of(one.sent_at + reach)),
+            payment.c.amount_fen == one.amount.fen,
+        )
+    )
+    return [_watched(row).payment for row in connection.execute(query)]
+
+
+def watched_payers(connection: sa.Connection, bank: str) -> list[AccountNumber]:
+    """Return the accounts with successes that are watched."""
+    query = (
+        sa.select(payment.c.payer)
+        .where(payment.c.bank == bank, payment.c.watched_s.is_not(None))
+        .distinct()
+        .order_by(payment.c.payer)
+    )
+    return [AccountNumber(row[0]) for row in connection.execute(query)]
+
+
+def watched_since(connection: sa.Connection, bank: str, payer: str) -> dt.datetime | None:
+    """Return when the oldest success that is watched was sent, None when none is."""
+    query = sa.select(sa.func.min(payment.c.sent_at)).where(*_watched_of(bank, payer))
+    found = connection.execute(query).scalar_one()
+    return None if found is None else from_text(found)
+
+
+def watched_alike(
+    connection: sa.Connection, bank: str, payer: str, amounts: Sequence[Cny]
+) -> list[Watched]:
+    """Return the successes of an account that are watched and have one of these amounts."""
+    found: list[Watched] = []
+    for at in range(0, len(amounts), IDS_PER_QUERY_MAX):
+        chunk = [amount.fen for amount in amounts[at : at + IDS_PER_QUERY_MAX]]
+        query = (
+            sa.select(*_SEARCHED)
+            .join(task, task.c.seq == payment.c.task_seq)
+            .where(*_watched_of(bank, payer), payment.c.amount_fen.in_(chunk))
+            .order_by(payment.c.task_seq)
+        )
+        found += [_watched(row) for row in connection.execute(query)]
+    return found
+
+
+def watched_after(
+    connection: sa.Connection, bank: str, payer: str, seq: int, limit: int
+) -> list[Watched]:
+    """Return the next successes of an account that are watched, in the order of admission."""
+    query = (
+        sa.select(*_SEARCHED)
+        .join(task, task.c.seq == payment.c.task_seq)
+        .where(*_watched_of(bank, payer), payment.c.task_seq > seq)
+        .order_by(payment.c.task_seq)
+        .limit(limit)
+    )
+    return [_watched(row) for row in connection.execute(query)]
+
+
+def _watched_of(bank: str, payer: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        payment.c.bank == bank,
+        payment.c.payer == payer,
+        payment.c.watched_s.is_not(None),
+    )
+
+
+def note_look(
+    connection: sa.Connection, bank: str, payer: str, passed_s: float, span_s: float
+) -> int:
+    """Note that an account was looked at; return how many of its successes are watched on.
+
+    Args:
+        connection: the writer's.
+        bank: whose.
+        payer: the account.
+        passed_s: time lived through since the last look.
+        span_s: a success is watched for so long.
+    """
+    mine = _watched_of(bank, payer)
+    grown = sa.case((payment.c.watched_s < 0, 0.0), else_=payment.c.watched_s + passed_s)
+    connection.execute(sa.update(payment).where(*mine).values(watched_s=grown))
+    over = sa.update(payment).where(*mine, payment.c.watched_s >= span_s)
+    connection.execute(over.values(watched_s=None))
+    count = sa.select(sa.func.count()).select_from(payment).where(*mine)
+    return int(connection.execute(count).scalar_one())
+
+
+def result_of(connection: sa.Connection, seq: int) -> dict[str, Any]:
+    """Return the result that a task has, empty for none."""
+    found = connection.execute(sa.select(task.c.result).where(task.c.seq == seq)).scalar_one()
+    result: dict[str, Any] = {} if found is None else orjson.loads(found)
+    return result
+
+
+def is_open_at_bank(connection: sa.Connection, seq: int) -> bool:
+    """Say whether only evidence can close a task, as it stands on disk."""
+    found = connection.execute(sa.select(task.c.state).where(task.c.seq == seq)).scalar_one()
+    return State(found) in OPEN_AT_BANK
+
+
+@attrs.frozen
+class Kept:
+    """Exact bytes as they were kept."""
+
+    seq: int
+    task_seq: int | None
+    bank: BankName
+    """Empty for a task's own."""
+    wire: Bytes
+    at: str
+
+
+def kept_of(connection: sa.Connection, seq: int) -> list[Kept]:
+    """Return a task's bytes, in the order they were kept."""
+    query = sa.select(message).where(message.c.task_seq == seq).order_by(message.c.seq)
+    return [_kept(row) for row in connection.execute(query)]
+
+
+def kept_unmatched(connection: sa.Connection, limit: int) -> list[Kept]:
+    """Return the newest answers that matched nothing, oldest first."""
+    query = (
+        sa.select(message)
+        .where(message.c.task_seq.is_(None))
+        .order_by(message.c.seq.desc())
+        .limit(limit)
+    )
+    return [_kept(row) for row in connection.execute(query)][::-1]
+
+
+def _kept(row: Any) -> Kept:  # noqa: ANN401
+    wire = Bytes(row.direction == "sent", row.correlation, row.bytes)
+    return Kept(row.seq, row.task_seq, BankName(row.bank), wire, row.at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import math
 from typing import Any, Final, Literal
 
 import attrs
@@ -46,11 +47,32 @@ class Task(msgspec.Struct, eq=False, gc=False):
     """Times a query was sent without a clear answer, in this process."""
     claimed: bool = False
     """Somebody is changing it right now; nobody else may."""
+    waited_s: float = 0.0
+    """How long it was unknown before ``waited_from``: time that daemons lived through, no other."""
+    waited_from: float = math.inf
+    """Since when it is unknown in this process (trio's time)."""
 
     @property
     def moves_money(self) -> bool:
         """True where a repetition would pay twice."""
         return self.kind in MOVES_MONEY
+
+    def wait_from(self, moment: float, waited_s: float = 0.0) -> None:
+        """Note that it is unknown, and that so much of its waiting is over (trio's time)."""
+        self.waited_s, self.waited_from = waited_s, moment
+
+    def waited(self, moment: float) -> float:
+        """Return for how many seconds it is unknown; never more than have really passed."""
+        return self.waited_s + max(moment - self.waited_from, 0.0)
+
+
+class QueryLostError(Exception):
+    """A query got no clear answer; it may be asked again."""
+
+    def __init__(self, code: str, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.code = code
+        self.sent = sent
 
 
 class Submission(msgspec.Struct, frozen=True, gc=False):

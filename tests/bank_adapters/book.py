@@ -26,6 +26,7 @@ class MemoryBook:
         self.accounts = {(one.bank, one.number): one for one in accounts}
         self.payments: dict[tuple[BankName, str], BookPayment] = {}
         self.lines: dict[tuple[BankName, AccountNumber], list[BookEntry]] = {}
+        self.returns: dict[tuple[BankName, str], dt.datetime] = {}
         self.moved = 0
 
     def account(self, bank: BankName, number: AccountNumber) -> BookAccount | None:
@@ -82,10 +83,32 @@ class MemoryBook:
             self.moved += 1
             self._book(payment, payer, payee, debit=True)
             self._book(payment, payee, payer, debit=False)
+            if request.returns_at is not None:
+                self.returns[bank, request.client_ref] = request.returns_at
         return payment
 
+    def take_back(self, bank: BankName, now: dt.datetime) -> None:
+        due = [key for key, at in self.returns.items() if key[0] == bank and at <= now]
+        for key in due:
+            del self.returns[key]
+            done = self.payments[key]
+            payer = self.accounts[bank, done.payer]
+            payee = next(one for one in self.accounts.values() if one.number == done.payee)
+            if payee.balance < done.amount:
+                continue
+            back = attrs.evolve(done, state=BookedState.RETURNED, at=now)
+            self.payments[key] = attrs.evolve(back, at=done.at)
+            self._book(back, payer, payee, debit=False, back=True)
+            self._book(back, payee, payer, debit=True, back=True)
+
     def _book(
-        self, payment: BookPayment, own: BookAccount, other: BookAccount, *, debit: bool
+        self,
+        payment: BookPayment,
+        own: BookAccount,
+        other: BookAccount,
+        *,
+        debit: bool,
+        back: bool = False,
     ) -> None:
         amount = payment.amount
         after = own.balance - amount if debit else own.balance + amount
@@ -93,15 +116,16 @@ class MemoryBook:
         self.lines.setdefault((own.bank, own.number), []).append(
             BookEntry(
                 payment_ref=payment.bank_ref,
-                client_ref=payment.client_ref if debit else "",
+                client_ref=payment.client_ref if debit != back else "",
                 at=payment.at,
                 debit=debit,
                 amount=amount,
                 balance_after=after,
                 counterparty=other.number,
                 counterparty_name=other.name,
-                counterparty_bank_name=payment.payee_bank_name if debit else "",
+                counterparty_bank_name=payment.payee_bank_name if debit != back else "",
                 purpose=payment.purpose,
+                back=back,
             )
         )
 

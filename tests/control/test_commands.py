@@ -265,6 +265,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("task.list", {"state": "lost"}, "state"),
     ("task.resolve", {"outcome": "returned"}, "outcome"),
     ("task.resolve", {"evidence": "x" * 2001}, "evidence"),
+    ("task.confirm", {"outcome": "returned"}, "outcome"),
     ("slot.unlock", {"pin": "123"}, "pin"),
     ("slot.unlock", {"pin": "1" * 17}, "pin"),
     ("slot.unlock", {"pin": "12 4\n"}, "pin"),

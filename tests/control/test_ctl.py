@@ -543,7 +543,7 @@ def test_two_persons_close_a_payment_and_why_tells_it(scene: Scene, ctl: Ctl):
     proposed = ctl(*resolve, evidence)
     assert proposed.status == 0
     assert proposed.out == (
-        "proposed 已提议 succeeded; another person runs: fepctl confirm land-1\n"
+        "proposed 已提议 succeeded; another person runs: fepctl confirm land-1 succeeded\n"
     )
     assert ctl(*resolve, evidence, "--json").value["proposed"] == "succeeded"
     same = ctl("confirm", "land-1", "--client", "zhang")

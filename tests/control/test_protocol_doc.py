@@ -548,7 +548,7 @@ LEAST: dict[str, Any] = {
 }
 MOST: dict[str, Any] = {
     "balance": order.Balance(A, ONE, ONE, NOW, held=ONE, status="normal"),
-    "transfer": order.PaymentReceipt(REF, ONE, "R", "CNY", DAY, ONE),
+    "transfer": order.PaymentReceipt(REF, ONE, "R", "CNY", DAY, ONE, DAY),
     "transfer_status": order.PaymentStatus(RETURNED, bank_ref="R"),
     "statement": order.Statement(()),
 }

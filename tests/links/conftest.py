@@ -101,6 +101,10 @@ class ToyCodec:
         del operation
         return Unclear(reply.code, reply.message)
 
+    def payment_ref(self, reply: Reply) -> str:
+        del reply
+        return ""
+
     def split(self, query: StatementQuery, today: BusinessDate) -> list[StatementQuery]:
         del today
         return [query]

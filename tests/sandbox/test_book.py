@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ from fep.adapters.host import BookAccount, BookedState, BookPayment, DuplicateRe
 from fep.domain.clock import BusinessDate, business_date
 from fep.domain.ids import AccountNumber, BankName
 from fep.domain.money import ZERO, Cny
-from fep.sandbox.book import SqliteBook
+from fep.sandbox.book import RETURNED, SqliteBook
 from tests.sandbox.book_child import ACCOUNTS, NORTH, NOW, SOUTH, request
 
 HELD = Cny(sum(one.balance.fen for one in ACCOUNTS))
@@ -218,6 +219,78 @@ def test_opening_again_changes_nothing(book: SqliteBook) -> None:
     assert book.held() == HELD
 
 
+# -- what comes back --------------------------------------------------------------------------
+
+LATER = NOW + dt.timedelta(seconds=60)
+
+
+@pytest.mark.parametrize("payee", ["2001", "9999"])
+def test_a_payment_is_taken_back_when_its_time_has_come(book: SqliteBook, payee: str) -> None:
+    before = balances(book)
+    asked = attrs.evolve(request("A", payee=payee), returns_at=LATER)
+    assert book.pay(NORTH, asked, NOW).state is BookedState.DONE
+    book.take_back(NORTH, LATER - dt.timedelta(seconds=1))
+    book.take_back(SOUTH, LATER)
+    made = book.payment(NORTH, "A")
+    assert made is not None
+    assert made.state is BookedState.DONE
+    for _ in range(2):
+        book.take_back(NORTH, LATER)
+        made = book.payment(NORTH, "A")
+        assert made is not None
+        assert (made.state, made.reason) == (BookedState.RETURNED, RETURNED)
+        assert balances(book) == before
+        assert book.check() == []
+    # Money moved once; that it came back is not a second time.
+    assert book.times_booked("A") == 1
+    forth, back = book.entries(NORTH, AccountNumber("1001"), TODAY, TODAY)
+    assert (forth.debit, forth.back) == (True, False)
+    assert (back.debit, back.back, back.at) == (False, True, LATER)
+    for one in (forth, back):
+        assert (one.counterparty, one.payment_ref, one.client_ref) == (payee, made.bank_ref, "A")
+
+
+def test_what_the_payee_has_spent_stays_paid(book: SqliteBook) -> None:
+    asked = attrs.evolve(request("A", payee="1002"), returns_at=LATER)
+    book.pay(NORTH, asked, NOW)
+    book.pay(NORTH, request("B", payer="1002", payee="2001"), NOW)
+    before = balances(book)
+    book.take_back(NORTH, LATER)
+    made = book.payment(NORTH, "A")
+    assert made is not None
+    assert made.state is BookedState.DONE
+    assert (balances(book), book.check()) == (before, [])
+
+
+@pytest.mark.parametrize("more", [{"landed": True}, {"fen": 1_000_000_01}])
+def test_what_was_not_done_does_not_come_back(book: SqliteBook, more: dict[str, Any]) -> None:
+    book.pay(NORTH, attrs.evolve(request("A", **more), returns_at=LATER), NOW)
+    book.take_back(NORTH, LATER)
+    made = book.payment(NORTH, "A")
+    assert made is not None
+    assert made.state is not BookedState.RETURNED
+    assert book.check() == []
+
+
+@pytest.mark.parametrize(
+    ("sql", "seen"),
+    [
+        ("delete from entry where back = 1", "was booked in 2 lines"),
+        ("update entry set back = 0", "in 4 lines"),
+        ("update payment set state = 'done'", "is done and was booked in 4 lines"),
+        ("update entry set back = 1 - back", "taken back before it was made"),
+        ("update entry set number = '1002' where back = 1 and amount > 0", "not what was ordered"),
+        ("update entry set amount = 2 * amount where back = 1", "not what was ordered"),
+    ],
+)
+def test_check_sees_what_is_taken_back_wrongly(book: SqliteBook, sql: str, seen: str) -> None:
+    book.pay(NORTH, attrs.evolve(request("A"), returns_at=LATER), NOW)
+    book.take_back(NORTH, LATER)
+    assert book.check() == []
+    book._db.execute(sql)
+    assert any(seen in fault for fault in book.check()), book.check()
+
+
 # -- check ------------------------------------------------------------------------------------
 
 CORRUPTIONS = [
@@ -225,7 +298,7 @@ CORRUPTIONS = [
     ("update entry set amount = amount + 1 where payment = 1 and amount > 0", "sum to 1 fen"),
     ("delete from entry where payment = 1 and amount < 0", "in 1 lines"),
     ("delete from entry where payment = 1", "was booked in 0 lines"),
-    ("insert into entry select null, 1, bank, number, amount, 0, at from entry", "in 8 lines"),
+    ("insert into entry select null, 1, bank, number, amount, 0, at, 0 from entry", "in 8 lines"),
     ("update payment set state = 'refused' where id = 1", "is refused and was booked in 2"),
     ("delete from payment where id = 1", "belongs to no payment"),
     ("update entry set number = '1002' where payment = 1 and amount < 0", "not what was ordered"),
@@ -234,7 +307,7 @@ CORRUPTIONS = [
     ("update entry set amount = amount + 1 where payment is null", "opening entries sum to"),
     ("update account set balance = -1 where number = '1002'", "is overdrawn"),
     ("update account set balance = 0 where number = 'EQUITY'", "the sum over all accounts"),
-    ("insert into entry values (null, null, 'north', '9', 1, 1, '')", "no payment or account"),
+    ("insert into entry values (null, null, 'north', '9', 1, 1, '', 0)", "no payment or account"),
 ]
 
 
@@ -337,12 +410,12 @@ def test_a_writer_killed_inside_a_booking_books_nothing(tmp_path: Path, book: Sq
 INSIDE = """
 import os, signal, sys
 from pathlib import Path
-from fep.sandbox.book import SqliteBook
+from fep.sandbox.book import RETURNED, SqliteBook
 from tests.sandbox.book_child import NORTH, NOW
 book = SqliteBook.open(Path(sys.argv[1]))
 with book._transaction() as db:
     db.execute("insert into payment values (99,'north','CUT','99','1001','','2001','','south',"
-               "'',100,'','done','2026-01-05T01:00:00.000+00:00','')")
+               "'',100,'','done','2026-01-05T01:00:00.000+00:00','',null)")
     db.execute("update account set balance = balance - 100 where number = '1001'")
     os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -25,12 +25,13 @@ HASH_SEED = "0"
 def campaign(first: int, count: int, processes: int) -> dict[str, object]:
     """Run the seeds, show progress and failures, and return the closing figures."""
     began = time.monotonic()
-    total = {"seeds": 0, "tasks": 0, "crashes": 0, "torn": 0, "unknowns": 0, "violations": 0}
+    counted = ("tasks", "crashes", "torn", "unknowns", "returned", "steps")
+    total = {"seeds": 0, **dict.fromkeys(counted, 0), "violations": 0}
     failed: list[int] = []
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for report in pool.imap_unordered(report_of, range(first, first + count), chunksize=4):
             total["seeds"] += 1
-            for name in ("tasks", "crashes", "torn", "unknowns"):
+            for name in counted:
                 total[name] += getattr(report, name)
             if report.violations:
                 failed.append(report.seed)

@@ -60,9 +60,14 @@ class Mischief:
     """The host half's own faults, as ``fep host --faults`` takes them."""
 
     @classmethod
-    def drawn(cls, rng: random.Random) -> Mischief:
-        """Return a line of a drawn temper: some runs are calm, some are foul."""
-        temper = rng.choice((0.0, 0.05, 0.15, 0.4))
+    def drawn(cls, rng: random.Random, *, foul: bool = False) -> Mischief:
+        """Return a line of a drawn temper: some runs are calm, some are foul.
+
+        Args:
+            rng: what to draw from.
+            foul: not drawn but as bad as can be: this bank remembers no reference.
+        """
+        temper = 0.4 if foul else rng.choice((0.0, 0.05, 0.15, 0.4))
 
         def chance() -> float:
             return temper * rng.random() if rng.random() < 0.7 else 0.0
@@ -73,6 +78,7 @@ class Mischief:
             "close_before_booking",
             "close_after_booking",
             "unknown_after_booking",
+            "returned",
             "throttled",
             "delayed",
         )
@@ -82,7 +88,7 @@ class Mischief:
             for field in attrs.fields(cls)
             if field.name not in ("faults", "forget")
         }
-        return cls(**drawn, forget=float(rng.random() < 0.5), faults=faults)
+        return cls(**drawn, forget=float(foul or rng.random() < 0.5), faults=faults)
 
 
 class LaggingBook:

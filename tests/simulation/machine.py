@@ -23,8 +23,16 @@ THREAD_SECONDS_MAX = 0.02
 """Before the work and after it; a slow disk is most of it."""
 
 
+class TrueClock:
+    """The wall clock of everybody else: it goes with virtual time and is never set."""
+
+    def now(self) -> dt.datetime:
+        """Return the present moment, aware, in UTC."""
+        return EPOCH + dt.timedelta(seconds=trio.current_time())
+
+
 class SimClock:
-    """The wall clock: virtual time, and a step that an operator or NTP may make."""
+    """The daemon's wall clock: virtual time, and a step that an operator or NTP may make."""
 
     def __init__(self) -> None:
         self.step_s = 0.0

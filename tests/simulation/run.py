@@ -40,17 +40,21 @@ from tests.simulation.machine import (
     Disk,
     SimClock,
     Threads,
+    TrueClock,
     deterministic,
     socket_pair,
     trio_stream,
 )
-from tests.simulation.setting import ENTERPRISE, HORIZON_SECONDS, Setting, drawn
+from tests.simulation.setting import ENTERPRISE, HORIZON_SECONDS, WATCH_SECONDS, Setting, drawn
 
 FOUL_SECONDS: Final = 600.0
 """How long everything may go wrong."""
 CALM_SECONDS_MAX: Final = 3 * HORIZON_SECONDS
 TASKS_PER_CLIENT: Final = 10
 BOOKED_ONCE: Final = frozenset({State.SUCCEEDED, State.RETURNED})
+STEP_SECONDS_MAX: Final = 86_400.0
+WATCHED_TO_THE_END: Final = 0.1
+"""Share of the runs that go on until nothing is watched any more."""
 
 
 @attrs.define
@@ -62,9 +66,12 @@ class Report:
     crashes: int = 0
     torn: int = 0
     unknowns: int = 0
+    returned: int = 0
+    """Payments that the banks took back."""
+    steps: int = 0
+    """Times that the daemon's wall clock was set."""
     seconds: float = 0.0
     """Virtual time."""
-    steps: int = 0
     violations: list[str] = attrs.Factory(list)
     digest: str = ""
     """Of everything that was logged, in order: the same seed gives the same digest."""
@@ -176,7 +183,7 @@ class FinanceSystem:
                     self.name,
                     fetch=self.fetch,
                     result=self.result,
-                    clock=self._run.clock,
+                    clock=self._run.true_clock,
                     connect=self._run.connect_client(self.name, Role.FINANCE),
                 )
                 async with trio.open_nursery() as nursery:
@@ -210,15 +217,16 @@ class FinanceSystem:
 class Run:
     """The whole of one run."""
 
-    def __init__(self, seed: int, root: Path, daemon_class: type[Daemon] = Daemon) -> None:
+    def __init__(self, seed: int, root: Path, *, foulest: bool = False) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
         self.setting: Setting = drawn(self.rng)
         self.clock = SimClock()
+        self.true_clock = TrueClock()
+        self._foulest = foulest
         self.foul = True
         self.report = Report(seed)
         self.trace = _Trace()
-        self._daemon_class = daemon_class
         self._disk = Disk(root, self._fork())
         self._book = SqliteBook(Path(":memory:"))
         self._threads = Threads(self._fork(), after_work=self._after_work)
@@ -228,7 +236,7 @@ class Run:
                 BankName(name),
                 adapter,
                 self._book,
-                self.clock,
+                self.true_clock,
                 self._fork(),
                 self.setting.certificates,
             )
@@ -327,7 +335,7 @@ class Run:
             self._crashed = trio.Event()
             config = attrs.evolve(self.setting.config, state_dir=self._disk.directory)
             outside = Outside(self._open_store, self._connect_bank, self._faces, self._fork())
-            self._daemon = self._daemon_class(config, self.clock, Followers(), outside)
+            self._daemon = Daemon(config, self.clock, Followers(), outside)
             self._sockets = []
             try:
                 with trio.CancelScope() as self._life:
@@ -359,8 +367,8 @@ class Run:
     async def _kill_now_and_then(self) -> None:
         """Kill at drawn moments, and just when a payment has reached a bank."""
         rng = self._fork()
-        kills = rng.choice((0, 1, 2, 4, 6))
-        share = rng.random()
+        kills = 6 if self._foulest else rng.choice((0, 1, 2, 4, 6))
+        share = 1.0 if self._foulest else rng.random()
         """Of the kills that wait for a payment."""
         for _ in range(kills):
             await trio.sleep(rng.uniform(0.0, FOUL_SECONDS / kills))
@@ -387,6 +395,18 @@ class Run:
             await came.wait()
 
     # -- keys, pools, clocks ------------------------------------------------------------------
+
+    async def _step_the_clock(self) -> None:
+        """Set the daemon's wall clock forward and back, by up to a day."""
+        rng = self._fork()
+        steps = rng.choice((0, 0, 1, 2, 5, 10))
+        for _ in range(steps):
+            await trio.sleep(rng.uniform(0.0, 2 * FOUL_SECONDS / steps))
+            if not self.foul:
+                return
+            size = rng.choice((0.0, 1.0, 60.0, 3600.0, STEP_SECONDS_MAX, STEP_SECONDS_MAX))
+            self.clock.step_s = rng.uniform(-size, size)
+            self.report.steps += 1
 
     async def _pull_keys(self) -> None:
         rng = self._fork()
@@ -420,7 +440,7 @@ class Run:
         self._book.open_accounts(self.setting.accounts, self.clock.now())
         async with trio.open_nursery() as nursery:
             for bank in self._banks.values():
-                bank.misbehave(Mischief.drawn(self.rng))
+                bank.misbehave(Mischief.drawn(self.rng, foul=self._foulest))
                 await nursery.start(bank.run)
             for client in self._clients:
                 client.make_work()
@@ -429,9 +449,12 @@ class Run:
             nursery.start_soon(self._kill_now_and_then)
             nursery.start_soon(self._pull_keys)
             nursery.start_soon(self._run_pools)
+            nursery.start_soon(self._step_the_clock)
             await trio.sleep(FOUL_SECONDS)
             self._be_calm()
             await self._settle()
+            if self.rng.random() < WATCHED_TO_THE_END:
+                await self._watch_to_the_end()
             await self._check()
             nursery.cancel_scope.cancel()
         self.report.seconds = trio.current_time()
@@ -445,6 +468,8 @@ class Run:
     def _be_calm(self) -> None:
         self.foul = False
         self._crash_in_commit = False
+        # An operator has seen it. A bank does not tell a statement of tomorrow.
+        self.clock.step_s = 0.0
         for bank in self._banks.values():
             bank.misbehave(Mischief())
         if self._daemon is not None:
@@ -460,7 +485,12 @@ class Run:
             if self._daemon is None or self._sessions is None:
                 continue
             status = self._services.tasks.status() if self._services is not None else None
-            if status is not None and status["open"] == 0 and self._all_told():
+            if (
+                status is not None
+                and status["open"] == 0
+                and self._all_told()
+                and await self._all_returns_known()
+            ):
                 return
 
     def _all_told(self) -> bool:
@@ -469,6 +499,44 @@ class Run:
             for client in self._clients
             for task_id in client.work
         )
+
+    def _returned(self) -> set[str]:
+        """Return the references of what the banks took back."""
+        return {
+            payment.client_ref.partition(AGAIN)[0]
+            for payment in self._book.payments()
+            if payment.state is BookedState.RETURNED
+        }
+
+    async def _all_returns_known(self) -> bool:
+        assert self._services is not None
+        rows = await self._services.tasks.store.read(_every_task)
+        known = {
+            client_ref(ENTERPRISE, TaskId(task_id))
+            for task_id, _, state in rows
+            if state is State.RETURNED
+        }
+        told = {
+            client_ref(ENTERPRISE, TaskId(task_id))
+            for client in self._clients
+            for task_id, result in client.results.items()
+            if result.state == State.RETURNED.value
+        }
+        ours = {
+            client_ref(ENTERPRISE, TaskId(task_id))
+            for client in self._clients
+            for task_id in client.work
+        }
+        coming_back = self._returned()
+        return coming_back <= known and coming_back & ours <= told
+
+    async def _watch_to_the_end(self) -> None:
+        """Go on until every success was watched for its time; then nothing is watched."""
+        await trio.sleep(WATCH_SECONDS + 3600.0)
+        assert self._services is not None
+        left = await self._services.tasks.store.read(_watched)
+        if left:
+            self.report.violations.append(f"{left} payments are watched for ever")
 
     async def _check(self) -> None:
         faults = self.report.violations
@@ -479,8 +547,10 @@ class Run:
         self.report.tasks = len(rows)
         faults += self._book.check()
         booked: dict[str, int] = {}
+        returned = self._returned()
+        self.report.returned = len(returned)
         for payment in self._book.payments():
-            if payment.state is BookedState.DONE:
+            if payment.state in (BookedState.DONE, BookedState.RETURNED):
                 first = payment.client_ref.partition(AGAIN)[0]
                 booked[first] = booked.get(first, 0) + 1
         for task_id, kind, state in rows:
@@ -488,10 +558,17 @@ class Run:
                 faults.append(f"{task_id} is stuck in {state.value}")
             if kind != "transfer":
                 continue
-            times = booked.pop(client_ref(ENTERPRISE, TaskId(task_id)), 0)
+            reference = client_ref(ENTERPRISE, TaskId(task_id))
+            times = booked.pop(reference, 0)
             if times != int(state in BOOKED_ONCE):
                 faults.append(f"{task_id} is {state.value} and was booked {times} times")
+            if (reference in returned) != (state is State.RETURNED):
+                came = "came back" if reference in returned else "never came back"
+                faults.append(f"{task_id} is {state.value} and {came}")
         faults += [f"payment {reference} has no task" for reference in booked]
+        faults += [
+            f"sweep {one} came back and pooling does not know" for one in await store.read(_unheard)
+        ]
         states = {task_id: state for task_id, _, state in rows}
         for client in self._clients:
             for task_id in client.acknowledged:
@@ -515,10 +592,37 @@ def _every_task(connection: Any) -> list[tuple[str, str, State]]:
     return [(row[0], row[1], State(row[2])) for row in rows]
 
 
-def simulate(seed: int, daemon_class: type[Daemon] = Daemon) -> tuple[Report, list[str]]:
-    """Run one seed; returns the report and the whole trace."""
+def _watched(connection: Any) -> int:
+    import sqlalchemy as sa  # noqa: PLC0415
+
+    table = schema.payment
+    query = sa.select(sa.func.count()).where(table.c.watched_s.is_not(None))
+    return int(connection.execute(query.select_from(table)).scalar_one())
+
+
+def _unheard(connection: Any) -> list[str]:
+    """Return the sweeps that came back and are something else in their rounds."""
+    import sqlalchemy as sa  # noqa: PLC0415
+
+    task, item = schema.task, schema.pool_item
+    query = (
+        sa.select(task.c.task_id)
+        .join(item, item.c.sweep_task == task.c.task_id)
+        .where(task.c.state == State.RETURNED.value, item.c.state != "returned")
+    )
+    return [row[0] for row in connection.execute(query)]
+
+
+def simulate(seed: int, *, foulest: bool = False) -> tuple[Report, list[str]]:
+    """Run one seed; returns the report and the whole trace.
+
+    Args:
+        seed: everything follows from it.
+        foulest: all banks are as bad as can be and forget references, and each of many kills comes
+            just when a payment has reached a bank; else that is drawn, too.
+    """
     root = Path(tempfile.mkdtemp(prefix=f"fep-sim-{seed}-", dir=_memory()))
-    run = Run(seed, root, daemon_class)
+    run = Run(seed, root, foulest=foulest)
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, run.trace],
         cache_logger_on_first_use=False,

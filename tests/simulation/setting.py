@@ -41,6 +41,7 @@ ACCOUNTS_PER_BANK = 3
 ENTERPRISE = "E0001"
 HORIZON_SECONDS = 3600.0
 REPLY_SECONDS = 20.0
+WATCH_SECONDS = 4320.0
 
 
 @attrs.frozen
@@ -65,6 +66,12 @@ def _card(by_slot: bool) -> dict[str, Any]:
             "horizon_s": HORIZON_SECONDS,
             "no_record": "after",
             "no_record_after_s": PROMISED_SECONDS,
+            "statement_after": 2,
+        },
+        "returned": {
+            "watch_days": WATCH_SECONDS / 86_400.0,
+            "first_look_s": 60.0,
+            "interval_s": 300.0,
         },
     }
 

@@ -88,6 +88,7 @@ async def test_a_store_of_every_release_is_brought_to_the_present(
             "2026-01-05T01:00:01+00:00",
         )
         assert (two.task_id, two.state, two.body) == ("T2", State.QUEUED, None)
+        assert await store.read(lambda c: tasks.waited(c, [one.seq, two.seq])) == {one.seq: 7.5}
         assert await store.read(tasks.last_seq) == 3
         assert await store.read(tasks.owed) == [("erp-2", "T3")]
         assert await store.read(tasks.drained) == {"pingan"}

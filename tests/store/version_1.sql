@@ -138,6 +138,19 @@ CREATE TABLE pool_item (
 );
 CREATE INDEX pool_item_sweep ON pool_item (sweep_task);
 CREATE INDEX pool_item_balance ON pool_item (balance_task);
+CREATE TABLE payment (
+    task_seq BIGINT NOT NULL,
+    bank TEXT NOT NULL,
+    payer TEXT NOT NULL,
+    payee TEXT NOT NULL,
+    amount_fen BIGINT NOT NULL,
+    sent_at TEXT NOT NULL,
+    waited_s FLOAT DEFAULT '0' NOT NULL,
+    watched_s FLOAT,
+    PRIMARY KEY (task_seq)
+);
+CREATE INDEX payment_payer ON payment (payer, sent_at);
+CREATE INDEX payment_watched ON payment (bank, payer, task_seq) WHERE watched_s IS NOT NULL;
 PRAGMA user_version = 1;
 INSERT INTO task (seq, task_id, client, bank, kind, priority, state, submitted_at, expires_at, offers, body, body_digest, client_ref, sent_at, inquire_at, updated_at, delivery) VALUES
     (1, 'T1', 'erp-1', 'pingan', 'transfer', 5, 'unknown', '2026-01-05T01:00:00.000+00:00', '2026-01-06T01:00:00.000+00:00', 1, '{"kind":"transfer","params":{"amount":"12.50","currency":"CNY","payee":{"account":"99000000000102","name":"云阶示例贸易有限公司"},"payer":{"account":"99000000000101"}}}', 'd1', 'F0000000000000000001', '2026-01-05T01:00:01.000+00:00', '2026-01-05T01:01:01.000+00:00', '2026-01-05T01:00:02.000+00:00', 0),
@@ -148,3 +161,4 @@ INSERT INTO event_link (seq, first_event, last_event, digest, at) VALUES (1, 1, 
 INSERT INTO message (seq, task_seq, bank, direction, at, correlation, digest, bytes) VALUES (1, 1, '', 'sent', '2026-01-05T01:00:01.000+00:00', 'c-1', 'd2', x'0102');
 INSERT INTO resolution (task_seq, outcome, evidence, proposed_by, proposed_at) VALUES (1, 'succeeded', 'statement of 5 January, line 7', 'li', '2026-01-05T02:00:00.000+00:00');
 INSERT INTO lane (bank, drained) VALUES ('pingan', 1);
+INSERT INTO payment (task_seq, bank, payer, payee, amount_fen, sent_at, waited_s) VALUES (1, 'pingan', '99000000000101', '99000000000102', 1250, '2026-01-05T01:00:01.000+00:00', 7.5);

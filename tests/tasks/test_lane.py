@@ -277,16 +277,12 @@ async def test_an_answer_that_belongs_to_nothing_is_kept_and_told(world: World) 
             return [*answers, *answers]
 
         world.banks[PINGAN].host.changes = twice
-        await fep.submit("T1", body=transfer("1.00"))
+        await fep.submit("T1", Kind.BALANCE, body=balance())
         await end_of(fep, "T1")
         await until(lambda: AlarmKind.UNMATCHED_REPLY in fep.alarm_kinds())
         kept = world.on_disk("select bank, bytes from message where task_seq is null")
         assert [row[0] for row in kept] == ["pingan"]
-        [(answer,)] = world.on_disk(
-            "select bytes from message where task_seq = 1 and direction = 'received'"
-        )
-        assert kept[0][1] == answer
-        assert world.booked("T1") == 1
+        assert str(OPENING).encode() in kept[0][1]
 
 
 async def test_an_answer_nobody_waits_for_is_kept_although_the_disk_was_full(

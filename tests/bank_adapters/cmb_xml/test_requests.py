@@ -164,7 +164,7 @@ def test_a_payment_without_its_reference_is_our_defect() -> None:
 @pytest.mark.parametrize(
     ("days_later", "first", "last"),
     [
-        (0, "20260105", "20260106"),
+        (0, "20260102", "20260108"),
         (1, "20260102", "20260108"),
         (60, "20260102", "20260108"),
         (91, "20260106", "20260108"),
@@ -183,7 +183,8 @@ def test_the_status_span_covers_a_clock_of_ours_that_was_wrong_by_days(
 
 def test_the_banks_day_counts_not_utcs() -> None:
     midnight = dt.datetime(2026, 1, 5, 16, 0, tzinfo=dt.UTC)
-    for now, first in ((midnight - dt.timedelta(seconds=1), b"20260105"), (midnight, b"20260102")):
+    later = midnight + dt.timedelta(days=90)
+    for now, first in ((later - dt.timedelta(seconds=1), b"20260105"), (later, b"20260106")):
         content = codec().prepare(STATUS, attrs.evolve(CONTEXT, now=now)).content
         assert b"<BGNDAT>" + first in content
 

@@ -1,0 +1,79 @@
+"""One look at an account: which pages were read, and what is still to be asked. Pure.
+
+A look is done one request at a time, between payments, so it is a thing that can be laid down and
+taken up again.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import attrs
+
+from fep.adapters.api import Reply
+from fep.domain.clock import BusinessDate, business_date
+from fep.domain.ids import AccountNumber
+from fep.domain.order import STATEMENT_DAYS_MAX, Statement, StatementEntry, StatementQuery
+from fep.tasks.matching import Watched
+
+PAGES_MAX: Final = 1000
+ENTRIES_MAX: Final = 50_000
+"""What is read of one account in one look; of a longer statement only references prove anything."""
+
+
+@attrs.define(eq=False)
+class Look:
+    """One look at one payer's account."""
+
+    payer: AccountNumber
+    began: float = 0.0
+    """When its first request was made (trio's time)."""
+    is_begun: bool = False
+    is_judged: bool = False
+    parts: deque[StatementQuery] = attrs.Factory(deque)
+    """What of the statement is still to be asked; the first may be under way."""
+    entries: list[StatementEntry] = attrs.Factory(list)
+    pages: list[tuple[int, Reply]] = attrs.Factory(list)
+    """Each page, with how many entries there were before it."""
+    is_complete: bool = True
+    """False: there is more in the statement than was read."""
+    asks: deque[Watched] = attrs.Factory(deque)
+    """Successes whose status is to be asked."""
+    asks_all_after: int | None = None
+    """Set where there is no statement: every success is asked after, from this place on."""
+    losses: int = 0
+    """Requests without a clear answer."""
+
+    def ask_statement(self, parts: Sequence[StatementQuery]) -> None:
+        """Let these parts of the statement be read."""
+        self.parts = deque(parts)
+
+    def take_page(self, page: Statement, reply: Reply) -> None:
+        """Take a page that was read and go on to what follows it."""
+        self.pages.append((len(self.entries), reply))
+        self.entries.extend(page.entries)
+        part = self.parts.popleft()
+        if page.cursor:
+            self.parts.appendleft(attrs.evolve(part, cursor=page.cursor))
+        if self.parts and (len(self.pages) >= PAGES_MAX or len(self.entries) >= ENTRIES_MAX):
+            self.is_complete = False
+            self.parts.clear()
+
+    def page_of(self, entry: StatementEntry) -> Reply:
+        """Return the bank's answer that an entry stands in."""
+        place = next(at for at, one in enumerate(self.entries) if one is entry)
+        return next(reply for first, reply in reversed(self.pages) if first <= place)
+
+
+def days(oldest: dt.datetime, now: dt.datetime) -> tuple[BusinessDate, BusinessDate]:
+    """Return the days of a statement that must show what was sent since ``oldest``.
+
+    From the day before, for the bank's midnight is not ours. Never more than a statement covers.
+    """
+    last = business_date(now)
+    first = min(business_date(oldest), last) - dt.timedelta(days=1)
+    earliest = last - dt.timedelta(days=STATEMENT_DAYS_MAX - 1)
+    return BusinessDate(max(first, earliest)), last

@@ -1,0 +1,423 @@
+"""Looks at accounts: finds payments whose end is open, and successes that came back (退票, 冲账).
+
+One statement of a payer answers for all its payments. What a statement does not tell apart, and
+all where a bank has none, the status query of each payment tells. A look is made one request at a
+time by the lane's workers, when nothing more urgent waits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, assert_never
+
+import attrs
+import orjson
+import structlog
+import trio
+
+from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply
+from fep.alarms.state import AlarmKind
+from fep.domain.account import mask
+from fep.domain.clock import BusinessDate, business_date
+from fep.domain.errors import BodyError
+from fep.domain.ids import AccountNumber
+from fep.domain.order import (
+    Kind,
+    Order,
+    PaymentReceipt,
+    PaymentState,
+    PaymentStatus,
+    Statement,
+    StatementQuery,
+    StatusQuery,
+    result_value,
+)
+from fep.tasks import evidence, look, store
+from fep.tasks.look import Look
+from fep.tasks.matching import (
+    Absent,
+    Ambiguous,
+    Found,
+    Payment,
+    Watched,
+    comes_back,
+    find_payment,
+    find_return,
+    may_be_returned,
+)
+from fep.tasks.state import OPEN_AT_BANK, Event, State
+from fep.tasks.task import QueryLostError, Task
+
+if TYPE_CHECKING:
+    from fep.tasks.lane import Lane
+    from fep.tasks.service import TaskService
+
+log = structlog.get_logger()
+
+ASKED_AT_ONCE_MAX: Final = 100
+"""Successes read from the store at a time, where each is asked after."""
+SUSPECTS_MAX: Final = 50
+"""Successes of one look whose status is asked because a line could be their return."""
+LOSSES_MAX: Final = 5
+LOST_RETRY_SECONDS: Final = 1.0
+FAILED_RETRY_SECONDS_MAX: Final = 600.0
+SECONDS_PER_DAY: Final = 86_400.0
+LINE: Final = "line"
+"""How what a page of a statement was taken for begins."""
+
+
+class Watch:
+    """When each account of one bank is looked at, and what a look proves; the lane does the asking.
+
+    Whom to watch is in the store; here is only when to look, so it costs nothing when nothing is
+    watched.
+    """
+
+    def __init__(self, lane: Lane, service: TaskService) -> None:
+        self._lane = lane
+        self._service = service
+        self._due: dict[AccountNumber, float] = {}
+        """When an account is looked at next (trio's time), infinite while it is being done."""
+        self._looked: dict[AccountNumber, float] = {}
+        """When the last look began that was done."""
+        self._open: dict[AccountNumber, set[Task]] = {}
+        """Payments whose end a statement may tell."""
+        self._noted: dict[Task, str] = {}
+        """What was said last of these payments, so that their chains do not say it again."""
+        self._ready: deque[Look] = deque()
+
+    @property
+    def is_due(self) -> bool:
+        """True while a look has a request to make."""
+        return bool(self._ready)
+
+    async def load(self) -> None:
+        """Begin anew with what the store says is watched."""
+        self._due.clear()
+        self._ready.clear()
+        self._open.clear()
+        bank = self._lane.bank
+        for payer in await self._service.store.read(partial(store.watched_payers, bank=bank)):
+            self._want(payer, 0.0)
+
+    def begin(self, payer: AccountNumber) -> None:
+        """Note that a success of this account is watched from now on."""
+        self._want(payer, self._lane.parts.card.returned.first_look_s)
+
+    def search(self, task: Task) -> None:
+        """Let the statement of a payment's payer be read for it, where the bank has statements."""
+        assert isinstance(task.body, Order)
+        if Kind.STATEMENT not in self._lane.parts.capabilities:
+            return
+        payer = task.body.payer
+        self._open.setdefault(payer, set()).add(task)
+        looked = self._looked.get(payer, -math.inf)
+        gap = self._lane.parts.card.inquiry.interval_max_s
+        self._want(payer, max(looked + gap - trio.current_time(), 0.0))
+
+    def take(self) -> Look:
+        """Return the look that has waited longest; give it to :meth:`step`."""
+        return self._ready.popleft()
+
+    # -- when ---------------------------------------------------------------------------------
+
+    def _want(self, payer: AccountNumber, in_s: float) -> None:
+        at = trio.current_time() + in_s
+        if payer in self._due and not self._due[payer] > at:
+            return
+        if self._due.get(payer) == math.inf:
+            return  # When it is done it is seen what is wanted then.
+        self._due[payer] = at
+        self._lane.later(in_s, partial(self._come, payer, at))
+
+    def _come(self, payer: AccountNumber, at: float) -> None:
+        if self._due.get(payer) != at:
+            return  # An earlier one was wanted meanwhile.
+        self._due[payer] = math.inf
+        self._put(Look(payer))
+
+    def _put(self, one: Look) -> None:
+        self._ready.append(one)
+        self._lane.wake()
+
+    def _again(self, one: Look, in_s: float) -> None:
+        self._due.pop(one.payer, None)
+        self._want(one.payer, in_s)
+
+    # -- one request of a look ----------------------------------------------------------------
+
+    async def step(self, one: Look) -> None:
+        """Go on with a look: at most one request; it comes up again until it is done."""
+        try:
+            if not one.is_begun:
+                await self._begin(one)
+            elif one.parts:
+                await self._read_page(one)
+            elif not one.is_judged:
+                await self._judge(one)
+            elif one.asks:
+                await self._ask_status(one)
+            elif one.asks_all_after is not None:
+                await self._read_watched(one)
+            else:
+                await self._end(one)
+                return
+        except QueryLostError as lost:
+            one.losses += lost.sent
+            if one.losses >= LOSSES_MAX:
+                self._fail(one, str(lost))
+                return
+            self._lane.later(LOST_RETRY_SECONDS, partial(self._put, one))
+            return
+        except BodyError as error:
+            # Midnight passed between two pages, or an account is not approved any more.
+            self._fail(one, str(error))
+            return
+        self._put(one)
+
+    def _fail(self, one: Look, reason: str) -> None:
+        log.warning("watch.look_failed", account=mask(one.payer), reason=reason)
+        card = self._lane.parts.card
+        self._again(one, min(card.returned.interval_s, FAILED_RETRY_SECONDS_MAX))
+
+    async def _begin(self, one: Look) -> None:
+        lane = self._lane
+        one.began, one.is_begun = trio.current_time(), True
+        since = await self._service.store.read(
+            partial(store.watched_since, bank=lane.bank, payer=one.payer)
+        )
+        moments = [task.sent_at for task in self._open.get(one.payer, ()) if task.sent_at]
+        moments += [since] if since is not None else []
+        if not moments:
+            one.is_judged = True
+        elif Kind.STATEMENT in lane.parts.capabilities:
+            now = self._service.certain_now()
+            first, last = look.days(min(moments), now)
+            query = StatementQuery(one.payer, first, last)
+            one.ask_statement(lane.parts.codec.split(query, business_date(now)))
+        else:
+            self._ask_all(one)
+
+    @staticmethod
+    def _ask_all(one: Look) -> None:
+        """Let each success be asked after, for want of a statement."""
+        one.parts.clear()
+        one.is_judged = True
+        one.asks_all_after = 0
+
+    async def _read_page(self, one: Look) -> None:
+        outcome, reply = await self._lane.ask(one.parts[0])
+        match outcome:
+            case Accepted(result=Statement() as page):
+                one.take_page(page, reply)
+            case Rejected(why=Refusal.PERMISSION, code=code):
+                log.warning("watch.statement_refused", account=mask(one.payer), code=code)
+                self._ask_all(one)
+            case _:
+                msg = f"the bank refused the statement: {outcome.code} {outcome.message}"
+                raise BodyError(msg)
+
+    async def _read_watched(self, one: Look) -> None:
+        lane = self._lane
+        assert one.asks_all_after is not None
+        found = await self._service.store.read(
+            partial(
+                store.watched_after,
+                bank=lane.bank,
+                payer=one.payer,
+                seq=one.asks_all_after,
+                limit=ASKED_AT_ONCE_MAX,
+            )
+        )
+        one.asks.extend(found)
+        one.asks_all_after = found[-1].seq if found else None
+
+    async def _ask_status(self, one: Look) -> None:
+        lane = self._lane
+        watched = one.asks[0]
+        task = await self._service.store.read(partial(store.one, task_id=watched.task_id))
+        assert task is not None
+        if task.state is State.SUCCEEDED:
+            outcome, reply = await lane.ask(status_query(task))
+            await self.take_status(task, outcome, reply)
+        one.asks.popleft()
+
+    async def _end(self, one: Look) -> None:
+        lane = self._lane
+        returned = lane.parts.card.returned
+        passed_s = one.began - self._looked.get(one.payer, one.began)
+        span_s = returned.watch_days * SECONDS_PER_DAY
+        left: list[int] = []
+
+        async def write() -> None:
+            left[:] = [
+                await self._service.store.write(
+                    lambda c: store.note_look(c, lane.bank, one.payer, passed_s, span_s)
+                )
+            ]
+
+        await self._service.patiently(write)
+        self._looked[one.payer] = one.began
+        log.debug("watch.looked", account=mask(one.payer), watched=left[0])
+        self._due.pop(one.payer, None)
+        if left[0]:
+            self._want(one.payer, returned.interval_s)
+        if self._open.get(one.payer):
+            self._want(one.payer, lane.parts.card.inquiry.interval_max_s)
+        elif not left[0]:
+            self._looked.pop(one.payer, None)
+
+    # -- what it proves -----------------------------------------------------------------------
+
+    async def _judge(self, one: Look) -> None:
+        one.is_judged = True
+        for task in sorted(self._open.pop(one.payer, ()), key=lambda task: task.seq):
+            if task.state not in OPEN_AT_BANK:
+                self._noted.pop(task, None)
+            elif task.claimed:
+                self._open.setdefault(one.payer, set()).add(task)
+            else:
+                await self._judge_open(task, one)
+        coming = [entry for entry in one.entries if comes_back(entry)]
+        if not coming:
+            return
+        amounts = sorted({entry.amount for entry in coming})
+        lane = self._lane
+        for watched in await self._service.store.read(
+            lambda c: store.watched_alike(c, lane.bank, one.payer, amounts)
+        ):
+            match find_return(watched.payment, coming):
+                case Found(entry=entry, by=by):
+                    cause = f"the payer's statement says: returned (退票), found by {by}"
+                    day = business_date(entry.booked_at)
+                    await self._reopen(watched, cause, day, "", "", one.page_of(entry))
+                case Ambiguous(why=why):
+                    self._alarm(watched.task_id, f"whether it came back: {why}")
+                case Absent():
+                    if may_be_returned(watched.payment, coming) and len(one.asks) < SUSPECTS_MAX:
+                        one.asks.append(watched)
+
+    async def _judge_open(self, task: Task, one: Look) -> None:
+        """Close an open payment that the statement proves."""
+        lane = self._lane
+        lane.hold(task)
+        payment = _payment(task)
+        by_reference_only = not one.is_complete or lane.parts.card.statement.shows_reference
+        others: Sequence[Payment] = ()
+        if not by_reference_only or payment.bank_ref:
+            others = await self._service.store.read(partial(store.rivals, one=payment))
+        match find_payment(payment, one.entries, others, by_reference_only=by_reference_only):
+            case Found(entry=entry, by=by):
+                self._noted.pop(task, None)
+                events: tuple[Event, ...] = (Event.PROVED_DONE,)
+                cause = f"a line of the payer's statement says: done, found by {by}"
+                finding = evidence.of_line(entry)
+                known = attrs.evolve(payment, bank_ref=entry.bank_ref or payment.bank_ref)
+                match find_return(known, one.entries):
+                    case Found(entry=back):
+                        events = (*events, Event.PROVED_RETURNED)
+                        cause += "; another line says: returned (退票)"
+                        finding = evidence.of_line(entry, business_date(back.booked_at))
+                    case _:
+                        pass
+                page = store.received(one.page_of(entry), f"{LINE} found by {by}")
+                await lane.finish(task, events, cause, finding, page)
+            case Ambiguous(why=why):
+                self._alarm(task.task_id, f"whether it was done: {why}")
+                await self._note(task, f"the payer's statement proves nothing: {why}")
+            case Absent():
+                await self._note(task, "no line of the payer's statement is it: proves nothing")
+            case match:
+                assert_never(match)
+        lane.release(task)
+
+    async def _note(self, task: Task, cause: str) -> None:
+        """Write into a payment's chain what a statement said of it, once."""
+        if self._noted.get(task) == cause:
+            return
+        self._noted[task] = cause
+        service = self._service
+        now = service.clock.now()
+
+        def write(connection: Any) -> None:  # noqa: ANN401
+            store.note(
+                connection, task.seq, task.state, "searched", cause, now, service.configuration
+            )
+
+        await service.patiently(partial(service.store.write, write))
+        log.info("task.searched", task_id=task.task_id, cause=cause)
+
+    async def take_status(self, task: Task, outcome: Outcome, reply: Reply) -> None:
+        """Reopen a success that the bank's status query says came back."""
+        match outcome:
+            case Accepted(result=PaymentStatus(state=PaymentState.RETURNED) as status):
+                cause = "the bank's status query says: returned (退票)"
+                watched = Watched(task.seq, task.task_id, _payment(task))
+                await self._reopen(
+                    watched, cause, status.returned_on, status.code, status.message, reply, outcome
+                )
+            case _:
+                pass
+
+    async def _reopen(
+        self,
+        watched: Watched,
+        cause: str,
+        returned_on: BusinessDate | None,
+        code: str,
+        message: str,
+        reply: Reply,
+        outcome: Outcome | None = None,
+    ) -> None:
+        """Make a success ``returned`` and owe its client that."""
+        service = self._service
+        task = await service.store.read(partial(store.one, task_id=watched.task_id))
+        assert task is not None
+        if task.state is not State.SUCCEEDED:
+            return
+        payment = watched.payment
+        receipt = PaymentReceipt(
+            payment.client_ref, payment.amount, payment.bank_ref, returned_on=returned_on
+        )
+        told = await service.store.read(partial(store.result_of, seq=task.seq))
+        columns = {
+            "result": orjson.dumps(told | result_value(receipt)),
+            "bank_code": code,
+            "bank_message": message or cause,
+        }
+        taken_for = f"{LINE} that takes it back" if outcome is None else evidence.told(outcome)
+        await service.change(
+            task,
+            (Event.PROVED_RETURNED,),
+            cause,
+            columns=columns,
+            wire=store.received(reply, taken_for),
+        )
+
+    def _alarm(self, subject: str, cause: str) -> None:
+        self._service.alarms.raise_alarm(AlarmKind.EVIDENCE_AMBIGUOUS, subject, cause)
+
+
+def status_query(task: Task) -> StatusQuery:
+    """Return the question for what became of a payment that was sent."""
+    assert isinstance(task.body, Order)
+    assert task.client_ref is not None
+    assert task.sent_at is not None
+    return StatusQuery(task.client_ref, task.body, business_date(task.sent_at), task.bank_ref)
+
+
+def _payment(task: Task) -> Payment:
+    assert isinstance(task.body, Order)
+    assert task.client_ref is not None
+    assert task.sent_at is not None
+    return Payment(
+        client_ref=task.client_ref,
+        payer=task.body.payer,
+        payee=task.body.payee.account,
+        amount=task.body.amount,
+        sent_at=task.sent_at,
+        bank_ref=task.bank_ref,
+    )
