@@ -38,7 +38,7 @@ from fep.links.mux import UnmatchedReply
 from fep.store.database import Store, StoreBusyError, StoreFullError
 from fep.tasks import store
 from fep.tasks.admission import Admission, Arrival
-from fep.tasks.changes import Changes
+from fep.tasks.changes import Changes, Done
 from fep.tasks.config import TasksConfig
 from fep.tasks.lane import Lane, LaneParts
 from fep.tasks.mailbox import ClientBox, Mailbox
@@ -123,6 +123,9 @@ class TaskService:
         self._paid: dict[AccountNumber, Cny] = {}
         self._admission = Admission(store, config.age_max_s, self._admitted, self.note_full)
         self._changes = Changes(store)
+        self._unanswered: set[object] = set()
+        """One mark for each change that waits for the disk."""
+        self._answered = trio.Event()
         self._admitting = 0
         """How many tasks may become open by what waits to be admitted."""
         self._leaving: dict[ClientName, float] = {}
@@ -791,7 +794,7 @@ class TaskService:
 
         # A store that takes no more leaves it to the next process, for which it is unknown.
         with suppress(FepError):
-            self._changes.submit([change], self.configuration, done)
+            self._hand_over(partial(self._changes.submit, [change], self.configuration), done)
 
     async def patiently(self, write: Callable[[], Awaitable[None]]) -> None:
         """Write; while the disk is full wait, for a task in flight can't be refused."""
@@ -822,16 +825,25 @@ class TaskService:
             self.alarms.clear(AlarmKind.STORE_FULL, "store")
 
     async def settled(self) -> None:
-        """Return when all that was handed to the store before is answered, one way or another."""
-        while True:
-            try:
-                await self.store.write(lambda _connection: None)
-            except StoreBusyError:
-                await trio.sleep(TIMER_SECONDS)
-            except StoreFullError:
-                return
-            else:
-                return
+        """Return when every change that was handed over before is answered, whatever became of it.
+
+        Nothing less will do: a change whose group failed for another one is written once more.
+        """
+        before = set(self._unanswered)
+        while before & self._unanswered:
+            self._answered = trio.Event()
+            await self._answered.wait()
+
+    def _hand_over(self, put: Callable[[Done], None], done: Done) -> None:
+        mark = object()
+
+        def answered(error: Exception | None) -> None:
+            self._unanswered.discard(mark)
+            self._answered.set()
+            done(error)
+
+        put(answered)
+        self._unanswered.add(mark)
 
     def certain_now(self) -> dt.datetime:
         """Return the latest moment that is certainly reached: what time proves is judged by it.
@@ -903,15 +915,17 @@ class TaskService:
                 errors.append(error)
             finished.set()
 
-        if only_if is None:
-            self._changes.submit(changes, self.configuration, done)
-        else:
-            write = partial(self._write_if, only_if, changes)
-            self.store.submit(write, lambda _result, error: done(error))
+        put = partial(self._changes.submit, changes, self.configuration)
+        if only_if is not None:
+            put = partial(self._submit_if, partial(self._write_if, only_if, changes))
+        self._hand_over(put, done)
         claim.committing = True
         await finished.wait()
         if errors:
             raise errors[0]
+
+    def _submit_if(self, write: Callable[[Any], None], done: Done) -> None:
+        self.store.submit(write, lambda _result, error: done(error))
 
     def _write_if(
         self,
