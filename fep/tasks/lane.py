@@ -322,9 +322,11 @@ class Lane:
                 case Task():
                     # In hands until settled: an exception leaves it there for the next _settle.
                     self.hold(work)
-                    with structlog.contextvars.bound_contextvars(task_id=work.task_id):
-                        await self._do(work)
-                        await self._use_late(work)
+                    # This worker's own context; a defect that ends it takes the name along.
+                    structlog.contextvars.bind_contextvars(task_id=work.task_id)
+                    await self._do(work)
+                    await self._use_late(work)
+                    structlog.contextvars.unbind_contextvars("task_id")
                     self.release(work)
                 case _:
                     assert_never(work)
@@ -555,9 +557,10 @@ class Lane:
         await self._pace(parts.card.throttle.query_gap_s, submit=False)
         now = self._service.clock.now()
         draft = parts.codec.prepare(operation, Context(now, self._service.sequence.next(now)))
+        reply: Reply | None = None
         try:
             frame = parts.codec.seal(draft, await self._sign(draft))
-            with trio.fail_after(parts.reply_timeout_s):
+            with trio.move_on_after(parts.reply_timeout_s):
                 reply = await parts.link.exchange(frame, draft.correlation)
         except KeySlotError as error:
             raise QueryLostError(error.code, str(error), sent=False) from error
@@ -565,9 +568,9 @@ class Lane:
             raise QueryLostError(error.code, str(error), sent=False) from error
         except LinkLostError as error:
             raise QueryLostError(error.code, str(error), sent=True) from error
-        except trio.TooSlowError as error:
+        if reply is None:
             msg = f"no answer within {parts.reply_timeout_s:g} s"
-            raise QueryLostError("NO_REPLY", msg, sent=True) from error
+            raise QueryLostError("NO_REPLY", msg, sent=True)
         outcome = parts.codec.outcome(operation, reply)
         match outcome:
             case Unclear(code=code, message=message):

@@ -367,13 +367,15 @@ class TaskService:
 
         def known() -> None:
             lapses = trio.current_time() + self.config.fetch_timeout_s
+            if not lane.offered:
+                # What is put behind others lapses after them.
+                self._look.set()
             for task in tasks:
                 self._open.turn(task, State.OFFERED)
                 task.offers += 1
                 lane.offered[task] = lapses
                 self._box(task.client).ask(task.task_id, task.offers)
                 log.debug("task.offered", task_id=task.task_id, attempt=task.offers)
-            self._look.set()
 
         with _Claim(tasks, self._put_back) as claim:
             await self.patiently(partial(self._commit, changes, claim, known))
@@ -970,7 +972,7 @@ class TaskService:
                     None if result is None else orjson.loads(result),
                     values.get("bank_code", ""),
                     values.get("bank_message", ""),
-                    to_text(now),
+                    store.text_of(now),
                 )
             )
 
