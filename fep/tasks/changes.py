@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -92,20 +93,13 @@ class Changes:
         if not group:
             # The store refused it before its turn came.
             self._take(group)
-        alone = isinstance(error, rows.StaleTaskError) and len(group) > 1
-        self._answer(iter(group), error, alone=alone)
-
-    def _answer(self, entries: Iterator[_Entry], error: Exception | None, *, alone: bool) -> None:
-        try:
-            for entry in entries:
-                if alone:
-                    self._write_alone(entry)
+        with ExitStack() as answers:
+            # Whatever goes wrong in one answer, the others have theirs. The first is pushed last.
+            for entry in reversed(group):
+                if isinstance(error, rows.StaleTaskError) and len(group) > 1:
+                    answers.callback(self._write_alone, entry)
                 else:
-                    entry.done(error)
-        finally:
-            # Whatever goes wrong in one answer, the others have theirs.
-            if left := list(entries):
-                self._answer(iter(left), error, alone=alone)
+                    answers.callback(entry.done, error)
 
     def _write_alone(self, entry: _Entry) -> None:
         """Write what belonged to a group that failed for one of them."""

@@ -63,8 +63,8 @@ class ClientBox:
         return got
 
     def wake(self) -> None:
-        """Wake the newest connection, if there is anything for it."""
-        if self.connections and (self.fetches or self.results):
+        """Wake the newest connection."""
+        if self.connections:
             self.connections[-1].changed.set()
 
 

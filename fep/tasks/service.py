@@ -38,7 +38,7 @@ from fep.links.mux import UnmatchedReply
 from fep.store.database import Store, StoreBusyError, StoreFullError
 from fep.tasks import store
 from fep.tasks.admission import Admission, Arrival
-from fep.tasks.changes import Changes, Done
+from fep.tasks.changes import Changes
 from fep.tasks.config import TasksConfig
 from fep.tasks.lane import Lane, LaneParts
 from fep.tasks.mailbox import ClientBox, Mailbox
@@ -123,9 +123,6 @@ class TaskService:
         self._paid: dict[AccountNumber, Cny] = {}
         self._admission = Admission(store, config.age_max_s, self._admitted, self.note_full)
         self._changes = Changes(store)
-        self._unanswered: set[object] = set()
-        """One mark for each change that waits for the disk."""
-        self._answered = trio.Event()
         self._admitting = 0
         """How many tasks may become open by what waits to be admitted."""
         self._leaving: dict[ClientName, float] = {}
@@ -367,15 +364,13 @@ class TaskService:
 
         def known() -> None:
             lapses = trio.current_time() + self.config.fetch_timeout_s
-            if not lane.offered:
-                # What is put behind others lapses after them.
-                self._look.set()
             for task in tasks:
                 self._open.turn(task, State.OFFERED)
                 task.offers += 1
                 lane.offered[task] = lapses
                 self._box(task.client).ask(task.task_id, task.offers)
                 log.debug("task.offered", task_id=task.task_id, attempt=task.offers)
+            self._look.set()
 
         with _Claim(tasks, self._put_back) as claim:
             await self.patiently(partial(self._commit, changes, claim, known))
@@ -796,7 +791,7 @@ class TaskService:
 
         # A store that takes no more leaves it to the next process, for which it is unknown.
         with suppress(FepError):
-            self._hand_over(partial(self._changes.submit, [change], self.configuration), done)
+            self._changes.submit([change], self.configuration, done)
 
     async def patiently(self, write: Callable[[], Awaitable[None]]) -> None:
         """Write; while the disk is full wait, for a task in flight can't be refused."""
@@ -827,25 +822,16 @@ class TaskService:
             self.alarms.clear(AlarmKind.STORE_FULL, "store")
 
     async def settled(self) -> None:
-        """Return when every change that was handed over before is answered, whatever became of it.
-
-        Nothing less will do: a change whose group failed for another one is written once more.
-        """
-        before = set(self._unanswered)
-        while before & self._unanswered:
-            self._answered = trio.Event()
-            await self._answered.wait()
-
-    def _hand_over(self, put: Callable[[Done], None], done: Done) -> None:
-        mark = object()
-
-        def answered(error: Exception | None) -> None:
-            self._unanswered.discard(mark)
-            self._answered.set()
-            done(error)
-
-        put(answered)
-        self._unanswered.add(mark)
+        """Return when all that was handed to the store before is answered, one way or another."""
+        while True:
+            try:
+                await self.store.write(lambda _connection: None)
+            except StoreBusyError:
+                await trio.sleep(TIMER_SECONDS)
+            except StoreFullError:
+                return
+            else:
+                return
 
     def certain_now(self) -> dt.datetime:
         """Return the latest moment that is certainly reached: what time proves is judged by it.
@@ -917,17 +903,15 @@ class TaskService:
                 errors.append(error)
             finished.set()
 
-        put = partial(self._changes.submit, changes, self.configuration)
-        if only_if is not None:
-            put = partial(self._submit_if, partial(self._write_if, only_if, changes))
-        self._hand_over(put, done)
+        if only_if is None:
+            self._changes.submit(changes, self.configuration, done)
+        else:
+            write = partial(self._write_if, only_if, changes)
+            self.store.submit(write, lambda _result, error: done(error))
         claim.committing = True
         await finished.wait()
         if errors:
             raise errors[0]
-
-    def _submit_if(self, write: Callable[[Any], None], done: Done) -> None:
-        self.store.submit(write, lambda _result, error: done(error))
 
     def _write_if(
         self,
@@ -972,7 +956,7 @@ class TaskService:
                     None if result is None else orjson.loads(result),
                     values.get("bank_code", ""),
                     values.get("bank_message", ""),
-                    store.text_of(now),
+                    to_text(now),
                 )
             )
 

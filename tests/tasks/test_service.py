@@ -12,7 +12,6 @@ import trio.testing
 
 from fep.adapters.host import Fault
 from fep.alarms.state import AlarmKind
-from fep.domain.clock import SystemClock
 from fep.domain.ids import BankName, TaskId
 from fep.domain.order import Kind
 from fep.store.database import StoreFullError
@@ -577,34 +576,6 @@ async def test_a_client_that_hangs_up_while_its_cancel_is_stored_leaves_the_lane
         fep.agrees()
 
 
-async def test_what_is_settled_is_settled_also_when_its_group_failed_for_another(
-    world: World,
-) -> None:
-    """A lane that starts anew reads the disk only when nothing of the old one comes after."""
-    async with world.fep(run=False) as fep:
-        await fep.submit("T1", body=transfer("1.00"))
-        await fep.submit("T2")
-        now = SystemClock().now()
-        stale = store.Change(2, State.SENDING, State.UNKNOWN, (Event.OUTCOME_LOST,), "test", now)
-        seen: list[object] = []
-
-        async def look() -> None:
-            await fep.service.settled()
-            seen.append(fep.service._open.get(ID))
-
-        async with trio.open_nursery() as nursery:
-            with fep.held_disk():
-                await trio.testing.wait_all_tasks_blocked()
-                fep.service._changes.submit([stale], "c", lambda _error: None)
-                with trio.move_on_after(0):
-                    await fep.service.cancel(ERP, ID, "test")
-                nursery.start_soon(look)
-                await trio.testing.wait_all_tasks_blocked()
-                assert seen == []
-        assert seen == [None], "it ended before it was called settled"
-        await fep.service.settled()
-
-
 async def test_a_cancel_that_finds_the_disk_full_is_refused_and_the_task_goes_on(
     world: World,
 ) -> None:
@@ -811,7 +782,7 @@ async def test_a_task_fetched_in_the_instant_of_its_expiry_is_one_or_the_other(
 @pytest.mark.req("DEC-a")
 async def test_a_body_in_the_instant_in_which_its_offer_lapses_is_taken(world: World) -> None:
     """Two offers lapse; the first one's end is on disk, the second one's body is on its way."""
-    async with world.fep(tasks=TasksConfig(fetch_timeout_s=1.0)) as fep:
+    async with world.fep(tasks=QUICK) as fep:
         await fep.ready()
         await fep.admit(fep.submission("T1"), fep.submission("T2"))
         client = fep.client(answers=False)
@@ -819,13 +790,11 @@ async def test_a_body_in_the_instant_in_which_its_offer_lapses_is_taken(world: W
         before, lapsed, fetched = ExitStack(), ExitStack(), ExitStack()
         async with trio.open_nursery() as nursery:
             before.enter_context(fep.held_disk())
-            await trio.testing.wait_all_tasks_blocked()
             await until(lambda: fep.task("T1").claimed or fep.task("T2").claimed)
             [other] = [one for one in ("T1", "T2") if not fep.task(one).claimed]
             lapsed.enter_context(fep.held_disk())
             before.close()
             await until(lambda: not fep.store._waiting)
-            await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(fep.service.fetched, ERP, [(TaskId(other), balance())])
             await until(lambda: fep.store._waiting)
             fetched.enter_context(fep.held_disk())
