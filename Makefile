@@ -14,7 +14,7 @@ DRIVER := .build/driver.stamp
 ASYNC_OFF := ASYNC9,ASYNC109,ASYNC110,ASYNC114,ASYNC119,ASYNC121,ASYNC124,ASYNC128
 
 .PHONY: help setup demo test check format lint types layers lock clean bench-link bench-submit \
-	bench-queue bench-recovery bench-soak simulate
+	bench-queue bench-recovery bench-soak
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,9 +44,6 @@ types: setup ## mypy, strict
 
 layers: setup ## import contracts
 	$(BIN)/lint-imports
-
-simulate: setup ## the whole daemon in virtual time: SEEDS=300 FROM=0
-	@$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),300) --from $(or $(FROM),0)
 
 bench-link: setup ## added latency of a bank link over a raw socket
 	@$(BIN)/python -m bench.link $(BENCH)

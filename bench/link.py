@@ -28,8 +28,7 @@ from contextlib import (
     closing,
 )
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import attrs
 import structlog
@@ -46,7 +45,7 @@ from fep.adapters.api import (
     Unclear,
 )
 from fep.adapters.card import SignAlgorithm
-from fep.adapters.host import Faults, HostProfile
+from fep.adapters.host import Book, Faults, HostProfile
 from fep.alarms.service import Alarms
 from fep.alarms.state import AlarmKind
 from fep.domain.clock import BusinessDate, SystemClock
@@ -56,7 +55,6 @@ from fep.domain.order import Operation, StatementQuery
 from fep.links.config import LinkConfig
 from fep.links.mux import UnmatchedReply
 from fep.links.service import Link, run_link
-from fep.sandbox.book import SqliteBook
 
 FRAME_BYTES: Final = 200
 LENGTH_BYTES: Final = 8
@@ -182,8 +180,8 @@ def _echo() -> Callable[[bytes], bytes]:
 
 
 def _pingan_host() -> Callable[[bytes], bytes]:
-    """Return the simulated bank over an empty book; the probe asks nothing of it."""
-    book = SqliteBook(Path(":memory:"))
+    """Return the simulated bank; the probe needs no book."""
+    book = cast("Book", None)
     profile = HostProfile(PINGAN, book, SystemClock(), Faults())
     connection = registry.host("pingan_b2bi").open(profile)
     return lambda data: b"".join(answer.data for answer in connection.receive_data(data))

@@ -6,7 +6,6 @@ never raises: a full disk or a reader that went away costs lines, which are coun
 
 from __future__ import annotations
 
-import functools
 import re
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
@@ -41,8 +40,6 @@ _PLAIN: Final = frozenset(
 )
 _FIRST: Final = ("ts", "level", "event")
 _ACCOUNTS: Final = frozenset({"account", "payer", "payee", "target"})
-NUMBER_CHARS_MIN: Final = 12
-"""A shorter text can hold no number that is masked."""
 # Not \w in the guards: Chinese characters are \w, and a number beside one would pass unmasked.
 _NUMBER: Final = re.compile(r"(?<![0-9A-Za-z_-])(\d{4})\d{4,15}(\d{4})(?![0-9A-Za-z_-])")
 
@@ -52,13 +49,7 @@ def is_secret(name: str) -> bool:
     return name.lower().rpartition("_")[2] in SECRET_NAMES
 
 
-_is_secret_field: Final = functools.lru_cache(maxsize=1024)(is_secret)
-"""Of a record's own fields, which the code names: they are few, and short."""
-
-
 def _text(name: str, value: str) -> str:
-    if len(value) < NUMBER_CHARS_MIN and value.isascii() and name not in _ACCOUNTS:
-        return value
     if not value.isascii():
         # A lone surrogate (from a file's name, from a peer) can't be written as UTF-8.
         value = value.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -74,25 +65,14 @@ def _text(name: str, value: str) -> str:
 
 
 def _masked(name: str, value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - any JSON value
-    return "***" if is_secret(name) else _shown(name, value, depth)
-
-
-def _shown(name: str, value: Any, depth: int) -> Any:  # noqa: ANN401 - any JSON value
-    kind = type(value)
-    if kind is str:
+    if is_secret(name):
+        return "***"
+    if isinstance(value, str):
         return _text(name, value)
-    if value is None or kind is bool or kind is float:
+    if value is None or isinstance(value, bool | float):
         return value
     if isinstance(value, int):
         return value if abs(value) < DIGITS_EXACT_MAX else _text(name, str(value))
-    return _shown_rarer(name, value, depth)
-
-
-def _shown_rarer(name: str, value: Any, depth: int) -> Any:  # noqa: ANN401 - any JSON value
-    if isinstance(value, str):
-        return _text(name, value)
-    if isinstance(value, float):
-        return value
     if depth == DEPTH_MAX:
         return "…"
     if isinstance(value, Mapping):
@@ -111,10 +91,7 @@ def redact(_logger: object, _method: str, record: Record) -> Record:
     The result is new, made of JSON values only, and begins with what the eye looks for.
     """
     first = {name: record[name] for name in _FIRST if name in record}
-    return {
-        name: "***" if _is_secret_field(name) else _shown(name, value, 0)
-        for name, value in (first | dict(record)).items()
-    }
+    return {name: _masked(name, value) for name, value in (first | dict(record)).items()}
 
 
 class Followers:

@@ -111,8 +111,7 @@ def _fields(elements: Iterable[etree._Element]) -> Fields:
     values: dict[str, str] = {}
     contradictory = set()
     for element in elements:
-        # The tag without its namespace; comments and the like, whose tag is no text, are gone.
-        name = element.tag.rpartition("}")[2]
+        name = etree.QName(element).localname
         text = (element.text or "").strip()
         if values.setdefault(name, text) != text:
             contradictory.add(name)

@@ -153,29 +153,18 @@ def encode(cells: Mapping[str, str | bytes], body: bytes = b"", signature: bytes
     Raises:
         LocalProtocolError: a cell is longer than its field.
     """
-    header = bytearray(_TEMPLATE)
-    _lay(header, cells)
-    given: dict[str, str | bytes] = {"body_len": f"{len(body):010d}"}
+    given: dict[str, str | bytes] = {**DEFAULTS, **cells, "body_len": f"{len(body):010d}"}
     if signature:
         given["sign_len"] = f"{len(signature):>10}"
-    _lay(header, given)
-    return b"".join((header, body, signature))
-
-
-def _lay(header: bytearray, cells: Mapping[str, str | bytes]) -> None:
-    for name, value in cells.items():
-        place = _PLACES[name]
+    parts = []
+    for name, size in FIELDS:
+        value = given.get(name, b"")
         cell = value.encode("gbk") if isinstance(value, str) else value
-        size = place.stop - place.start
         if len(cell) > size:
             msg = f"header field {name} holds {size} bytes, not {len(cell)}"
             raise LocalProtocolError(msg)
-        header[place] = cell.ljust(size)
-
-
-_TEMPLATE: Final = bytearray(b" " * HEADER_BYTES)
-"""A header with the defaults and nothing else: each packet lays its own cells over it."""
-_lay(_TEMPLATE, DEFAULTS)
+        parts.append(cell.ljust(size))
+    return b"".join([*parts, body, signature])
 
 
 class Cutter:

@@ -35,6 +35,7 @@ class AlarmKind(StrEnum):
     LANE_FAILED = "LANE_FAILED"
     POOL_BLOCKED = "POOL_BLOCKED"
     UNMATCHED_REPLY = "UNMATCHED_REPLY"
+    MACHINE_LOST = "MACHINE_LOST"
 
 
 class Severity(StrEnum):
@@ -182,6 +183,12 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         Severity.MINOR,
         "Its bytes are kept as evidence; look at it beside the payments that are unknown.",
         momentary=True,
+    ),
+    AlarmKind.MACHINE_LOST: Meaning(
+        "Another front-end machine is silent",
+        "另一台前置机失联",
+        Severity.CRITICAL,
+        "Start it again; whoever has the keys serves its banks meanwhile. Move keys if need be.",
     ),
 }
 

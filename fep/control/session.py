@@ -32,6 +32,7 @@ from fep.control.commands import (
     Role,
     Services,
     SubmitParams,
+    perform,
 )
 from fep.domain.clock import to_text
 from fep.domain.errors import BodyError, FepError, KeySlotError
@@ -428,8 +429,8 @@ class Session:
 
     def _inline_body(self, params: SubmitParams) -> Body | None:
         bank = BankName(params.bank)
-        lane = self._services.tasks.lanes.get(bank)
-        if params.body is None or lane is None or params.kind not in lane.parts.capabilities:
+        can = self._services.tasks.capabilities(bank)
+        if params.body is None or can is None or params.kind not in can:
             # Admission refuses what the bank can't carry, with a code that says so.
             return None
         if params.body.kind != params.kind.value:
@@ -529,12 +530,10 @@ class Session:
     async def _serve(self, request: Request, params: msgspec.Struct) -> None:
         assert self._caller is not None
         assert request.id is not None
-        row = METHODS[request.method]
-        assert row.handle is not None
         try:
-            if not row.acts:
+            if not METHODS[request.method].acts:
                 await self._outbox.room()
-            value = await row.handle(self._services, self._caller, params)
+            value = await perform(self._services, self._caller, request.method, params)
         except KeySlotError as error:
             line = jsonrpc.refusal(request.id, "KEY_UNAVAILABLE", str(error))
         except FepError as error:

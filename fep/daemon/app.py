@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NoReturn
 
 import attrs
 import structlog
@@ -22,7 +23,7 @@ import trio
 
 from fep.adapters.api import BankProfile
 from fep.alarms.service import Alarms
-from fep.control.commands import ProtocolRefusal, Services
+from fep.control.commands import ProtocolRefusal, Services, answer
 from fep.control.config import ControlConfig
 from fep.control.service import Guard, run_control
 from fep.daemon import config as configuration
@@ -33,13 +34,16 @@ from fep.domain.account import Account
 from fep.domain.clock import Clock
 from fep.domain.errors import ConfigError
 from fep.domain.ids import AccountNumber, BankName, Sequence
-from fep.keys.service import KeyRing, run_monitor, run_slot
+from fep.keys.credentials import read_secret
+from fep.keys.service import KeyRing, Slot, run_monitor, run_slot
 from fep.links.mux import UnmatchedReply
 from fep.links.service import Connect, Link, connect_tcp, run_link
 from fep.logs import Followers
+from fep.machines.service import GuardedStore, Machines, PlaceLostError, Tenure, new_me
+from fep.machines.state import POOLING, bank_place
 from fep.pooling.service import PoolService
 from fep.store.database import Store
-from fep.tasks.lane import LaneParts
+from fep.tasks.lane import Lane, LaneParts
 from fep.tasks.service import TaskService
 
 log = structlog.get_logger()
@@ -49,6 +53,8 @@ DRAIN_SECONDS_MAX: Final = 10.0
 """At a stop, requests in flight get this long to have their answers."""
 STORE_FILE: Final = "fep.sqlite"
 LOCK_FILE: Final = "fep.lock"
+INSTANCE_FILE: Final = "fep.instance"
+LEAVE_SECONDS_MAX: Final = 10.0
 
 
 @attrs.define
@@ -67,7 +73,25 @@ addresses it listens on."""
 
 
 def _store_of(config: Config) -> Store:
-    return Store.at(config.state_dir / STORE_FILE)
+    """Return the store of the configuration, not opened yet.
+
+    Raises:
+        KeyFileError: the password of a shared one can't be read.
+    """
+    shared = config.store
+    if shared is None:
+        return Store.at(config.state_dir / STORE_FILE)
+    from fep.store.postgres import Postgres  # noqa: PLC0415 - most machines have no such store
+
+    password = None
+    if shared.password is not None:
+        secret = read_secret(shared.password, os.environ).content
+        try:
+            password = secret.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            msg = f"{shared.password}: the database's password is not UTF-8"
+            raise ConfigError(msg) from error
+    return Store(Postgres(shared.url, password, config.enterprise.fep_number))
 
 
 async def _run_faces(
@@ -135,8 +159,20 @@ class Daemon:
             self._assemble()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._store.run)
-                await self._live(task_status)
+                if self.machines is None:
+                    await self._live(task_status)
+                else:
+                    await self._live_among_others(self.machines, task_status)
                 nursery.cancel_scope.cancel()
+
+    async def _live_among_others(
+        self, machines: Machines, task_status: trio.TaskStatus[list[str]]
+    ) -> None:
+        """Be one of the machines that share the store: they know of us before anything begins."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(machines.run)
+            await self._live(task_status)
+            nursery.cancel_scope.cancel()
 
     def _assemble(self) -> None:
         config, clock = self.config, self._clock
@@ -153,10 +189,25 @@ class Daemon:
             accounts=self._accounts,
             configuration=config.digest,
         )
+        self.machines: Machines | None = None
+        guarded_store = None
+        if config.store is not None:
+            me = new_me(
+                config.enterprise.fep_number,
+                config.enterprise.id,
+                version("fep"),
+                config.store.lease_s,
+            )
+            before = _instance_before(config.state_dir / INSTANCE_FILE, me.instance)
+            self.machines = Machines(self._store, self.alarms, me, before)
+            self.tasks.share(self.machines)
+            guarded_store = GuardedStore(self._store, self.machines, POOLING)
         self._unmatched, self._replies = trio.open_memory_channel[UnmatchedReply](
             UNMATCHED_WAITING_MAX
         )
-        self.pools = PoolService(config.pools, self._accounts, self.tasks, self.alarms, clock)
+        self.pools = PoolService(
+            config.pools, self._accounts, self.tasks, self.alarms, clock, guarded_store
+        )
         self.services = Services(
             tasks=self.tasks,
             ring=self.ring,
@@ -170,7 +221,10 @@ class Daemon:
             show_config=lambda: configuration.redacted(self.config),
             check_config=self._check_config,
             apply_config=self.apply,
+            machines=self.machines,
         )
+        if self.machines is not None:
+            self.machines.answer(partial(answer, self.services))
 
     async def _live(self, task_status: trio.TaskStatus[list[str]]) -> None:
         await self.alarms.load()
@@ -181,13 +235,19 @@ class Daemon:
             self._lanes_nursery = lanes
             await lanes.start(self.tasks.run)
             await lanes.start(partial(self.tasks.run_unmatched, self._replies))
+            if self.tasks.sharing is not None:
+                await lanes.start(self.tasks.sharing.run)
             if self.ring.needs_monitor:
                 await lanes.start(self._supervised, "keys", partial(run_monitor, self.ring))
             for name, slot in self.ring.slots.items():
                 await lanes.start(self._supervised, f"slot:{name}", partial(run_slot, slot))
             for bank in self.config.banks:
-                await lanes.start(self._run_unit, bank)
-            await lanes.start(self._supervised, "pooling", self.pools.run)
+                if bank.name in self._units:
+                    await lanes.start(self._run_unit, bank)
+            if self.machines is None:
+                await lanes.start(self._supervised, "pooling", self.pools.run)
+            else:
+                lanes.start_soon(partial(self._pool_in_turns, self.machines))
             async with trio.open_nursery() as faces:
                 addresses = await faces.start(
                     self._outside.faces, self.config.control, self.services, guarded
@@ -231,8 +291,12 @@ class Daemon:
 
     # -- banks --------------------------------------------------------------------------------
 
-    def _make(self, bank: BankConfig) -> _Unit:
-        """Make a bank's connection and lane, not started yet."""
+    def _make(self, bank: BankConfig) -> None:
+        """Make a bank's connection and lane, not started yet; none without a key slot here."""
+        if bank.slot is None:
+            assert self.tasks.sharing is not None
+            self.tasks.sharing.know_foreign(bank.name, bank.adapter.capabilities)
+            return
         codec = bank.adapter.open(
             BankProfile(
                 bank=bank.name,
@@ -263,37 +327,102 @@ class Daemon:
                 slot=self.ring.slots[bank.slot],
                 workers=min(bank.workers, most) if most else bank.workers,
                 reply_timeout_s=bank.link.reply_timeout_s,
+                may_begin=(
+                    None
+                    if self.machines is None
+                    else partial(self.machines.may_begin, bank_place(bank.name))
+                ),
             )
         )
-        unit = self._units[bank.name] = _Unit(bank, link, trio.CancelScope(), trio.Event())
+        self._units[bank.name] = _Unit(bank, link, trio.CancelScope(), trio.Event())
         self.links[bank.name] = link
-        return unit
 
     async def _run_unit(
         self, bank: BankConfig, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Run a bank's connection and lane until the bank is taken out of force."""
         unit = self._units[bank.name]
+        assert bank.slot is not None
         slot = self.ring.slots[bank.slot]
-        lane = self.tasks.lanes[bank.name]
         try:
             with unit.scope:
+                if self.machines is not None:
+                    task_status.started()
+                    await self._serve_in_turns(self.machines, bank, unit, slot)
                 async with trio.open_nursery() as nursery:
                     await nursery.start(
                         self._supervised, f"link:{bank.name}", partial(run_link, unit.link, slot)
                     )
+                    lane = self.tasks.lanes[bank.name]
                     await nursery.start(self._supervised, f"bank:{bank.name}", lane.run)
                     task_status.started()
         finally:
             unit.ended.set()
 
-    async def _end_unit(self, name: BankName) -> None:
-        """Take a bank out of force: nothing new leaves, answers come home, then it ends."""
-        unit = self._units.pop(name)
-        lane = self.tasks.lanes[name]
+    async def _serve_in_turns(
+        self, machines: Machines, bank: BankConfig, unit: _Unit, slot: Slot
+    ) -> NoReturn:
+        """Serve a bank whenever it is this machine's turn, until cancelled."""
+        sharing = self.tasks.sharing
+        assert sharing is not None
+        while True:
+            tenure = await machines.win(
+                bank_place(bank.name), lambda: slot.is_open, lambda: unit.link.is_open
+            )
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._serve, bank, unit, slot, tenure)
+                    await tenure.over.wait()
+                    if not tenure.is_lost:
+                        # Left to another machine: what is at the bank may come home first.
+                        await self._empty(self.tasks.lanes[bank.name])
+                    nursery.cancel_scope.cancel()
+            finally:
+                with trio.CancelScope(shield=True, relative_deadline=LEAVE_SECONDS_MAX):
+                    await machines.give_up(tenure)
+
+    async def _serve(self, bank: BankConfig, unit: _Unit, slot: Slot, tenure: Tenure) -> None:
+        """Run a bank's connection and lane while this machine holds its place."""
+        sharing = self.tasks.sharing
+        assert sharing is not None
+        try:
+            await sharing.take_bank(bank.name)
+            lane = self.tasks.lanes[bank.name]
+            async with trio.open_nursery() as nursery:
+                await nursery.start(
+                    self._supervised, f"link:{bank.name}", partial(run_link, unit.link, slot)
+                )
+                await nursery.start(
+                    self._supervised, f"bank:{bank.name}", partial(_while_held, tenure, lane.run)
+                )
+        finally:
+            sharing.drop_bank(bank.name)
+
+    async def _pool_in_turns(self, machines: Machines) -> NoReturn:
+        """Run the pools whenever it is this machine's turn, until cancelled."""
+        while True:
+            tenure = await machines.win(POOLING, lambda: True)
+            try:
+                async with trio.open_nursery() as nursery:
+                    run = partial(_while_held, tenure, self.pools.run)
+                    nursery.start_soon(self._supervised, "pooling", run)
+                    await tenure.over.wait()
+                    nursery.cancel_scope.cancel()
+            finally:
+                with trio.CancelScope(shield=True, relative_deadline=LEAVE_SECONDS_MAX):
+                    await machines.give_up(tenure)
+
+    @staticmethod
+    async def _empty(lane: Lane) -> None:
+        """Let nothing new leave, and wait for the answers to what has left."""
         lane.drain()
         with trio.move_on_after(DRAIN_SECONDS_MAX):
             await lane.wait_idle()
+
+    async def _end_unit(self, name: BankName) -> None:
+        """Take a bank out of force: nothing new leaves, answers come home, then it ends."""
+        unit = self._units.pop(name)
+        await self._empty(self.tasks.lanes[name])
         unit.scope.cancel()
         await unit.ended.wait()
 
@@ -329,11 +458,16 @@ class Daemon:
                 ("control", old.control == new.control),
                 ("enterprise", old.enterprise == new.enterprise),
                 ("state_dir", old.state_dir == new.state_dir),
+                ("store", old.store == new.store),
                 ("tasks", old.tasks == new.tasks),
             )
             if not same
         ]
-        waiting = {name for name, bank in after.items() if bank.slot not in self.ring.slots}
+        waiting = {
+            name
+            for name, bank in after.items()
+            if bank.slot is not None and bank.slot not in self.ring.slots
+        }
         removed = sorted(before.keys() - after.keys())
         changed = sorted(
             name
@@ -346,14 +480,20 @@ class Daemon:
         for name in (*removed, *changed):
             if name in self._units:
                 await self._end_unit(name)
-        for name in removed:
+        for name in (*removed, *(name for name in changed if after[name].slot is None)):
             self.links.pop(name, None)
-            await self.tasks.remove_lane(name)
+            if self.tasks.sharing is not None:
+                self.tasks.sharing.forget_foreign(name)
+            if name in self.tasks.lanes:
+                await self.tasks.remove_lane(name)
         assert self._lanes_nursery is not None
         for name in changed:
             self._make(after[name])
             await self.tasks.keep_drained()
-            await self._lanes_nursery.start(self._run_unit, after[name])
+            if name in self._units:
+                if self.tasks.sharing is not None:
+                    self.tasks.sharing.forget_foreign(name)
+                await self._lanes_nursery.start(self._run_unit, after[name])
         self.config = new
         self.tasks.configuration = new.digest
         log.warning(
@@ -388,6 +528,38 @@ class Daemon:
         if keys:
             parts.append(f"keys not ready: {', '.join(keys)}")
         return "; ".join(parts)
+
+
+async def _while_held(
+    tenure: Tenure,
+    run: Callable[..., Awaitable[None]],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run something of a place; that another machine holds it by now is no defect, but its end."""
+    try:
+        await run(task_status=task_status)
+    except* PlaceLostError:
+        tenure.lose()
+        await trio.sleep_forever()
+
+
+def _instance_before(path: Path, instance: str) -> str:
+    """Return the instance of this machine's last process, and note the present one's.
+
+    That process is dead: its state directory is ours. Empty where there was none.
+    """
+    try:
+        before = path.read_text("utf-8").strip()
+    except FileNotFoundError:
+        before = ""
+    fresh = path.with_suffix(".new")
+    with fresh.open("w", encoding="utf-8") as file:
+        file.write(instance)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    return before
 
 
 @contextmanager

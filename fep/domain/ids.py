@@ -81,13 +81,8 @@ class Sequence:
 
     def __init__(self, start: int = 0) -> None:
         self._count = start % 1_000_000
-        self._second: dt.datetime | None = None
-        self._prefix = ""
 
     def next(self, now: dt.datetime) -> str:
         """Return the next number."""
         self._count = (self._count + 1) % 1_000_000
-        second = now.replace(microsecond=0)
-        if second != self._second:
-            self._second, self._prefix = second, f"{now.astimezone(SHANGHAI):%Y%m%d%H%M%S}"
-        return f"{self._prefix}{self._count:06d}"
+        return f"{now.astimezone(SHANGHAI):%Y%m%d%H%M%S}{self._count:06d}"

@@ -98,6 +98,8 @@ class LaneParts:
     slot: Slot
     workers: int
     reply_timeout_s: float
+    may_begin: Callable[[], bool] | None = None
+    """Whether a first byte may leave at this very moment; None: always, there is one machine."""
 
 
 class Lane:
@@ -322,11 +324,9 @@ class Lane:
                 case Task():
                     # In hands until settled: an exception leaves it there for the next _settle.
                     self.hold(work)
-                    # This worker's own context; a defect that ends it takes the name along.
-                    structlog.contextvars.bind_contextvars(task_id=work.task_id)
-                    await self._do(work)
-                    await self._use_late(work)
-                    structlog.contextvars.unbind_contextvars("task_id")
+                    with structlog.contextvars.bound_contextvars(task_id=work.task_id):
+                        await self._do(work)
+                        await self._use_late(work)
                     self.release(work)
                 case _:
                     assert_never(work)
@@ -367,6 +367,10 @@ class Lane:
         except KeySlotError as error:
             # Nothing left this machine: the task waits for the key like any other.
             log.warning("task.not_signed", code=error.code, reason=str(error))
+            self._put_back_later(task)
+            return
+        if parts.may_begin is not None and not parts.may_begin():
+            # This machine's lease of the bank is about to run out, or has.
             self._put_back_later(task)
             return
         if self.drained:
@@ -419,7 +423,7 @@ class Lane:
         parts = self.parts
         try:
             with trio.fail_after(parts.reply_timeout_s):
-                reply = await parts.link.exchange(frame, correlation)
+                reply = await parts.link.exchange(frame, correlation, parts.may_begin)
         except NothingSentError as error:
             self._sent_as.pop(correlation, None)
             await self._change(task, (Event.NOTHING_SENT,), f"no byte left: {error}")
@@ -557,20 +561,19 @@ class Lane:
         await self._pace(parts.card.throttle.query_gap_s, submit=False)
         now = self._service.clock.now()
         draft = parts.codec.prepare(operation, Context(now, self._service.sequence.next(now)))
-        reply: Reply | None = None
         try:
             frame = parts.codec.seal(draft, await self._sign(draft))
-            with trio.move_on_after(parts.reply_timeout_s):
-                reply = await parts.link.exchange(frame, draft.correlation)
+            with trio.fail_after(parts.reply_timeout_s):
+                reply = await parts.link.exchange(frame, draft.correlation, parts.may_begin)
         except KeySlotError as error:
             raise QueryLostError(error.code, str(error), sent=False) from error
         except NothingSentError as error:
             raise QueryLostError(error.code, str(error), sent=False) from error
         except LinkLostError as error:
             raise QueryLostError(error.code, str(error), sent=True) from error
-        if reply is None:
+        except trio.TooSlowError as error:
             msg = f"no answer within {parts.reply_timeout_s:g} s"
-            raise QueryLostError("NO_REPLY", msg, sent=True)
+            raise QueryLostError("NO_REPLY", msg, sent=True) from error
         outcome = parts.codec.outcome(operation, reply)
         match outcome:
             case Unclear(code=code, message=message):
@@ -682,7 +685,7 @@ class Lane:
             if state is State.UNKNOWN:
                 store.keep_waited(connection, task.seq, self._sent(order, sent_at), waited_s)
 
-        await self._service.patiently(partial(self._service.store.write, note))
+        await self._service.patiently(partial(self._service.write_of, task, note))
 
     def _watch_horizon(self, task: Task) -> None:
         """Tell of a payment that is open for too long; look again while the bank can't be asked."""

@@ -15,9 +15,6 @@ from fep.domain.errors import LocalProtocolError
 class State(StrEnum):
     """Where a task stands."""
 
-    # An enum's own hash is a call of Python; these are the keys of much that is asked for often.
-    __hash__ = str.__hash__
-
     QUEUED = "queued"
     OFFERED = "offered"
     FETCHED = "fetched"
@@ -34,8 +31,6 @@ class State(StrEnum):
 
 class Event(StrEnum):
     """What can happen to a task."""
-
-    __hash__ = str.__hash__
 
     OFFERED = "offered"
     """The finance system was asked for the body."""

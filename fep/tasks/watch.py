@@ -347,7 +347,7 @@ class Watch:
                 connection, task.seq, task.state, "searched", cause, now, service.configuration
             )
 
-        await service.patiently(partial(service.store.write, write))
+        await service.patiently(partial(service.write_of, task, write))
         log.info("task.searched", task_id=task.task_id, cause=cause)
 
     async def take_status(self, task: Task, outcome: Outcome, reply: Reply) -> None:

@@ -309,6 +309,7 @@ INSIDE = {
     "BAD_CONFIG": "at the start only; a reload answers BAD_STATE with the faults",
     "KEY_FAULT": "never leaves fep.keys",
     "STORE_NEWER": "at the start only",
+    "STORE_NOT_YET": "at the start only, and tried again",
 }
 """Codes of errors that no session is answered with, and why not."""
 OTHERS = ("fep.client", "fep.sandbox", "fep.control.ctl", "fep.control.show")

@@ -214,7 +214,7 @@ class Bank:
         connection = self._host.open(self._profile)
         scope = trio.CancelScope()
         self._lines.add(scope)
-        with sock, scope:
+        with scope:
             # Requests wait in this queue in order, as in a bank's own input queue.
             async with trio.open_nursery() as nursery:
                 free_at = trio.current_time()
@@ -231,6 +231,7 @@ class Bank:
                         free_at = max(free_at, trio.current_time() + lag)
                     nursery.start_soon(self._take, sock, connection, data, free_at, nursery)
         self._lines.discard(scope)
+        sock.close()
 
     async def _take(
         self,
