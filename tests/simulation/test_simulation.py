@@ -7,7 +7,7 @@ import os
 from tests.simulation.__main__ import campaign
 from tests.simulation.run import simulate
 
-SEEDS = int(os.environ.get("FEP_TEST_SEEDS", "300"))
+SEEDS = int(os.environ.get("FEP_TEST_SEEDS", "40"))
 PROCESSES = 2
 
 
