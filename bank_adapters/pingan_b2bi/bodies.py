@@ -97,17 +97,24 @@ def read(text: str) -> Fields:
         remove_comments=True,
         remove_pis=True,
     )
+    if not content.isprintable():
+        content = _ILLEGAL.sub("\ufffd", content)
     try:
-        root = etree.fromstring(_ILLEGAL.sub("\ufffd", content), parser)
+        root = etree.fromstring(content, parser)
     except (etree.XMLSyntaxError, ValueError) as error:
         msg = f"the body is not XML: {error}"
         raise UnreadableError(msg) from error
-    leaves = [child for child in root if not len(child)]
-    rows = tuple(_fields(list(child)) for child in root if len(child))
-    return attrs.evolve(_fields(leaves), rows=rows)
+    leaves: list[etree._Element] = []
+    rows: list[Fields] = []
+    for child in root:
+        if len(child):
+            rows.append(_fields(list(child)))
+        else:
+            leaves.append(child)
+    return _fields(leaves, tuple(rows))
 
 
-def _fields(elements: Iterable[etree._Element]) -> Fields:
+def _fields(elements: Iterable[etree._Element], rows: tuple[Fields, ...] = ()) -> Fields:
     values: dict[str, str] = {}
     contradictory = set()
     for element in elements:
@@ -116,4 +123,4 @@ def _fields(elements: Iterable[etree._Element]) -> Fields:
         text = (element.text or "").strip()
         if values.setdefault(name, text) != text:
             contradictory.add(name)
-    return Fields(values, (), frozenset(contradictory))
+    return Fields(values, rows, frozenset(contradictory))

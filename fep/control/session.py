@@ -585,15 +585,26 @@ class Session:
 
     async def _deliver(self, mailbox: Mailbox) -> None:
         while True:
+            lines, size = [], 0
             for message in await self._services.tasks.take(mailbox):
-                self._next_id += 1
-                self._asked[self._next_id] = message
-                if isinstance(message, Fetch):
-                    params = {"task_id": message.task_id, "attempt": message.attempt}
-                    self._send(jsonrpc.request(self._next_id, "task.fetch", params))
-                else:
-                    self._send(_result_line(self._next_id, message))
+                lines.append(self._line_of(message))
+                size += len(lines[-1])
+                if size >= WRITE_BYTES:
+                    self._send(b"".join(lines))
+                    lines, size = [], 0
+                    await self._outbox.room()
+            if lines:
+                self._send(b"".join(lines))
                 await self._outbox.room()
+
+    def _line_of(self, message: Fetch | Delivery) -> bytes:
+        """Return the request that asks or tells, whose answer is expected from now on."""
+        self._next_id += 1
+        self._asked[self._next_id] = message
+        if isinstance(message, Fetch):
+            params = {"task_id": message.task_id, "attempt": message.attempt}
+            return jsonrpc.request(self._next_id, "task.fetch", params)
+        return _result_line(self._next_id, message)
 
     async def _beat(self) -> None:
         """Send our heartbeats, and end the session when the client's have not come."""
