@@ -80,6 +80,8 @@ STATEMENT_PAGES_MAX: Final = 200
 STATEMENT_ENTRIES_MAX, STATEMENT_BYTES_MAX = 2000, 900_000
 """A result must fit one protocol line of 1 MiB; a longer statement says ``complete: false``."""
 LATE_ANSWERS_MAX: Final = 10_000
+REPLY_MISMATCH: Final = "REPLY_MISMATCH"
+"""Code of our own: the answer speaks of something else than was asked."""
 LOOK_EVERY_TURNS: Final = 8
 """Of so many turns one is a look's at least, however much waits to be sent."""
 WAITING: Final = OPEN_AT_BANK | {State.QUEUED, State.FETCHED}
@@ -381,7 +383,7 @@ class Lane:
             self._put_back_later(task)
             return
         self._remember_sent(draft.correlation, task)
-        await self._send(task, order, frame, draft.correlation)
+        await self._send(task, frame, draft.correlation)
 
     async def _begin_sending(
         self, task: Task, order: Order, draft: Draft, frame: bytes, reference: ClientRef
@@ -414,7 +416,7 @@ class Lane:
     def _sent(self, order: Order, at: dt.datetime) -> store.Sent:
         return store.Sent(self.bank, order.payer, order.payee.account, order.amount, at)
 
-    async def _send(self, task: Task, order: Order, frame: bytes, correlation: str) -> None:
+    async def _send(self, task: Task, frame: bytes, correlation: str) -> None:
         """Send what is on disk as being sent, and act on what becomes of it."""
         parts = self.parts
         try:
@@ -435,10 +437,18 @@ class Lane:
             )
             return
         self._sent_as.pop(correlation, None)
-        await self._take_answer(task, order, reply)
+        await self._take_answer(task, reply)
 
-    async def _take_answer(self, task: Task, order: Order, reply: Reply) -> None:
-        outcome = self.parts.codec.outcome(order, reply)
+    def _outcome(self, task: Task, reply: Reply) -> Outcome:
+        """Return what an answer means for a payment; one that names another proves nothing."""
+        assert isinstance(task.body, Order)
+        named = self.parts.codec.payment_ref(reply)
+        if named not in ("", task.client_ref):
+            return Unclear(REPLY_MISMATCH, "the answer bears another payment's reference")
+        return self.parts.codec.outcome(task.body, reply)
+
+    async def _take_answer(self, task: Task, reply: Reply) -> None:
+        outcome = self._outcome(task, reply)
         wire = store.received(reply, evidence.told(outcome))
         match outcome:
             case Accepted(result=result, final=True):
@@ -702,7 +712,7 @@ class Lane:
         Returns:
             the task it belongs to, and whether its bytes are kept with that task already.
         """
-        task = self._sent_as.pop(reply.correlation, None) or await self._by_reference(reply)
+        task = await self._answered(reply)
         if task is None:
             return None, False
         if task in self._in_hands:
@@ -714,11 +724,15 @@ class Lane:
         self._compare(task, reply)
         return task, False
 
-    async def _by_reference(self, reply: Reply) -> Task | None:
-        """Return the task whose reference an answer bears: one of an earlier process, too."""
+    async def _answered(self, reply: Reply) -> Task | None:
+        """Return the payment that an answer is to: by our reference, or by its correlation.
+
+        By the reference those of earlier processes are found, too.
+        """
         reference = self.parts.codec.payment_ref(reply)
-        if not reference:
-            return None
+        sent = self._sent_as.pop(reply.correlation, None)
+        if not reference or (sent is not None and sent.client_ref == reference):
+            return sent
         found: Task | None = await self._service.store.read(
             partial(store.of_reference, bank=self.bank, reference=reference)
         )
@@ -733,9 +747,7 @@ class Lane:
 
     async def _take_late_answer(self, task: Task, reply: Reply) -> bool:
         """Act on what a late answer to an open payment proves; False when that is nothing."""
-        order = task.body
-        assert isinstance(order, Order)
-        outcome = self.parts.codec.outcome(order, reply)
+        outcome = self._outcome(task, reply)
         events, cause = evidence.of_late(outcome)
         wire = store.received(reply, evidence.told(outcome))
         if events == (Event.PROVED_ACCEPTED,):
@@ -751,7 +763,7 @@ class Lane:
         """Raise the alarm when an answer says otherwise than the end its payment was brought to."""
         if not isinstance(task.body, Order):
             return
-        outcome = self.parts.codec.outcome(task.body, reply)
+        outcome = self._outcome(task, reply)
         if evidence.contradicts(task.state, outcome):
             cause = f"it is {task.state.value}, and a late answer says: {evidence.told(outcome)}"
             log.error("task.contradicted", task_id=task.task_id, cause=cause)

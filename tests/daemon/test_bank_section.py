@@ -62,6 +62,24 @@ def test_spans_have_bounds(inquiry: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        ("inquiry", {"statement_after": -1}),
+        ("returned", {"watch_days": -0.1}),
+        ("returned", {"watch_days": 90.1}),
+        ("returned", {"watch_days": float("nan")}),
+        ("returned", {"first_look_s": 0.0}),
+        ("returned", {"interval_s": 0.0}),
+        ("returned", {"interval_s": float("inf")}),
+    ],
+)
+def test_looks_at_accounts_have_bounds(section: str, changes: dict[str, Any]) -> None:
+    facts = attrs.evolve(getattr(LEAST, section), **changes)
+    ((path, _),) = card_faults(attrs.evolve(LEAST, **{section: facts}))
+    assert path == (section, *changes)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("broken = no_such_module_at_all:ADAPTER", "No module named"),

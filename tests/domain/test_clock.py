@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fep.domain.clock import (
     SHANGHAI,
+    PatientClock,
     SystemClock,
     business_date,
     from_text,
@@ -83,3 +84,47 @@ def test_any_text_is_a_moment_or_refused(text: str) -> None:
 
 def test_the_machine_s_clock_is_aware_and_utc() -> None:
     assert SystemClock().now().utcoffset() == dt.timedelta(0)
+
+
+class _Wall:
+    def __init__(self) -> None:
+        self.moment = dt.datetime(2026, 1, 5, 1, tzinfo=dt.UTC)
+
+    def now(self) -> dt.datetime:
+        return self.moment
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.floats(0, 1000),
+        st.one_of(st.just(0.0), st.floats(-100_000, 100_000)),
+    ),
+    max_size=30,
+)
+"""Seconds that pass, and by how much the wall clock is set then."""
+
+
+@given(steps=STEPS, began=st.floats(0, 1e6))
+def test_a_patient_clock_is_never_ahead_of_what_has_passed(
+    steps: list[tuple[float, float]], began: float
+) -> None:
+    wall, passed = _Wall(), began
+    patient = PatientClock(wall, lambda: passed)
+    first = patient.now()
+    assert first == wall.moment
+    for seconds, step in steps:
+        passed += seconds
+        wall.moment += dt.timedelta(seconds=seconds + step)
+        lived = dt.timedelta(seconds=passed - began)
+        assert patient.now() <= wall.moment
+        assert patient.now() - first <= lived
+        assert patient.now() == min(wall.moment, first + lived)
+
+
+def test_a_patient_clock_follows_a_clock_that_goes_right_again() -> None:
+    wall, passed = _Wall(), 0.0
+    patient = PatientClock(wall, lambda: passed)
+    for step in (86_400.0, -2 * 86_400.0, 86_400.0):
+        passed += 60.0
+        wall.moment += dt.timedelta(seconds=60.0 + step)
+    assert patient.now() == wall.moment

@@ -88,6 +88,8 @@ class Mischief:
             for field in attrs.fields(cls)
             if field.name not in ("faults", "forget")
         }
+        if foul:
+            drawn |= {"request_lag": 0.5, "record_lag": 0.8}
         return cls(**drawn, forget=float(foul or rng.random() < 0.5), faults=faults)
 
 

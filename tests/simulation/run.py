@@ -399,7 +399,7 @@ class Run:
     async def _step_the_clock(self) -> None:
         """Set the daemon's wall clock forward and back, by up to a day."""
         rng = self._fork()
-        steps = rng.choice((0, 0, 1, 2, 5, 10))
+        steps = 30 if self._foulest else rng.choice((0, 0, 1, 2, 5, 10))
         for _ in range(steps):
             await trio.sleep(rng.uniform(0.0, 2 * FOUL_SECONDS / steps))
             if not self.foul:

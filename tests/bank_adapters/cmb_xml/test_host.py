@@ -21,6 +21,7 @@ from fep.adapters.api import Accepted, Context, Draft, Outcome, Refusal, Rejecte
 from fep.adapters.card import SignAlgorithm
 from fep.adapters.host import (
     DELAY_SECONDS,
+    RETURN_SECONDS_MAX,
     Answer,
     BookAccount,
     Fault,
@@ -236,6 +237,33 @@ def test_a_statement_shows_both_sides() -> None:
     assert (credit.direction, credit.client_ref) == (Direction.CREDIT, "")
     assert credit.bank_ref == second.bank_ref
     assert bench.book.payments[CMB, "R2"].payee_bank_name == "招商银行"
+
+
+def test_what_comes_back_shows_in_the_status_and_on_both_sides_lines() -> None:
+    bench = Bench(chance={Fault.RETURNED: 1.0})
+    inside = attrs.evolve(ORDER, payee=Payee(SISTER, "江枫样例销售有限公司"))
+    bench.ask(inside)
+    assert bench.status(inside).state is PaymentState.SUCCEEDED
+    bench.clock.moment = NOW + dt.timedelta(seconds=RETURN_SECONDS_MAX)
+    status = bench.status(inside)
+    assert (status.state, status.code) == (PaymentState.RETURNED, "FIN+B")
+    lines = {}
+    for account in (PAYER, SISTER):
+        outcome = bench.ask(StatementQuery(account, DAY, DAY))
+        assert isinstance(outcome, Accepted)
+        assert isinstance(outcome.result, Statement)
+        lines[account] = outcome.result.entries
+    forth, back = lines[PAYER]
+    assert (forth.direction, back.direction) == (Direction.DEBIT, Direction.CREDIT)
+    assert forth.client_ref == back.client_ref == REFERENCE
+    assert (back.bank_ref, back.reversal) == (status.bank_ref, False)
+    assert back.counterparty_account == SISTER
+    assert back.balance_after == OPENING
+    came, gone = lines[SISTER]
+    # What the payee had is taken off again (冲账); the payer's reference is nothing it learns.
+    assert (came.direction, gone.direction) == (Direction.CREDIT, Direction.CREDIT)
+    assert (came.reversal, gone.reversal) == (False, True)
+    assert (gone.client_ref, gone.counterparty_account) == ("", PAYER)
 
 
 def test_other_days_have_no_lines() -> None:

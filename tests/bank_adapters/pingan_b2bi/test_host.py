@@ -16,7 +16,7 @@ from bank_adapters.pingan_b2bi.config import PinganOptions
 from bank_adapters.pingan_b2bi.frames import DEFAULTS, FIELDS, encode
 from bank_adapters.pingan_b2bi.host import LANDS_ABOVE
 from fep.adapters.api import Accepted, Refusal, Rejected, Unclear
-from fep.adapters.host import DELAY_SECONDS, Answer, BookAccount, Fault
+from fep.adapters.host import DELAY_SECONDS, RETURN_SECONDS_MAX, Answer, BookAccount, Fault
 from fep.domain.clock import BusinessDate
 from fep.domain.ids import AccountNumber, ClientRef
 from fep.domain.money import Cny
@@ -159,6 +159,36 @@ def test_the_statement_shows_the_payment_under_the_receipts_reference() -> None:
         counterparty_name=PAYEE_NAME,
         purpose="货款",
     )
+
+
+def test_what_comes_back_shows_in_the_status_and_on_both_sides_lines() -> None:
+    bank = Bank(faults=[Fault.RETURNED])
+    bank.ask(INSIDE)
+    found = bank.ask(attrs.evolve(QUERY, order=INSIDE))
+    assert isinstance(found, Accepted)
+    assert isinstance(found.result, PaymentStatus)
+    assert found.result.state is PaymentState.SUCCEEDED
+    bank.clock.moment = NOW + dt.timedelta(seconds=RETURN_SECONDS_MAX)
+    found = bank.ask(attrs.evolve(QUERY, order=INSIDE))
+    assert isinstance(found, Accepted)
+    assert isinstance(found.result, PaymentStatus)
+    assert (found.result.state, found.result.code) == (PaymentState.RETURNED, "20")
+    assert "RJ01" in found.result.message
+    assert (available(bank), available(bank, SISTER)) == (START, Cny(0))
+    for days in (0, 1):
+        # The other trade tells the same of a day that is over.
+        bank.clock.moment += dt.timedelta(days=days)
+        forth, back = walk(bank)
+        assert (forth.direction, back.direction) == (Direction.DEBIT, Direction.CREDIT)
+        assert forth.bank_ref == back.bank_ref == found.result.bank_ref
+        assert forth.counterparty_account == back.counterparty_account == SISTER
+        assert not back.reversal
+        came, gone = walk(bank, attrs.evolve(LINES, account=SISTER))
+        # What the payee had is taken off again: a credit below zero (冲账).
+        assert (came.direction, gone.direction) == (Direction.CREDIT, Direction.CREDIT)
+        assert (came.reversal, gone.reversal) == (False, True)
+        assert came.amount == gone.amount == INSIDE.amount
+        assert gone.counterparty_account == PAYER
 
 
 def test_an_account_without_lines_has_an_empty_statement() -> None:

@@ -1,0 +1,362 @@
+"""What proves a payment's end over restarts, late answers, clocks and persons; and what does not."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import attrs
+import pytest
+import trio
+import trio.testing
+
+from fep.adapters import registry
+from fep.adapters.api import BankProfile, Reply
+from fep.adapters.host import Answer, Fault
+from fep.alarms.state import AlarmKind
+from fep.domain.ids import BankName, TaskId, client_ref
+from fep.domain.order import PaymentState
+from fep.links.mux import UnmatchedReply
+from fep.tasks import service
+from fep.tasks.service import TaskRefusedError
+from fep.tasks.state import State
+from tests.tasks.bench import (
+    ACCOUNTS,
+    CMB,
+    ENTERPRISE,
+    OPTIONS,
+    PINGAN,
+    Fep,
+    MovedClock,
+    World,
+    money,
+    until,
+)
+from tests.tasks.codecs import changed, says
+
+pytestmark = pytest.mark.req("FEP-25", "LAND-51", "LAND-55")
+
+BANKS = [PINGAN, CMB]
+ID = TaskId("T1")
+NEVER = {"inquiry": {"cool_down_s": 600.0, "accepted_interval_s": 600.0}}
+"""A card by which nobody is asked while a test lasts."""
+
+
+def asking(**inquiry: object) -> dict[str, dict[str, object]]:
+    """Return a card by which only the status query tells."""
+    return {"inquiry": {"statement_after": 0, **inquiry}}
+
+
+def framed(bank: BankName, data: bytes) -> Reply:
+    """Return the bank's bytes as this adapter's framer cuts them."""
+    name, options = OPTIONS[bank]
+    adapter = registry.adapter(name)
+    profile = BankProfile(bank, adapter.card, adapter.options_class(**options), "4012", ACCOUNTS)
+    [reply] = adapter.open(profile).framer().receive_data(data)
+    return reply
+
+
+class Tap:
+    """Keeps what a bank answers to payments, and may keep it from being sent."""
+
+    def __init__(self, world: World, bank: BankName, *, swallows: bool) -> None:
+        self.answers: list[bytes] = []
+        self.swallows = swallows
+        self._reference = client_ref(ENTERPRISE, ID).encode()
+        world.banks[bank].host.changes = self._change
+
+    def _change(self, answers: list[Answer]) -> list[Answer]:
+        mine = [one for one in answers if self._reference in one.data]
+        self.answers += [one.data for one in mine]
+        return [one for one in answers if one not in mine] if self.swallows else answers
+
+
+async def lost(fep: Fep, bank: BankName) -> Tap:
+    """Send T1, which the bank books; its answer does not come."""
+    await fep.ready(bank)
+    tap = Tap(fep.world, bank, swallows=True)
+    await fep.submit("T1", bank=bank, body=money(bank))
+    await fep.becomes("T1", State.UNKNOWN)
+    tap.swallows = False
+    return tap
+
+
+# -- late answers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bank", BANKS)
+async def test_an_answer_that_comes_after_a_restart_is_found_by_our_reference(
+    world: World, bank: BankName
+) -> None:
+    async with world.fep(banks=[bank], card=NEVER, reply_timeout_s=0.3) as fep:
+        tap = await lost(fep, bank)
+    async with world.fep(banks=[bank], card=NEVER) as fep:
+        reply = framed(bank, tap.answers[0])
+        await fep.unmatched.send(UnmatchedReply(bank, reply))
+        if bank == PINGAN:  # done at once; the other bank only takes payments over
+            found = await fep.becomes("T1", State.SUCCEEDED)
+            assert found["result"]["amount"] == "12.50"
+            detail = "done 000000"
+        else:
+            await fep.becomes("T1", State.ACCEPTED)
+            detail = "taken over NTE"
+        chain = (await fep.service.why(None, ID))["events"]
+        assert chain[-1]["cause"].startswith("the bank's late answer says: ")
+        assert chain[-1]["detail"] == detail
+        assert world.on_disk("select count(*) from message where direction = 'received'") == [(1,)]
+        assert fep.alarm_kinds() == set()
+        fep.agrees()
+
+
+async def test_a_late_answer_that_names_nobody_we_know_is_kept_with_an_alarm(world: World) -> None:
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        tap = await lost(fep, PINGAN)
+        ours = client_ref(ENTERPRISE, ID).encode()
+        theirs = client_ref(ENTERPRISE, TaskId("T9")).encode()
+        strange = tap.answers[0].replace(ours, theirs)
+        await fep.unmatched.send(UnmatchedReply(PINGAN, framed(PINGAN, strange)))
+        await until(lambda: AlarmKind.UNMATCHED_REPLY in fep.alarm_kinds())
+        assert world.on_disk("select bytes from message where task_seq is null") == [(strange,)]
+        assert (await fep.get("T1"))["state"] == "unknown"
+
+
+async def test_an_answer_that_comes_while_the_bank_is_asked_counts_first(world: World) -> None:
+    """The inquiry would say that there is no record, and by the card that were proof."""
+    card = asking(no_record_after_s=0.001)
+    codec = changed(says(PaymentState.NO_RECORD))
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        tap = await lost(fep, PINGAN)
+    async with world.fep(card=card, codec=codec) as fep:
+        reply = framed(PINGAN, tap.answers[0])
+        asked = trio.Event()
+
+        def hold(answers: list[Answer]) -> list[Answer]:
+            for one in answers:
+                if b"OrigThirdVoucher" in one.data:
+                    asked.set()
+                    return []
+            return answers
+
+        world.banks[PINGAN].host.changes = hold
+        await asked.wait()
+        await fep.unmatched.send(UnmatchedReply(PINGAN, reply))
+        await until(lambda: bool(fep.lane._late))
+        assert (await fep.get("T1"))["state"] == "unknown"
+        world.banks[PINGAN].stop()
+        await fep.becomes("T1", State.SUCCEEDED)
+        assert "proved_refused" not in await fep.events("T1")
+        assert fep.lane._late == {}
+
+
+async def test_an_answer_that_contradicts_the_end_is_an_alarm(world: World) -> None:
+    card = asking(no_record_after_s=0.001)
+    async with world.fep(
+        card=card, reply_timeout_s=0.3, codec=changed(says(PaymentState.NO_RECORD))
+    ) as fep:
+        tap = await lost(fep, PINGAN)
+        await fep.becomes("T1", State.REJECTED)
+        reply = framed(PINGAN, tap.answers[0])
+        await fep.unmatched.send(UnmatchedReply(PINGAN, reply))
+        await until(lambda: AlarmKind.EVIDENCE_CONFLICT in fep.alarm_kinds())
+        [alarm] = [one for one in fep.alarms.active() if one.kind is AlarmKind.EVIDENCE_CONFLICT]
+        assert alarm.cause == "it is rejected, and a late answer says: done 000000"
+        assert (await fep.get("T1"))["state"] == "rejected"
+        assert world.on_disk("select task_seq from message where bytes = ?", reply.raw) == [(1,)]
+
+
+async def test_an_answer_told_twice_contradicts_nothing(world: World) -> None:
+    async with world.fep() as fep:
+        await fep.ready()
+        world.banks[PINGAN].host.changes = lambda answers: [*answers, *answers]
+        await fep.submit("T1", body=money(PINGAN))
+        await fep.becomes("T1", State.SUCCEEDED)
+        kept = "select count(*) from message where task_seq = 1 and direction = 'received'"
+        await until(lambda: world.on_disk(kept) == [(2,)])
+        assert fep.alarm_kinds() == set()
+
+
+@pytest.mark.parametrize("bank", BANKS)
+async def test_an_answer_that_names_another_payment_proves_nothing(
+    world: World, bank: BankName
+) -> None:
+    """It bears our request's number all the same: a front end that mixes its answers up."""
+    async with world.fep(banks=[bank], card=NEVER) as fep:
+        await fep.ready(bank)
+        ours = client_ref(ENTERPRISE, ID).encode()
+        theirs = client_ref(ENTERPRISE, TaskId("T9")).encode()
+        world.banks[bank].host.changes = lambda answers: [
+            attrs.evolve(one, data=one.data.replace(ours, theirs)) for one in answers
+        ]
+        await fep.submit("T1", bank=bank, body=money(bank))
+        found = await fep.becomes("T1", State.UNKNOWN)
+        assert found["bank_code"] == "REPLY_MISMATCH"
+        chain = (await fep.service.why(None, ID))["events"]
+        assert chain[-1]["detail"] == "unclear REPLY_MISMATCH"
+
+
+# -- the bank's word --------------------------------------------------------------------------
+
+
+async def test_a_bank_that_has_it_can_not_unsay_it(world: World) -> None:
+    card = asking(no_record_after_s=0.001, accepted_interval_s=0.05)
+    said = says(PaymentState.PROCESSING, PaymentState.NO_RECORD)
+    async with world.fep(card=card, reply_timeout_s=0.3, codec=changed(said)) as fep:
+        await lost(fep, PINGAN)
+        await fep.becomes("T1", State.ACCEPTED)
+        await until(lambda: fep.task("T1").inquiries >= 5)
+        events = await fep.events("T1")
+        assert events.count("proved_accepted") == 1
+        assert (await fep.get("T1"))["state"] == "accepted"
+
+
+# -- time -------------------------------------------------------------------------------------
+
+
+async def test_a_clock_that_is_a_day_on_after_a_restart_makes_no_record_no_proof(
+    world: World,
+) -> None:
+    clock = MovedClock()
+    card = asking(no_record_after_s=3600.0)
+    codec = changed(says(PaymentState.NO_RECORD))
+    async with world.fep(card=card, clock=clock, reply_timeout_s=0.3, codec=codec) as fep:
+        await lost(fep, PINGAN)
+    for days in (2, -2, 365):
+        clock.moved = dt.timedelta(days=days)
+        async with world.fep(card=card, clock=clock, codec=codec) as fep:
+            before = fep.task("T1").inquiries
+            await until(lambda fep=fep, before=before: fep.task("T1").inquiries >= before + 3)  # type: ignore[misc]
+            assert (await fep.get("T1"))["state"] == "unknown"
+
+
+async def test_waiting_goes_on_after_a_restart_from_where_it_was(world: World) -> None:
+    codec = changed(says(PaymentState.NO_RECORD))
+    card = asking(no_record_after_s=3600.0)
+    async with world.fep(card=card, reply_timeout_s=0.3, codec=codec) as fep:
+        await lost(fep, PINGAN)
+        began = trio.current_time()
+        await until(lambda: fep.task("T1").inquiries >= 3)
+    [(kept,)] = world.on_disk("select waited_s from payment")
+    assert 0 < kept <= trio.current_time() - began + 0.01
+    card = asking(no_record_after_s=kept + 0.4)
+    async with world.fep(card=card, codec=codec) as fep:
+        began = trio.current_time()
+        assert fep.task("T1").waited(began) >= kept
+        await fep.becomes("T1", State.REJECTED)
+        assert trio.current_time() - began >= 0.39
+
+
+async def test_what_was_being_sent_when_the_process_died_waits_from_the_next_start(
+    world: World,
+) -> None:
+    async with world.fep(card=NEVER) as fep:
+        await fep.ready()
+        Tap(world, PINGAN, swallows=True)
+        await fep.submit("T1", body=money(PINGAN))
+        await world.until_booked("T1")
+    async with world.fep(card=NEVER) as fep:
+        await fep.becomes("T1", State.UNKNOWN)
+        assert fep.task("T1").waited(trio.current_time()) < 5.0
+
+
+# -- two persons ------------------------------------------------------------------------------
+
+
+async def refusal(act: object) -> str:
+    with pytest.raises(TaskRefusedError) as caught:
+        await act  # type: ignore[misc]
+    return f"{caught.value.code}: {caught.value}"
+
+
+LINE = "statement of today, line 7"
+
+
+async def test_who_confirms_confirms_what_was_seen(world: World) -> None:
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        await lost(fep, PINGAN)
+        confirm = fep.service.confirm
+        await fep.service.resolve("li", ID, State.REJECTED, LINE)
+        said = await refusal(confirm("wang", ID, State.SUCCEEDED))
+        assert said.startswith("BAD_STATE: li proposes rejected")
+        assert (await fep.get("T1"))["state"] == "unknown"
+        assert not fep.task("T1").claimed
+        assert await confirm("wang", ID, State.REJECTED) is State.REJECTED
+        fep.agrees()
+
+
+async def test_a_proposal_that_is_replaced_in_that_moment_is_not_confirmed(world: World) -> None:
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        await lost(fep, PINGAN)
+        await fep.service.resolve("li", ID, State.SUCCEEDED, LINE)
+        refusals: list[str] = []
+
+        async def confirm() -> None:
+            refusals.append(await refusal(fep.service.confirm("wang", ID)))
+
+        with fep.held_disk():
+            # First in the writer's queue: the other proposal; then the confirmation of the first.
+            fep.nursery.start_soon(fep.service.resolve, "li", ID, State.REJECTED, LINE)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            fep.nursery.start_soon(confirm)
+            await trio.sleep(0.3)
+        await until(lambda: bool(refusals))
+        assert refusals[0].startswith("BAD_STATE: another proposal was made")
+        assert (await fep.get("T1"))["state"] == "unknown"
+        assert not fep.task("T1").claimed
+        assert await fep.service.confirm("wang", ID) is State.REJECTED
+
+
+async def test_a_proposal_for_what_is_closed_in_that_moment_is_refused(world: World) -> None:
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        await lost(fep, PINGAN)
+        await fep.service.resolve("li", ID, State.SUCCEEDED, LINE)
+        refusals: list[str] = []
+
+        async def resolve() -> None:
+            act = fep.service.resolve("zhao", ID, State.REJECTED, LINE)
+            refusals.append(await refusal(act))
+
+        with fep.held_disk():
+            fep.nursery.start_soon(fep.service.confirm, "wang", ID)
+            await trio.sleep(0.3)
+            fep.nursery.start_soon(resolve)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        await until(lambda: bool(refusals))
+        assert refusals[0].startswith("BAD_STATE: the task was closed at this very moment")
+        assert (await fep.events("T1"))[-1] == "proved_done"
+        assert world.on_disk("select proposed_by from resolution") == [("li",)]
+
+
+async def test_a_person_waits_for_an_inquiry_that_is_under_way(world: World) -> None:
+    card = asking(cool_down_s=0.05, no_record="never")
+    async with world.fep(card=card, reply_timeout_s=0.4) as fep:
+        (await lost(fep, PINGAN)).swallows = True  # and no inquiry is answered either
+        await fep.service.resolve("li", ID, State.SUCCEEDED, LINE)
+        await until(lambda: fep.task("T1").claimed)
+        assert await fep.service.confirm("wang", ID) is State.SUCCEEDED
+        fep.agrees()
+
+
+async def test_a_person_does_not_wait_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "FREE_SECONDS_MAX", 0.05)
+    card = asking(cool_down_s=0.05, no_record="never")
+    async with world.fep(card=card, reply_timeout_s=1.0) as fep:
+        (await lost(fep, PINGAN)).swallows = True
+        await fep.service.resolve("li", ID, State.SUCCEEDED, LINE)
+        await until(lambda: fep.task("T1").claimed)
+        assert (await refusal(fep.service.confirm("wang", ID))).startswith("BAD_STATE: the bank is")
+
+
+async def test_a_payment_closed_by_two_persons_is_watched_like_any_success(world: World) -> None:
+    card = {"returned": {"first_look_s": 0.05, "interval_s": 0.2}, **NEVER}
+    async with world.fep(card=card, reply_timeout_s=0.3) as fep:
+        await fep.ready()
+        world.banks[PINGAN].faults[Fault.RETURNED] = 1.0
+        await lost(fep, PINGAN)
+        await fep.service.resolve("li", ID, State.SUCCEEDED, LINE)
+        await fep.service.confirm("wang", ID)
+        world.banks[PINGAN].host.changes = lambda answers: answers
+        world.book.take_back(PINGAN, fep.clock.now() + dt.timedelta(minutes=2))
+        # Its bank reference never came, so the bank itself is asked.
+        found = await fep.becomes("T1", State.RETURNED)
+        assert found["result"]["client_ref"] == client_ref(ENTERPRISE, ID)

@@ -1,0 +1,405 @@
+"""Looks at accounts: what a statement closes, and successes that come back."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from fep.adapters.api import Accepted, Outcome, Reply
+from fep.adapters.host import Answer, Fault
+from fep.alarms.state import AlarmKind
+from fep.domain.clock import SystemClock, business_date
+from fep.domain.ids import AccountNumber, BankName, TaskId
+from fep.domain.order import Kind, Operation, PaymentState, Statement, StatementQuery
+from fep.tasks.state import State
+from fep.tasks.store import NOT_LOOKED_AT
+from tests.tasks.bench import (
+    CMB,
+    ERP,
+    PAYER,
+    PINGAN,
+    Fep,
+    World,
+    money,
+    until,
+)
+from tests.tasks.codecs import changed, mute, nameless, no_statements
+
+pytestmark = pytest.mark.req("LAND-51", "FEP-25")
+
+BANKS = [PINGAN, CMB]
+ID = TaskId("T1")
+SEARCH_SOON = {"inquiry": {"statement_after": 1, "no_record": "never"}}
+WATCH: dict[str, Any] = {
+    "returned": {"watch_days": 2, "first_look_s": 0.05, "interval_s": 0.2},
+}
+
+
+async def take_back(world: World, bank: BankName) -> None:
+    """Let the bank take back what it draws to, at once."""
+    world.book.take_back(bank, SystemClock().now() + dt.timedelta(minutes=2))
+
+
+class Seen:
+    """Counts what a bank was asked, by what its host half received."""
+
+    def __init__(self, world: World, bank: BankName = PINGAN) -> None:
+        self.statements = 0
+        self.statuses = 0
+        world.banks[bank].host.on_data = self._note
+
+    def _note(self, data: bytes) -> None:
+        self.statements += data.count(b"A001") if b"4008" in data or b"4013" in data else 0
+        self.statuses += data.count(b"OrigThirdVoucher>") // 2
+
+
+async def silent(fep: Fep, bank: BankName, *bodies: dict[str, Any]) -> None:
+    """Send payments that the bank books and does not answer."""
+    await fep.ready(bank)
+    faults = fep.world.banks[bank].faults
+    faults[Fault.SILENT_AFTER_BOOKING] = 1.0
+    for number, body in enumerate(bodies, 1):
+        await fep.submit(f"T{number}", bank=bank, body=body)
+    for number in range(1, len(bodies) + 1):
+        await fep.becomes(f"T{number}", State.UNKNOWN)
+    faults.clear()
+
+
+# -- open payments ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bank", BANKS)
+async def test_a_payment_that_no_inquiry_tells_of_is_found_in_the_statement(
+    world: World, bank: BankName
+) -> None:
+    options: dict[str, Any] = {"banks": [bank], "reply_timeout_s": 0.3, "codec": changed(mute)}
+    async with world.fep(card=SEARCH_SOON, **options) as fep:
+        client = fep.client()
+        await silent(fep, bank, money(bank))
+        told = await client.result("T1")
+        assert told.state is State.SUCCEEDED
+        assert told.result["amount"] == "12.50"
+        assert told.result["bank_ref"]
+        chain = (await fep.service.why(None, ID))["events"]
+        by = {PINGAN: "amount, counterparty and time", CMB: "our reference"}[bank]
+        assert chain[-1]["event"] == "proved_done"
+        assert chain[-1]["cause"].endswith(f"found by {by}")
+        assert chain[-1]["detail"] == f"line found by {by}"
+        [(kept,)] = world.on_disk("select bytes from message where digest = ?", chain[-1]["digest"])
+        assert b"12.50" in kept
+        assert fep.alarm_kinds() == set()
+        fep.agrees()
+
+
+async def test_a_payment_that_was_not_done_is_not_found_and_stays_open(world: World) -> None:
+    async with world.fep(card=SEARCH_SOON, reply_timeout_s=0.3, codec=changed(mute)) as fep:
+        await fep.ready()
+        world.banks[PINGAN].faults[Fault.SILENT_BEFORE_BOOKING] = 1.0
+        await fep.submit("T1", body=money(PINGAN))
+        await fep.becomes("T1", State.UNKNOWN)
+        world.banks[PINGAN].faults.clear()
+        # A payment of another amount stands in the same statement.
+        await fep.submit("T2", body=money(PINGAN, "12.51"))
+        await fep.becomes("T2", State.SUCCEEDED)
+        await until(lambda: fep.task("T1").inquiries >= 6)
+        events = await fep.events("T1")
+        assert events.count("searched") == 1, "the chain says it once"
+        assert (await fep.get("T1"))["state"] == "unknown"
+
+
+async def test_two_alike_are_told_apart_by_two_persons_only(world: World) -> None:
+    async with world.fep(card=SEARCH_SOON, reply_timeout_s=0.3, codec=changed(mute)) as fep:
+        await silent(fep, PINGAN, money(PINGAN), money(PINGAN))
+
+        def alarms() -> set[str]:
+            kind = AlarmKind.EVIDENCE_AMBIGUOUS
+            return {one.subject for one in fep.alarms.active() if one.kind is kind}
+
+        await until(lambda: alarms() == {"T1", "T2"}, "a person must look")
+        assert world.booked("T1") == world.booked("T2") == 1
+        for task_id in ("T1", "T2"):
+            assert (await fep.get(task_id))["state"] == "unknown"
+            assert "searched" in await fep.events(task_id)
+            line = "statement of today, two lines of 12.50"
+            await fep.service.resolve("li", TaskId(task_id), State.SUCCEEDED, line)
+            assert await fep.service.confirm("wang", TaskId(task_id)) is State.SUCCEEDED
+        assert alarms() == set()
+
+
+async def test_one_statement_is_read_for_all_payments_of_an_account(world: World) -> None:
+    async with world.fep(
+        card=SEARCH_SOON, reply_timeout_s=0.3, codec=changed(mute), workers=1
+    ) as fep:
+        await silent(fep, PINGAN, *(money(PINGAN, f"{n}.00") for n in range(10, 18)))
+        seen = Seen(world)
+        for number in range(1, 9):
+            await fep.becomes(f"T{number}", State.SUCCEEDED)
+        # Two parts, today and before, each time; those that were being asked after took another.
+        assert seen.statements <= 2 * 4
+
+
+async def test_a_statement_is_not_read_before_the_card_says_so(world: World) -> None:
+    card = {"inquiry": {"statement_after": 0, "no_record": "never"}}
+    async with world.fep(card=card, reply_timeout_s=0.3, codec=changed(mute)) as fep:
+        await silent(fep, PINGAN, money(PINGAN))
+        seen = Seen(world)
+        await until(lambda: fep.task("T1").inquiries >= 8)
+        assert seen.statements == 0
+
+
+async def test_payments_go_on_while_a_long_statement_is_read(world: World) -> None:
+    """Pages without end: the only worker takes one at a time, and payments in between."""
+
+    def endless(operation: Operation, _reply: Reply, outcome: Outcome) -> Outcome:
+        match operation, outcome:
+            case StatementQuery(), Accepted(result=Statement(entries=entries)):
+                return attrs.evolve(outcome, result=Statement(entries, f"4008/{TODAY}/1/0/0/0"))
+            case _:
+                return mute(operation, _reply, outcome)
+
+    async with world.fep(
+        card=SEARCH_SOON, reply_timeout_s=1.0, codec=changed(endless), workers=1
+    ) as fep:
+        await silent(fep, PINGAN, money(PINGAN))
+        seen = Seen(world)
+        await until(lambda: seen.statements > 3)
+        for number in range(20):
+            await fep.submit(f"P{number}", body=money(PINGAN, f"{number + 20}.00"))
+        for number in range(20):
+            await fep.becomes(f"P{number}", State.SUCCEEDED)
+
+
+TODAY = f"{business_date(SystemClock().now()):%Y%m%d}"
+
+
+# -- successes that come back -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bank", BANKS)
+async def test_a_success_that_comes_back_is_returned_and_told_again(
+    world: World, bank: BankName
+) -> None:
+    async with world.fep(banks=[bank], card=WATCH) as fep:
+        await fep.ready(bank)
+        world.banks[bank].faults[Fault.RETURNED] = 1.0
+        client = fep.client()
+        await fep.submit("T1", bank=bank, body=money(bank))
+        first = await client.result("T1")
+        assert first.state is State.SUCCEEDED
+        await until(lambda: not fep.service._box(ERP).told, "the success was acknowledged")
+        await take_back(world, bank)
+        found = await fep.becomes("T1", State.RETURNED)
+        await until(lambda: len(client.told) == 2)
+        again = client.told[1]
+        assert (again.task_id, again.state) == ("T1", State.RETURNED)
+        day = business_date(SystemClock().now()).isoformat()
+        assert again.result == first.result | {"returned_on": day}
+        assert found["result"] == again.result
+        assert "退票" in again.bank_message
+        [alarm] = [one for one in fep.alarms.active() if one.kind is AlarmKind.PAYMENT_RETURNED]
+        assert (alarm.subject, alarm.cause.startswith("12.50 yuan: ")) == ("T1", True)
+        chain = (await fep.service.why(None, ID))["events"]
+        assert (chain[-1]["event"], chain[-1]["detail"]) == (
+            "proved_returned",
+            "line that takes it back",
+        )
+        await until(
+            lambda: world.on_disk("select delivery, watched_s from task, payment") == [(2, None)]
+        )
+        assert world.booked("T1") == 1
+        fep.agrees()
+
+
+async def test_what_is_watched_is_known_after_a_restart(world: World) -> None:
+    async with world.fep(card=WATCH) as fep:
+        await fep.ready()
+        world.banks[PINGAN].faults[Fault.RETURNED] = 1.0
+        await fep.submit("T1", body=money(PINGAN))
+        await fep.becomes("T1", State.SUCCEEDED)
+    await take_back(world, PINGAN)
+    async with world.fep(card=WATCH) as fep:
+        client = fep.client()
+        told = await client.result("T1")
+        if told.state is State.SUCCEEDED:  # still owed when the first life ended
+            await until(lambda: len(client.told) == 2)
+        assert client.told[-1].state is State.RETURNED
+        assert (await fep.get("T1"))["state"] == "returned"
+
+
+async def test_an_account_is_looked_at_once_for_all_its_successes(world: World) -> None:
+    async with world.fep(card=WATCH) as fep:
+        await fep.ready()
+        seen = Seen(world)
+        for number in range(12):
+            await fep.submit(f"T{number}", body=money(PINGAN, f"{number + 1}.00"))
+        for number in range(12):
+            await fep.becomes(f"T{number}", State.SUCCEEDED)
+        seen.statements = 0
+        began = trio.current_time()
+        await until(lambda: seen.statements >= 6)
+        assert seen.statuses == 0
+        # Two parts a look: today, and the day before.
+        assert trio.current_time() - began >= 0.2 * (6 / 2 - 1) * 0.9
+
+
+async def test_a_line_that_could_be_a_return_lets_the_status_decide(world: World) -> None:
+    """Two successes of one size, of which one comes back; the statement has no references."""
+    async with world.fep(card=WATCH, codec=changed(nameless)) as fep:
+        await fep.ready()
+        await fep.submit("T1", body=money(PINGAN))
+        await fep.becomes("T1", State.SUCCEEDED)
+        world.banks[PINGAN].faults[Fault.RETURNED] = 1.0
+        await fep.submit("T2", body=money(PINGAN))
+        await fep.submit("T3", body=money(PINGAN, "13.00"))
+        await fep.becomes("T2", State.SUCCEEDED)
+        await fep.becomes("T3", State.SUCCEEDED)
+        world.banks[PINGAN].faults.clear()
+        await take_back(world, PINGAN)
+        for task_id in ("T2", "T3"):
+            await fep.becomes(task_id, State.RETURNED)
+            chain = (await fep.service.why(None, TaskId(task_id)))["events"]
+            assert chain[-1]["cause"] == "the bank's status query says: returned (退票)"
+            assert chain[-1]["detail"] == "status returned 20 000000"
+        assert (await fep.get("T1"))["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("refused", [True, False])
+async def test_without_statements_each_payment_is_asked_after(
+    world: World,
+    refused: bool,
+) -> None:
+    async with world.fep(run=False) as fep:
+        unit = fep.make(PINGAN, WATCH, codec=changed(no_statements) if refused else lambda c: c)
+        if not refused:
+            unit.lane.parts = attrs.evolve(
+                unit.parts, capabilities=unit.parts.capabilities - {Kind.STATEMENT}
+            )
+        await fep.start()
+        await fep.ready()
+        world.banks[PINGAN].faults[Fault.RETURNED] = 1.0
+        for number in range(1, 4):
+            await fep.submit(f"T{number}", body=money(PINGAN, f"{number}.00"))
+            await fep.becomes(f"T{number}", State.SUCCEEDED)
+            world.banks[PINGAN].faults.clear()
+        await take_back(world, PINGAN)
+        await fep.becomes("T1", State.RETURNED)
+        states = {(await fep.get(f"T{number}"))["state"] for number in (2, 3)}
+        assert states == {"succeeded"}
+
+
+async def test_a_client_that_asks_itself_makes_it_returned_at_once(world: World) -> None:
+    async with world.fep(card={"returned": {"first_look_s": 600.0}}) as fep:
+        client = fep.client()
+        await fep.ready()
+        world.banks[PINGAN].faults[Fault.RETURNED] = 1.0
+        await fep.submit("T1", body=money(PINGAN))
+        await fep.becomes("T1", State.SUCCEEDED)
+        await take_back(world, PINGAN)
+        ask = {"kind": "transfer_status", "params": {"task_id": "T1"}}
+        await fep.submit("Q1", body=ask)
+        assert (await client.result("Q1")).result["state"] == PaymentState.RETURNED.value
+        await fep.becomes("T1", State.RETURNED)
+        await until(
+            lambda: [one.state for one in client.told if one.task_id == "T1"][-1] is State.RETURNED
+        )
+
+
+async def test_an_open_payment_that_came_back_is_returned_in_one_step(world: World) -> None:
+    async with world.fep(card=SEARCH_SOON, reply_timeout_s=0.3, codec=changed(mute)) as fep:
+        client = fep.client()
+        world.banks[PINGAN].faults[Fault.RETURNED] = 1.0
+        await fep.ready()
+        faults = world.banks[PINGAN].faults
+        faults[Fault.SILENT_AFTER_BOOKING] = 1.0
+        await fep.submit("T1", body=money(PINGAN))
+        await world.until_booked("T1")
+        await take_back(world, PINGAN)
+        faults.clear()
+        told = await client.result("T1")
+        assert (told.state, len(client.told)) == (State.RETURNED, 1)
+        assert told.result["returned_on"]
+        assert (await fep.events("T1"))[-2:] == ["proved_done", "proved_returned"]
+        assert world.on_disk("select watched_s from payment") == [(None,)]
+
+
+# -- how long ---------------------------------------------------------------------------------
+
+
+async def test_the_watch_ends_and_costs_nothing_then(world: World) -> None:
+    card = {"returned": {"watch_days": 0.5 / 86_400, "first_look_s": 0.05, "interval_s": 0.1}}
+    async with world.fep(card=card) as fep:
+        await fep.ready()
+        await fep.submit("T1", body=money(PINGAN))
+        await fep.becomes("T1", State.SUCCEEDED)
+        [(watched_s,)] = world.on_disk("select watched_s from payment")
+        assert watched_s is not None
+        began = trio.current_time()
+        await until(lambda: world.on_disk("select watched_s from payment") == [(None,)])
+        assert trio.current_time() - began >= 0.4
+        seen = Seen(world)
+        await trio.sleep(0.4)
+        assert seen.statements == 0
+        assert not fep.lane.watch.is_due
+
+
+async def test_nothing_is_watched_where_the_card_says_so(world: World) -> None:
+    async with world.fep(card={"returned": {"watch_days": 0}}) as fep:
+        await fep.submit("T1", body=money(PINGAN))
+        await fep.becomes("T1", State.SUCCEEDED)
+        assert world.on_disk("select watched_s from payment") == [(None,)]
+        assert fep.lane.watch._due == {}
+
+
+async def test_only_successes_are_watched(world: World) -> None:
+    async with world.fep(card={"returned": {"first_look_s": 600.0}}) as fep:
+        await fep.ready()
+        await fep.submit("GOOD", body=money(PINGAN))
+        await fep.submit("POOR", body=money(PINGAN, "99999999.00"))
+        await fep.submit("QUERY", body={"kind": "balance", "params": {"account": PAYER}})
+        await fep.becomes("GOOD", State.SUCCEEDED)
+        await fep.becomes("POOR", State.REJECTED)
+        await fep.becomes("QUERY", State.SUCCEEDED)
+        rows = world.on_disk(
+            "select task_id, watched_s from task join payment on task_seq = seq order by seq"
+        )
+        assert rows == [("GOOD", NOT_LOOKED_AT), ("POOR", None)]
+        assert list(fep.lane.watch._due) == [AccountNumber(PAYER)]
+
+
+async def test_a_bank_that_is_down_is_looked_at_when_it_is_back(world: World) -> None:
+    async with world.fep(card=WATCH) as fep:
+        await fep.ready()
+        world.banks[PINGAN].faults[Fault.RETURNED] = 1.0
+        await fep.submit("T1", body=money(PINGAN))
+        await fep.becomes("T1", State.SUCCEEDED)
+        world.banks[PINGAN].stop()
+        await until(lambda: not fep.link.is_open)
+        await take_back(world, PINGAN)
+        await trio.sleep(0.3)
+        assert (await fep.get("T1"))["state"] == "succeeded"
+        await world.start_bank(PINGAN)
+        await fep.becomes("T1", State.RETURNED)
+
+
+async def test_a_look_that_fails_is_made_again(world: World) -> None:
+    async with world.fep(card=WATCH) as fep:
+        await fep.ready()
+        bank = world.banks[PINGAN]
+        bank.faults[Fault.RETURNED] = 1.0
+        await fep.submit("T1", body=money(PINGAN))
+        await fep.becomes("T1", State.SUCCEEDED)
+        await take_back(world, PINGAN)
+        lost = 0
+
+        def lose(answers: list[Answer]) -> list[Answer]:
+            nonlocal lost
+            lost += 1
+            return [Answer(close=True)] if lost <= 6 else answers
+
+        bank.host.changes = lose
+        await fep.becomes("T1", State.RETURNED)
+        assert lost > 6
