@@ -42,7 +42,7 @@ debian() {
 }
 
 python_3_11() {
-    for one in python3 /usr/bin/python3 python3.13 python3.12 python3.11; do
+    for one in /usr/bin/python3 python3 python3.13 python3.12 python3.11; do
         if "$one" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             command -v "$one"
             return

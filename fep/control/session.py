@@ -9,8 +9,8 @@ from __future__ import annotations
 import hmac
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any, Final
 
@@ -33,12 +33,13 @@ from fep.control.commands import (
     Services,
     SubmitParams,
 )
+from fep.control.poller import Poller
 from fep.domain.clock import to_text
 from fep.domain.errors import BodyError, FepError, KeySlotError
 from fep.domain.ids import BankName, ClientName, TaskId, new_session_id, parse_name, parse_task_id
 from fep.domain.order import Body
 from fep.tasks.mailbox import Mailbox
-from fep.tasks.task import Admitted, Delivery, Fetch, Submission
+from fep.tasks.task import Admitted, Answer, Delivery, Fetch, Refused, Submission
 from fep.wire import jsonrpc
 from fep.wire.jsonrpc import Fault, Id, Request, Response
 
@@ -66,6 +67,8 @@ BANK_CODE_CHARS_MAX, BANK_MESSAGE_CHARS_MAX = 64, 2000
 _DECODERS: Final[Mapping[str, msgspec.json.Decoder[Any]]] = {
     name: msgspec.json.Decoder(row.params) for name, row in METHODS.items()
 }
+_SubmitLine: Any
+_SubmitLine, _SHORTCUT = jsonrpc.shortcut("task.submit", SubmitParams)
 
 
 @attrs.frozen
@@ -108,9 +111,12 @@ class _Nurseries:
 class _Batch:
     """What the lines that arrived together ask for."""
 
-    submits: list[tuple[Id, Submission]] = attrs.Factory(list)
+    ids: list[Id] = attrs.Factory(list)
+    """Of the requests that ``submits`` are, in their order."""
+    submits: list[Submission] = attrs.Factory(list)
     bodies: list[tuple[TaskId, Any]] = attrs.Factory(list)
     told: list[Delivery] = attrs.Factory(list)
+    refused: list[Delivery] = attrs.Factory(list)
     last: bytes = b""
     end: _Closed | None = None
 
@@ -151,6 +157,11 @@ class _Outbox:
         while self._bytes > OUTBOX_BYTES_MAX:
             await self._written.wait()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether ``room`` would not wait."""
+        return self._bytes <= OUTBOX_BYTES_MAX
+
     async def empty(self) -> None:
         """Wait until everything is written."""
         while self._bytes:
@@ -190,9 +201,16 @@ class Session:
     """
 
     def __init__(
-        self, stream: trio.abc.Stream, peer: Peer, services: Services, heartbeat_s: float
+        self,
+        stream: trio.abc.Stream,
+        peer: Peer,
+        services: Services,
+        heartbeat_s: float,
+        poller: Poller | None = None,
     ) -> None:
         self._stream = stream
+        self._poller = poller if isinstance(stream, trio.SocketStream) else None
+        """Reads a plain socket; None: the stream is read by its own means."""
         self._peer = peer
         self._services = services
         self._heartbeat_s = heartbeat_s
@@ -202,7 +220,10 @@ class Session:
         self._mailbox: Mailbox | None = None
         self._outbox = _Outbox(_sender(stream))
         self._uncommitted = 0
-        self._committed = trio.Event()
+        self._unstored = 0
+        """Groups of bodies that wait for the disk."""
+        self._waiting = trio.lowlevel.ParkingLot()
+        """Who waits for one of these two to fall."""
         self._heard_at = trio.current_time()
         self._listening = False
         """False while what was received is acted on: then the client can't be heard."""
@@ -334,72 +355,111 @@ class Session:
     # -- reading ------------------------------------------------------------------------------
 
     async def _read(self, nurseries: _Nurseries) -> None:
-        messages: list[jsonrpc.Message] = list(self._early)
+        messages: list[Any] = list(self._early)
         self._early.clear()
-        while True:
-            if messages:
-                await self._handle(messages, nurseries)
-            await self._outbox.room()
-            while self._uncommitted >= UNCOMMITTED_MAX:
-                await self._committed.wait()
-            # What came meanwhile is in the socket: the client is heard in a moment, or is silent.
-            self._heard_at, self._listening = trio.current_time(), True
-            try:
-                data = await self._receive()
-            except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
-                msg = "the connection broke"
-                raise _Closed(msg) from error
-            self._listening = False
-            if not data:
-                msg = "the client closed the connection"
-                raise _Closed(msg)
-            messages = self._receiver.receive_data(data)
+        self._receiver.shortcut = _SHORTCUT
+        with self._reading() as more:
+            while True:
+                if messages:
+                    await self._handle(messages, nurseries)
+                await self._outbox.room()
+                while self._uncommitted >= UNCOMMITTED_MAX:
+                    await self._waiting.park()
+                # What came meanwhile is in the socket: the client is heard soon, or is silent.
+                self._heard_at, self._listening = trio.current_time(), True
+                try:
+                    messages = await more()
+                except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+                    msg = "the connection broke"
+                    raise _Closed(msg) from error
+                self._listening = False
 
-    async def _receive(self) -> bytes:
-        """Return what has come, empty at the end; a plain socket is read without trio's layers."""
-        stream = self._stream
-        if not isinstance(stream, trio.SocketStream):
-            return bytes(await stream.receive_some(RECEIVE_BYTES))
-        while True:
-            await trio.lowlevel.wait_readable(stream.socket)
-            with suppress(BlockingIOError):
-                return os.read(stream.socket.fileno(), RECEIVE_BYTES)
+    @contextmanager
+    def _reading(self) -> Iterator[Callable[[], Awaitable[list[Any]]]]:
+        """Yield what returns the next messages that the session's task must act on."""
+        stream, poller = self._stream, self._poller
+        if poller is None:
 
-    async def _handle(self, messages: list[jsonrpc.Message], nurseries: _Nurseries) -> None:
+            async def more() -> list[Any]:
+                return self._messages(bytes(await stream.receive_some(RECEIVE_BYTES)))
+
+            yield more
+            return
+        assert isinstance(stream, trio.SocketStream)
+        with poller.reading(stream.socket.fileno(), self._act_at_once) as inlet:
+            yield inlet.receive
+
+    def _messages(self, data: bytes) -> list[Any]:
+        if not data:
+            msg = "the client closed the connection"
+            raise _Closed(msg)
+        return self._receiver.receive_data(data)
+
+    def _act_at_once(self, data: bytes) -> list[Any] | None:
+        """Act on what came where nothing of it makes anybody wait; else return it (poller)."""
+        messages = self._messages(data)
+        if (
+            self._uncommitted + 1 < UNCOMMITTED_MAX
+            and self._outbox.has_room
+            and all(map(_is_at_once, messages))
+        ):
+            self._heard_at = trio.current_time()
+            batch = _Batch()
+            for one in messages:
+                self._sort(one, batch)
+            self._finish(batch)
+            return None
+        return messages
+
+    async def _handle(self, messages: list[Any], nurseries: _Nurseries) -> None:
         """Act on what arrived together: submissions, answers and acknowledgements in groups."""
-        assert self._caller is not None
         batch = _Batch()
         for message in messages:
-            await self._take(message, batch, nurseries)
-        if batch.told:
-            self._acknowledge(batch.told)
-        if batch.bodies:
-            await self._services.tasks.fetched(self._caller.name, batch.bodies)
-        if batch.submits:
-            self._submit(batch.submits)
+            match message:
+                case Request(id=id_, method="session.close") if id_ is not None:
+                    if self._params(id_, message) is not None:
+                        batch.close(jsonrpc.result(id_, {}), "session.close", expected=True)
+                case Request(id=id_, method="task.submit") if id_ is not None:
+                    if self._may_submit(id_) and (params := self._params(id_, message)):
+                        self._add_submission(id_, params, batch)
+                case Request():
+                    await self._call(message, nurseries)
+                case Fault(fatal=True):
+                    line = jsonrpc.error(message.id, message.code, message.message)
+                    batch.close(line, message.message, expected=False)
+                case Fault():
+                    self._send(jsonrpc.error(message.id, message.code, message.message))
+                case _:
+                    self._sort(message, batch)
+        self._finish(batch)
+        for refused in batch.refused:
+            nurseries.talk.start_soon(self._tell_again, refused)
         if batch.end is not None:
             await self._flush(batch.last)
             raise batch.end
 
-    async def _take(self, message: jsonrpc.Message, batch: _Batch, nurseries: _Nurseries) -> None:
-        match message:
-            case Request(id=id_, method="task.submit") if id_ is not None:
-                submission = self._submission(id_, message)
-                if submission is not None:
-                    batch.submits.append((id_, submission))
-            case Request(id=id_, method="session.close") if id_ is not None:
-                if self._params(id_, message) is not None:
-                    batch.close(jsonrpc.result(id_, {}), "session.close", expected=True)
-            case Request():
-                await self._call(message, nurseries)
-            case Response():
-                self._answered(message, batch, nurseries)
-            case Fault():
-                line = jsonrpc.error(message.id, message.code, message.message)
-                if message.fatal:
-                    batch.close(line, message.message, expected=False)
-                else:
-                    self._send(line)
+    def _sort(self, message: Any, batch: _Batch) -> None:  # noqa: ANN401 - of _SubmitLine, or a Response
+        """Put a submission or an answer to the others that came with it."""
+        if type(message) is _SubmitLine:
+            if self._may_submit(message.id):
+                self._add_submission(message.id, message.params, batch)
+        else:
+            self._answered(message, batch)
+
+    def _finish(self, batch: _Batch) -> None:
+        """Act on what came together, without waiting."""
+        assert self._caller is not None
+        if batch.told:
+            self._acknowledge(batch.told)
+        if batch.bodies:
+            self._unstored += 1
+            self._services.tasks.take_bodies(self._caller.name, batch.bodies, self._stored)
+        if batch.submits:
+            self._submit(batch)
+
+    def _stored(self) -> None:
+        self._unstored -= 1
+        self._waiting.unpark_all()
 
     def _params(self, id_: Id, request: Request) -> Any:  # noqa: ANN401 - the method's struct
         """Return the parameters of a request, or None when they are wrong and that is answered."""
@@ -409,27 +469,32 @@ class Session:
             self._send(jsonrpc.error(id_, jsonrpc.INVALID_PARAMS, str(error)))
             return None
 
-    def _submission(self, id_: Id, request: Request) -> Submission | None:
-        """Parse a submission, or answer what is wrong with it."""
+    def _may_submit(self, id_: Id) -> bool:
+        """Say whether this session may submit, or answer that it may not."""
         assert self._caller is not None
-        if self._caller.role not in SUBMITTING:
-            self._send(self._not_permitted(id_, "task.submit"))
-            return None
-        params: SubmitParams | None = self._params(id_, request)
-        if params is None:
-            return None
+        if self._caller.role in SUBMITTING:
+            return True
+        self._send(self._not_permitted(id_, "task.submit"))
+        return False
+
+    def _add_submission(self, id_: Id, params: SubmitParams, batch: _Batch) -> None:
+        """Put a submission to the others that came with it, or answer what is wrong with it."""
         try:
-            task_id, body = parse_task_id(params.task_id), self._inline_body(params)
+            task_id = parse_task_id(params.task_id)
+            body = None if params.body is None else self._inline_body(params)
         except (msgspec.ValidationError, ValueError, BodyError) as error:
             self._send(jsonrpc.error(id_, jsonrpc.INVALID_PARAMS, str(error)))
-            return None
+            return
         bank = BankName(params.bank)
-        return Submission(task_id, bank, params.kind, params.priority, params.expires_s, body)
+        one = Submission(task_id, bank, params.kind, params.priority, params.expires_s, body)
+        batch.ids.append(id_)
+        batch.submits.append(one)
 
     def _inline_body(self, params: SubmitParams) -> Body | None:
         bank = BankName(params.bank)
         lane = self._services.tasks.lanes.get(bank)
-        if params.body is None or lane is None or params.kind not in lane.parts.capabilities:
+        assert params.body is not None
+        if lane is None or params.kind not in lane.parts.capabilities:
             # Admission refuses what the bank can't carry, with a code that says so.
             return None
         if params.body.kind != params.kind.value:
@@ -437,25 +502,19 @@ class Session:
             raise BodyError(msg)
         return self._services.tasks.parse(bank, params.kind, jsonrpc.value(params.body.params))
 
-    def _submit(self, submits: list[tuple[Id, Submission]]) -> None:
+    def _submit(self, batch: _Batch) -> None:
         assert self._caller is not None
+        ids = batch.ids
 
-        def done(answers: list[Any]) -> None:
+        def done(answers: Sequence[Answer]) -> None:
             self._uncommitted -= 1
-            self._committed.set()
-            self._committed = trio.Event()
-            lines = [
-                jsonrpc.result(id_, answer)
-                if type(answer) is Admitted
-                else jsonrpc.refusal(id_, answer.code, answer.message)
-                for (id_, _), answer in zip(submits, answers, strict=True)
-            ]
-            self._send(b"".join(lines))
+            self._waiting.unpark_all()
+            self._send(b"".join(map(_answer_line, ids, answers)))
 
         self._uncommitted += 1
-        self._services.tasks.submit(self._caller.name, [one for _, one in submits], done)
+        self._services.tasks.submit(self._caller.name, batch.submits, done)
 
-    def _answered(self, message: Response, batch: _Batch, nurseries: _Nurseries) -> None:
+    def _answered(self, message: Response, batch: _Batch) -> None:
         """Sort an answer to one of our requests; one we never made is noted and left."""
         assert self._caller is not None
         asked = self._asked.pop(message.id, None) if isinstance(message.id, int) else None
@@ -464,7 +523,7 @@ class Session:
                 self._log.warning("session.unexpected_response", id=message.id)
         elif isinstance(asked, Fetch):
             if message.error is None:
-                batch.bodies.append((asked.task_id, _answer(message)))
+                batch.bodies.append((asked.task_id, _value(message)))
             else:
                 self._services.tasks.fetch_refused(
                     self._caller.name, asked.task_id, message.error.message
@@ -474,7 +533,7 @@ class Session:
         else:
             reason = message.error.message
             self._log.warning("session.result_refused", task_id=asked.task_id, reason=reason)
-            nurseries.talk.start_soon(self._tell_again, asked)
+            batch.refused.append(asked)
 
     def _acknowledge(self, told: list[Delivery]) -> None:
         """Note that the client has these; of a task that was told again since, the last counts."""
@@ -521,6 +580,9 @@ class Session:
                 self._stop_following()
                 self._send(jsonrpc.result(request.id, {}))
             case _:
+                while self._unstored:
+                    # A client may cancel the task whose body it has just given.
+                    await self._waiting.park()
                 # Waiting here, not in the task, keeps the excess in the client's socket.
                 await self._calls.acquire_on_behalf_of(id(request))
                 nursery = nurseries.acts if row.acts else nurseries.talk
@@ -638,7 +700,7 @@ class Session:
         """Send the session's last line after what is queued or being committed, if it is taken."""
         with trio.move_on_after(CLOSE_SECONDS_MAX):
             while self._uncommitted:
-                await self._committed.wait()
+                await self._waiting.park()
             self._send(line)
             await self._outbox.empty()
 
@@ -658,7 +720,27 @@ class Session:
                     pass
 
 
-def _answer(message: Response) -> Any:  # noqa: ANN401 - any JSON value
+def _answer_line(id_: Id, answer: Answer) -> bytes:
+    """Return the reply to a submission."""
+    if type(answer) is not Admitted:
+        assert isinstance(answer, Refused)
+        return jsonrpc.refusal(id_, answer.code, answer.message)
+    if type(id_) is int and not answer.known:
+        # Nearly all; nothing in a task's id needs escaping.
+        return (
+            f'{{"jsonrpc":"2.0","id":{id_},"result":{{"task_id":"{answer.task_id}",'
+            f'"state":"{answer.state.value}","known":false}}}}\n'
+        ).encode()
+    return jsonrpc.result(id_, answer)
+
+
+def _is_at_once(message: Any) -> bool:  # noqa: ANN401
+    """Say whether nobody must wait to act on this message."""
+    kind = type(message)
+    return kind is _SubmitLine or (kind is Response and message.error is None)
+
+
+def _value(message: Response) -> Any:  # noqa: ANN401 - any JSON value
     """Return the value of an answer; one that can't be read is no body, and fails its task."""
     try:
         return jsonrpc.value(message.result)

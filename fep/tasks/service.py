@@ -458,10 +458,22 @@ class TaskService:
             await self.patiently(partial(self._commit, changes, claim, known))
 
     async def fetched(self, client: ClientName, answers: Sequence[tuple[TaskId, Any]]) -> None:
+        """Take bodies a client gave, and return when they are stored, or can't be."""
+        finished = trio.Event()
+        self.take_bodies(client, answers, finished.set)
+        await finished.wait()
+
+    def take_bodies(
+        self,
+        client: ClientName,
+        answers: Sequence[tuple[TaskId, Any]],
+        done: Callable[[], None],
+    ) -> None:
         """Take bodies a client gave; each answer is the value it replied with to ``task.fetch``.
 
         A body that is not valid fails its task; a task that moved on meanwhile is left alone. Of
-        two answers for one task (it was asked for twice) the first counts.
+        two answers for one task (it was asked for twice) the first counts. ``done`` is called when
+        they are stored, or can't be.
         """
         taken: dict[Task, Body] = {}
         refused: dict[Task, str] = {}
@@ -484,10 +496,16 @@ class TaskService:
             except BodyError as error:
                 refused[task] = str(error)[:REASON_CHARS_MAX]
         if taken or refused:
-            await self._note_bodies(client, taken, refused)
+            self._note_bodies(client, taken, refused, done)
+        else:
+            done()
 
-    async def _note_bodies(
-        self, client: ClientName, taken: dict[Task, Body], refused: dict[Task, str]
+    def _note_bodies(
+        self,
+        client: ClientName,
+        taken: dict[Task, Body],
+        refused: dict[Task, str],
+        done: Callable[[], None],
     ) -> None:
         """Write in one commit what a client's answers make of its tasks."""
         now = self.clock.now()
@@ -511,12 +529,19 @@ class TaskService:
                 self._open.turn(task, State.FAILED)
                 self._end(task, values, now, refused[task])
 
-        try:
-            with _Claim([*taken, *refused], self._put_back) as claim:
-                await self._commit(changes, claim, known)
-        except (StoreFullError, StoreBusyError) as error:
-            # They are offered still, and asked for again when the offer lapses.
-            log.warning("tasks.bodies_not_stored", reason=str(error), count=len(changes))
+        def stored(error: Exception | None) -> None:
+            if error is not None:
+                # They are offered still, and asked for again when the offer lapses.
+                is_full = isinstance(error, StoreFullError | StoreBusyError)
+                tell = log.warning if is_full else log.error
+                tell("tasks.bodies_not_stored", reason=str(error), count=len(changes))
+            done()
+
+        with _Claim([*taken, *refused], self._put_back) as claim:
+            try:
+                self._commit_soon(changes, claim, known, stored)
+            except FepError as error:
+                stored(error)
 
     def _parse_answer(self, task: Task, answer: Any) -> Body:  # noqa: ANN401
         if not isinstance(answer, dict) or answer.keys() != {"kind", "params"}:
@@ -1023,23 +1048,39 @@ class TaskService:
         finished = trio.Event()
         errors: list[Exception] = []
 
+        def stored(error: Exception | None) -> None:
+            if error is not None:
+                errors.append(error)
+            finished.set()
+
+        self._commit_soon(changes, claim, known, stored, only_if)
+        await finished.wait()
+        if errors:
+            raise errors[0]
+
+    def _commit_soon(
+        self,
+        changes: Sequence[store.Change],
+        claim: _Claim,
+        known: Callable[[], None],
+        stored: Done,
+        only_if: Callable[[Any], bool] | None = None,
+    ) -> None:
+        """Do the same without waiting; ``stored`` is called at the end."""
+
         def done(error: Exception | None) -> None:
             if error is None:
                 claim.committed()
                 known()
             else:
                 claim.failed()
-                errors.append(error)
-            finished.set()
+            stored(error)
 
         put = partial(self._changes.submit, changes, self.configuration)
         if only_if is not None:
             put = partial(self._submit_if, partial(self._write_if, only_if, changes))
         self._hand_over(put, done)
         claim.committing = True
-        await finished.wait()
-        if errors:
-            raise errors[0]
 
     def _submit_if(self, write: Callable[[Any], None], done: Done) -> None:
         self.store.submit(write, lambda _result, error: done(error))

@@ -343,7 +343,7 @@ async def test_anything_that_comes_is_a_sign_of_life(
 async def test_the_daemons_own_work_is_not_the_clients_silence(
     start: Start, clock: trio.testing.MockClock
 ) -> None:
-    """While the disk is slow a body waits in our hands, and the client's beats in its socket."""
+    """While a call waits for a slow disk in our hands, the client's beats wait in its socket."""
     async with start(bank=True, heartbeat_s=HEARTBEAT_S) as rig:
         await rig.ready()
         finance = await rig.finance()
@@ -353,6 +353,9 @@ async def test_the_daemons_own_work_is_not_the_clients_silence(
             await finance.answer(fetch, rig.balance())
             task = rig.daemon.tasks._open[TaskId("T1")]
             await rig.until(lambda: task.claimed, "the body in the store's hands")
+            # Acts on what the body makes of the task, so it waits for that.
+            await finance.send({"id": 7, "method": "task.cancel", "params": {"task_id": "T9"}})
+            await settle()
             for _ in range(2 * SILENCE_HEARTBEATS):
                 clock.jump(HEARTBEAT_S)
                 await settle()

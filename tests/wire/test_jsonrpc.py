@@ -91,6 +91,7 @@ def one(line: bytes) -> jsonrpc.Message:
     """Read one printed line back."""
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
+    message: jsonrpc.Message
     (message,) = LineReceiver().receive_data(line)
     return message
 
