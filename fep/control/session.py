@@ -39,6 +39,7 @@ from fep.domain.errors import BodyError, FepError, KeySlotError
 from fep.domain.ids import BankName, ClientName, TaskId, new_session_id, parse_name, parse_task_id
 from fep.domain.order import Body
 from fep.tasks.mailbox import Mailbox
+from fep.tasks.state import State
 from fep.tasks.task import Admitted, Answer, Delivery, Fetch, Refused, Submission
 from fep.wire import jsonrpc
 from fep.wire.jsonrpc import Fault, Id, Request, Response
@@ -725,11 +726,11 @@ def _answer_line(id_: Id, answer: Answer) -> bytes:
     if type(answer) is not Admitted:
         assert isinstance(answer, Refused)
         return jsonrpc.refusal(id_, answer.code, answer.message)
-    if type(id_) is int and not answer.known:
+    if type(id_) is int and not answer.known and answer.state is State.QUEUED:
         # Nearly all; nothing in a task's id needs escaping.
         return (
             f'{{"jsonrpc":"2.0","id":{id_},"result":{{"task_id":"{answer.task_id}",'
-            f'"state":"{answer.state.value}","known":false}}}}\n'
+            '"state":"queued","known":false}}\n'
         ).encode()
     return jsonrpc.result(id_, answer)
 

@@ -37,6 +37,9 @@ _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 class Kind(StrEnum):
     """Canonical operations; an adapter declares which it has."""
 
+    # An enum's own hash is a call of Python; these are asked for at each task.
+    __hash__ = str.__hash__
+
     BALANCE = "balance"
     TRANSFER = "transfer"
     BATCH_TRANSFER = "batch_transfer"

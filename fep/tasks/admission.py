@@ -180,8 +180,9 @@ class Admission:
         if error is not None:
             self._refuse(group, error)
             return
-        self._keep(group.fresh)
+        # The answers first: clients go on while the rest is done, and nothing comes between.
         self._answer(group)
+        self._keep(group.fresh)
 
     def _refuse(self, group: _Group, error: Exception) -> None:
         refused = _not_stored(error)

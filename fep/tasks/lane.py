@@ -152,6 +152,17 @@ class Lane:
                 msg = f"a task that is {task.state.value} does not wait in a lane"
                 raise AssertionError(msg)
 
+    def add_new(self, tasks: list[Task]) -> None:
+        """Put tasks that were just admitted."""
+        bare = [task for task in tasks if task.body is None]
+        if bare:
+            self.queue.add_all_to_fetch(bare)
+            self.wake_offers()
+        if len(bare) < len(tasks):
+            for task in tasks:
+                if task.body is not None:
+                    self.add(task)
+
     def put_back(self, task: Task) -> None:
         """Put a task again where it waits; one that moved on, or is held, is left alone."""
         if task.state in WAITING and not task.claimed:

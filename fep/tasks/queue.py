@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 
 from fep.domain.ids import ClientName
 from fep.tasks.state import State
@@ -51,6 +51,14 @@ class _Line:
         fetched = task.state is State.FETCHED
         heapq.heappush(self._others, (-task.priority, task.seq, entry, fetched, task))
 
+    def add_new(self, task: Task) -> bool:
+        """Put a task behind all others of its priority; False where it does not belong there."""
+        line = self._lines.get(task.priority)
+        if line is None or (line and line[-1].seq >= task.seq):
+            return False
+        line.append(task)
+        return True
+
     def take(self) -> tuple[Task, bool] | None:
         """Remove and return the next task, and whether its body was fetched when it came."""
         others = self._others
@@ -91,6 +99,16 @@ class _Turns:
         self._entries += 1
         line.add(task, self._entries)
 
+    def add_new(self, tasks: Iterable[Task]) -> None:
+        """Put tasks that were just admitted and have no body."""
+        lines = self._lines
+        for task in tasks:
+            line = lines.get(task.client)
+            if line is None or not line.add_new(task):
+                self.add(task)
+            else:
+                self.size += 1
+
     def take(self, present: Container[ClientName] | None = None) -> Task | None:
         """Remove and return the next task whose client is present (None: whoever's)."""
         for _ in range(len(self._order)):
@@ -130,6 +148,10 @@ class LaneQueue:
     def add_to_fetch(self, task: Task) -> None:
         """Put a task that has no body yet."""
         self._to_fetch.add(task)
+
+    def add_all_to_fetch(self, tasks: Iterable[Task]) -> None:
+        """Put tasks that were just admitted and have no body."""
+        self._to_fetch.add_new(tasks)
 
     def add_to_send(self, task: Task) -> None:
         """Put a task whose body is known."""

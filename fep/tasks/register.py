@@ -65,15 +65,22 @@ class Register:
         """Take in many, as at a start: of a million, each is worth a microsecond at most."""
         for (bank, state), several in itertools.groupby(tasks, _where):
             before = len(self._tasks)
+            ages = state is State.QUEUED or state is State.OFFERED
+            expires_at, bucket = None, list[Task]()
             for task in several:
                 self._tasks[task.task_id] = task
                 if task.body is not None:
                     self._sum(task, task.body, 1)
-                if state is State.QUEUED or state is State.OFFERED:
-                    self._bucket(task.expires_at.timestamp()).append(task)
+                if ages:
+                    if task.expires_at is not expires_at:
+                        # Those that came together share it.
+                        expires_at = task.expires_at
+                        bucket = self._bucket(expires_at.timestamp())
+                    bucket.append(task)
                     self._aged += 1
             states = self._counts.setdefault(bank, {})
             states[state] = states.get(state, 0) + len(self._tasks) - before
+        self._tidy_ages()
 
     def drop(self, task: Task) -> None:
         """Let go of a task that is at its end."""
@@ -115,6 +122,9 @@ class Register:
         """Let a task come up in ``expired`` from this moment on (seconds since 1970)."""
         self._bucket(moment).append(task)
         self._aged += 1
+        self._tidy_ages()
+
+    def _tidy_ages(self) -> None:
         if self._aged > AGES_MIN + 2 * len(self._tasks):
             self._forget_ended()
 

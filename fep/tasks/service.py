@@ -7,6 +7,7 @@ tasks that are open, and the boxes of what the clients must still be asked and t
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -356,9 +357,10 @@ class TaskService:
     def _admitted(self, fresh: list[Task]) -> None:
         """Know the tasks that are on disk now, and let their lanes have them."""
         expiry = self._open.next_expiry
-        for task in fresh:
-            self._open.keep(task)
-            self._put_back(task)
+        self._open.keep_all(fresh)
+        for bank, several in itertools.groupby(fresh, _bank):
+            if (lane := self._lane(bank)) is not None:
+                lane.add_new(list(several))
         if self._open.next_expiry < expiry:
             self._look.set()
         self._watch_fill()
@@ -1298,6 +1300,10 @@ class _Claim:
             task.claimed = task.claimed and before
             if not changed and not task.claimed:
                 self._put_back(task)
+
+
+def _bank(task: Task) -> BankName:
+    return task.bank
 
 
 def _change(
