@@ -23,6 +23,7 @@ import trio
 from fep.control.commands import Role, Services
 from fep.control.config import ControlConfig, TcpListener
 from fep.control.poller import Poller
+from fep.control.postman import Postman
 from fep.control.session import Peer, Session
 from fep.domain.errors import ConfigError
 from fep.domain.ids import ClientName
@@ -79,11 +80,12 @@ async def run_control(
                 undo.callback(listener.socket.close)
         undo.pop_all()
     faces.insert(0, faces.pop())
-    poller = Poller()
+    poller, postman = Poller(), Postman()
     async with trio.open_nursery() as nursery:
         await nursery.start(poller.run)
+        await nursery.start(postman.run)
         for face in faces:
-            handler = guard(_handler(face, services, config.heartbeat_s, poller))
+            handler = guard(_handler(face, services, config.heartbeat_s, poller, postman))
             await nursery.start(trio.serve_listeners, handler, face.listeners)
         addresses = [address for face in faces for address in face.addresses]
         log.info("control.listening", addresses=addresses)
@@ -123,7 +125,7 @@ def _tcp_face(listener: TcpListener) -> Listen:
 
 
 def _handler(
-    face: _Face, services: Services, heartbeat_s: float, poller: Poller
+    face: _Face, services: Services, heartbeat_s: float, poller: Poller, postman: Postman
 ) -> Callable[[trio.SocketStream], Awaitable[None]]:
     places = _Places()
 
@@ -134,7 +136,7 @@ def _handler(
         opened = False
         with places.unopened():
             if (found := await face.identify(stream)) is not None:
-                session = Session(*found, services, heartbeat_s, poller)
+                session = Session(*found, services, heartbeat_s, poller, postman)
                 opened = await session.open()
         if session is not None and opened:
             with places.open():

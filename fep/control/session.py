@@ -34,13 +34,14 @@ from fep.control.commands import (
     SubmitParams,
 )
 from fep.control.poller import Poller
+from fep.control.postman import Postman
 from fep.domain.clock import to_text
 from fep.domain.errors import BodyError, FepError, KeySlotError
 from fep.domain.ids import BankName, ClientName, TaskId, new_session_id, parse_name, parse_task_id
 from fep.domain.order import Body
 from fep.tasks.mailbox import Mailbox
 from fep.tasks.state import State
-from fep.tasks.task import Admitted, Answer, Delivery, Fetch, Refused, Submission
+from fep.tasks.task import Admitted, Answer, Delivery, Fetch, Message, Refused, Submission
 from fep.wire import jsonrpc
 from fep.wire.jsonrpc import Fault, Id, Request, Response
 
@@ -208,10 +209,13 @@ class Session:
         services: Services,
         heartbeat_s: float,
         poller: Poller | None = None,
+        postman: Postman | None = None,
     ) -> None:
         self._stream = stream
         self._poller = poller if isinstance(stream, trio.SocketStream) else None
         """Reads a plain socket; None: the stream is read by its own means."""
+        self._postman = postman
+        self._defect: Exception | None = None
         self._peer = peer
         self._services = services
         self._heartbeat_s = heartbeat_s
@@ -228,7 +232,12 @@ class Session:
         self._heard_at = trio.current_time()
         self._listening = False
         """False while what was received is acted on: then the client can't be heard."""
-        self._asked: dict[int, Fetch | Delivery] = {}
+        self._asked: dict[int, Message] = {}
+        self._left: deque[Message] = deque()
+        """What was drawn and waits for room."""
+        self._unread: list[TaskId] = []
+        """Whose results must be read from the store, or are being read."""
+        self._is_left = trio.Event()
         self._next_id = 0
         self._calls = trio.CapacityLimiter(CALLS_MAX)
         self._follow: trio.CancelScope | None = None
@@ -259,7 +268,7 @@ class Session:
         """Serve an open session until either side ends it."""
         assert self._caller is not None
         watched = self._caller.role is Role.FINANCE
-        mailbox = self._mailbox = self._services.tasks.attach(self._caller.name)
+        mailbox = self._mailbox = self._services.tasks.attach(self._caller.name, self._note_mail)
         if watched:
             self._services.alarms.clear(AlarmKind.CLIENT_LOST, self._caller.name)
         self._log.info("session.opened", origin=self._peer.origin)
@@ -285,7 +294,7 @@ class Session:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._outbox.write, self._stream)
                 nursery.start_soon(self._beat)
-                nursery.start_soon(self._deliver, mailbox)
+                nursery.start_soon(self._deliver_rest, mailbox)
                 await self._read(_Nurseries(nursery, acts))
         except* _Closed as group:
             end = _first(group)
@@ -646,21 +655,61 @@ class Session:
 
     # -- asking and telling -------------------------------------------------------------------
 
-    async def _deliver(self, mailbox: Mailbox) -> None:
-        while True:
-            lines, size = [], 0
-            for message in await self._services.tasks.take(mailbox):
-                lines.append(self._line_of(message))
-                size += len(lines[-1])
-                if size >= WRITE_BYTES:
-                    self._send(b"".join(lines))
-                    lines, size = [], 0
-                    await self._outbox.room()
-            if lines:
-                self._send(b"".join(lines))
-                await self._outbox.room()
+    def _note_mail(self) -> None:
+        if self._postman is None:
+            self._is_left.set()
+        else:
+            self._postman.note(self.deliver)
 
-    def _line_of(self, message: Fetch | Delivery) -> bytes:
+    def deliver(self) -> None:
+        """Ask and tell what there is, as far as nobody must wait for that (postman)."""
+        assert self._mailbox is not None
+        if self._left or self._unread or not self._outbox.has_room:
+            self._is_left.set()
+            return
+        try:
+            messages, unread = self._mailbox.draw()
+            left = iter(messages)
+            if messages:
+                self._send(self._lines_of(left))
+        except Exception as error:  # noqa: BLE001 - belongs to this connection, whose task raises it
+            self._defect = error
+            self._is_left.set()
+            return
+        self._left, self._unread = deque(left), unread
+        if self._left or self._unread:
+            self._is_left.set()
+
+    async def _deliver_rest(self, mailbox: Mailbox) -> None:
+        """Ask and tell what must be read from the store first, or had no room."""
+        while True:
+            await self._is_left.wait()
+            await self._outbox.room()
+            if self._defect is not None:
+                raise self._defect
+            if not (self._left or self._unread):
+                self._is_left = trio.Event()
+                self.deliver()
+                continue
+            if self._unread:
+                found = await self._services.tasks.read_results(mailbox, self._unread)
+                self._left.extend(found)
+                self._unread = []
+            left = iter(self._left)
+            self._send(self._lines_of(left))
+            self._left = deque(left)
+
+    def _lines_of(self, messages: Iterator[Message]) -> bytes:
+        """Return the lines of the next messages, about ``WRITE_BYTES`` of them."""
+        lines, size = [], 0
+        for message in messages:
+            lines.append(self._line_of(message))
+            size += len(lines[-1])
+            if size >= WRITE_BYTES:
+                break
+        return b"".join(lines)
+
+    def _line_of(self, message: Message) -> bytes:
         """Return the request that asks or tells, whose answer is expected from now on."""
         self._next_id += 1
         self._asked[self._next_id] = message

@@ -7,7 +7,7 @@ connection of a client gets messages; an older one that lives still may submit a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import trio
 
@@ -65,15 +65,22 @@ class ClientBox:
     def wake(self) -> None:
         """Wake the newest connection, if there is anything for it."""
         if self.connections and (self.fetches or self.results):
-            self.connections[-1].changed.set()
+            self.connections[-1].note()
 
 
 class Mailbox:
-    """One connection's view of its client's box."""
+    """One connection's view of its client's box.
 
-    def __init__(self, box: ClientBox) -> None:
+    Args:
+        box: its client's.
+        note: told that there may be something to draw; else :meth:`wait` for it.
+    """
+
+    def __init__(self, box: ClientBox, note: Callable[[], None] | None = None) -> None:
         self.box = box
-        self.changed = trio.Event()
+        self._changed = trio.Event()
+        self.note = self._note if note is None else note
+        """Told, without waiting, that there may be something to draw."""
         box.connections.append(self)
         self._return_unanswered()
 
@@ -141,6 +148,9 @@ class Mailbox:
         return mine
 
     async def wait(self) -> None:
-        """Wait until there may be something to draw."""
-        await self.changed.wait()
-        self.changed = trio.Event()
+        """Wait until there may be something to draw; where nobody else is told."""
+        await self._changed.wait()
+        self._changed = trio.Event()
+
+    def _note(self) -> None:
+        self._changed.set()

@@ -401,9 +401,14 @@ class TaskService:
 
     # -- hand-back ----------------------------------------------------------------------------
 
-    def attach(self, client: ClientName) -> Mailbox:
-        """Open a connection of a client for its messages; close the mailbox when it ends."""
-        mailbox = Mailbox(self._box(client))
+    def attach(self, client: ClientName, note: Callable[[], None] | None = None) -> Mailbox:
+        """Open a connection of a client for its messages; close the mailbox when it ends.
+
+        Args:
+            client: whose.
+            note: told that there may be something to draw; else :meth:`take` waits for it.
+        """
+        mailbox = Mailbox(self._box(client), note)
         self.present.add(client)
         self._leaving.pop(client, None)
         self._wake_offers()
@@ -422,11 +427,15 @@ class TaskService:
         while True:
             messages, unread = mailbox.draw()
             if unread:
-                found: list[Delivery] = await self.store.read(partial(store.deliveries, ids=unread))
-                messages.extend(mailbox.read(found))
+                messages.extend(await self.read_results(mailbox, unread))
             if messages:
                 return messages
             await mailbox.wait()
+
+    async def read_results(self, mailbox: Mailbox, unread: list[TaskId]) -> list[Delivery]:
+        """Return of results that a draw named those that are this connection's to tell."""
+        found: list[Delivery] = await self.store.read(partial(store.deliveries, ids=unread))
+        return mailbox.read(found)
 
     async def offer(self, lane: Lane, tasks: list[Task]) -> None:
         """Mark tasks as offered and ask their clients for the bodies."""

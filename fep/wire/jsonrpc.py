@@ -7,6 +7,7 @@ Source: JSON-RPC 2.0 specification (2013-01-04); our contract in ``docs/protocol
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final, Literal, TypeVar
 
 import attrs
@@ -176,10 +177,19 @@ def _no_message(line: bytes, reason: str) -> Fault:
     try:
         msgspec.json.decode(line)
     except msgspec.ValidationError:
-        pass  # a number beyond all bounds is JSON still
+        # A number beyond all bounds is JSON still, but msgspec looks no further then.
+        try:
+            json.loads(line, parse_int=str, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            return Fault(PARSE_ERROR, f"the line is not JSON: {error}", fatal=True)
     except (msgspec.DecodeError, RecursionError) as error:
         return Fault(PARSE_ERROR, f"the line is not JSON: {error}", fatal=True)
     return Fault(INVALID_REQUEST, f"not a JSON-RPC 2.0 object: {reason}")
+
+
+def _refuse_constant(word: str) -> None:
+    msg = f"{word} is no value"
+    raise ValueError(msg)
 
 
 def _classified(envelope: _Envelope) -> Message:

@@ -74,7 +74,7 @@ LINES = (
 )
 
 
-def plain(message: jsonrpc.Message) -> dict[str, Any]:
+def plain(message: msgspec.Struct) -> dict[str, Any]:
     """Return a message in a form that can be compared."""
     values = {
         name: bytes(value) if isinstance(value, msgspec.Raw) else value
@@ -108,6 +108,60 @@ def test_any_split_gives_the_same_messages(lines: list[bytes], data: st.DataObje
     assert receive(LineReceiver(small), *parts) == receive(LineReceiver(small), whole)
 
 
+class _Params(msgspec.Struct, forbid_unknown_fields=True):
+    a: int
+    b: msgspec.Raw | None = None
+
+
+_Short, SHORTCUT = jsonrpc.shortcut("m", _Params)
+
+
+@given(
+    MEMBERS
+    | st.lists(
+        st.sampled_from(
+            [
+                '"jsonrpc":"2.0"',
+                '"id":1',
+                '"id":"a"',
+                '"id":null',
+                '"method":"m"',
+                '"method":"n"',
+                '"params":{"a":1}',
+                '"params":{"a":1,"b":[{}]}',
+                '"params":{"a":"1"}',
+                '"params":{}',
+                '"error":null',
+                '"x":1',
+            ]
+        ),
+        max_size=5,
+    ).map(lambda some: ("{" + ",".join(some) + "}").encode())
+)
+@example(b'{"jsonrpc":"2.0","id":1,"method":"m","params":{"a":1}}')
+@example(b'{"jsonrpc":"2.0","id":1,"method":"m","params":{"a":1,"b":"\xff"}}')
+def test_a_shortcut_reads_what_the_long_way_reads_and_nothing_else(line: bytes) -> None:
+    receiver = LineReceiver()
+    receiver.shortcut = SHORTCUT
+    (found,) = receiver.receive_data(line + b"\n")
+    long = decode(line)
+    if type(found) is not _Short:
+        assert plain(found) == plain(long)
+        return
+    short: Any = found
+    assert isinstance(long, Request)
+    assert (short.id, long.method) == (long.id, "m")
+    params = jsonrpc.decoded(msgspec.json.Decoder(_Params), long.params)
+    assert plain(short.params) == plain(params)
+
+
+def test_a_shortcut_is_taken_by_what_is_in_order() -> None:
+    receiver = LineReceiver()
+    receiver.shortcut = SHORTCUT
+    found = receiver.receive_data(jsonrpc.request(1, "m", {"a": 1}) * 2)
+    assert [type(message) for message in found] == [_Short, _Short]
+
+
 @given(LINES)
 @example(b'{"jsonrpc":"2.0","id":1,"result":1e999}')
 @example(b'{"jsonrpc":"2.0","id":1,"method":"m","params":{"a":[1e999]}}')
@@ -133,6 +187,7 @@ def _strict(line: bytes) -> Any:
 
 
 @given(LINES.filter(lambda line: b"\\ud" not in line))
+@example(b'{"jsonrpc":"2.0","id":1.5,"result":1e999,"params":[1}')
 def test_what_is_json_agrees_with_the_standard_library(line: bytes) -> None:
     """But for lone surrogates, which JSON can write and UTF-8 can't."""
     message = decode(line)
