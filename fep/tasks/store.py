@@ -182,6 +182,11 @@ def _insert_sql(paramstyle: str, table: str, names: tuple[str, ...], rows: int, 
     return f"INSERT INTO {table} ({', '.join(names)}) VALUES {', '.join([row] * rows)} {end}"  # noqa: S608
 
 
+def _driver(connection: sa.Connection) -> Any:  # noqa: ANN401 - the driver's own
+    """Return the driver's connection, for statements that are part of every commit."""
+    return connection.connection.dbapi_connection
+
+
 def _insert_rows(
     connection: sa.Connection,
     table: str,
@@ -195,12 +200,13 @@ def _insert_rows(
     each row.
     """
     style = connection.dialect.paramstyle
+    driver = _driver(connection)
     written = at = 0
     while at < len(rows):
         size = next(size for size in ROWS_AT_ONCE if size <= len(rows) - at)
         values = tuple(itertools.chain.from_iterable(rows[at : at + size]))
         sql = _insert_sql(style, table, names, size, end)
-        written += connection.exec_driver_sql(sql, values).rowcount
+        written += driver.execute(sql, values).rowcount
         at += size
     return written
 
@@ -214,10 +220,21 @@ def insert(connection: sa.Connection, tasks: Sequence[NewTask], configuration: s
         return 0
     written = _insert_rows(connection, "task", _INSERTED, [_values(new) for new in tasks], _SKIP)
     first, last = tasks[0].task.seq, tasks[-1].task.seq
-    connection.execute(
-        _INSERT_FIRST_EVENTS, {"first": first, "last": last, "configuration": configuration}
-    )
+    sql = _first_events_sql(connection.dialect.paramstyle)
+    _driver(connection).execute(sql, (configuration, first, last))
     return written
+
+
+@functools.cache
+def _first_events_sql(paramstyle: str) -> str:
+    mark = "?" if paramstyle == "qmark" else "%s"
+    # Of our own tables' names and marks.
+    return (
+        f"INSERT INTO task_event ({', '.join(_EVENT_COLUMNS)})"  # noqa: S608
+        " SELECT seq, submitted_at, 'submitted', state, 'task.submit of client ' || client,"
+        f" CAST({mark} AS TEXT), coalesce(body_digest, ''), ''"
+        f" FROM task WHERE seq BETWEEN {mark} AND {mark} ORDER BY seq"
+    )
 
 
 def _values(new: NewTask) -> tuple[Any, ...]:
@@ -241,22 +258,6 @@ def _values(new: NewTask) -> tuple[Any, ...]:
 
 text_of: Final = functools.lru_cache(maxsize=1024)(to_text)
 """Tasks that came together share their times."""
-
-_INSERT_FIRST_EVENTS: Final = sa.insert(task_event).from_select(
-    ["task_seq", "at", "event", "state", "cause", "configuration", "digest", "detail"],
-    sa.select(
-        task.c.seq,
-        task.c.submitted_at,
-        sa.literal("submitted"),
-        task.c.state,
-        sa.literal("task.submit of client ") + task.c.client,
-        sa.bindparam("configuration", type_=sa.Text),
-        sa.func.coalesce(task.c.body_digest, ""),
-        sa.literal(""),
-    )
-    .where(task.c.seq.between(sa.bindparam("first"), sa.bindparam("last")))
-    .order_by(task.c.seq),
-)
 
 
 def apply(connection: sa.Connection, changes: Iterable[Change], configuration: str) -> None:
@@ -328,12 +329,13 @@ def _update(connection: sa.Connection, names: tuple[str, ...], changes: Sequence
         )
         for change in changes
     ]
+    driver = _driver(connection)
     updated = at = 0
     while at < len(rows):
         size = next(size for size in ROWS_AT_ONCE if size <= len(rows) - at)
         sql = _update_sql(connection.dialect.paramstyle, names, size)
         values = tuple(itertools.chain.from_iterable(rows[at : at + size]))
-        updated += connection.exec_driver_sql(sql, values).rowcount
+        updated += driver.execute(sql, values).rowcount
         at += size
     return updated
 
@@ -555,7 +557,7 @@ def acknowledge(connection: sa.Connection, given: Sequence[tuple[str, str]]) -> 
     while at < len(given):
         size = next(size for size in ROWS_AT_ONCE if size <= len(given) - at)
         values = tuple(itertools.chain.from_iterable(given[at : at + size]))
-        connection.exec_driver_sql(_acknowledge_sql(connection.dialect.paramstyle, size), values)
+        _driver(connection).execute(_acknowledge_sql(connection.dialect.paramstyle, size), values)
         at += size
 
 
