@@ -543,9 +543,7 @@ class TaskService:
         def stored(error: Exception | None) -> None:
             if error is not None:
                 # They are offered still, and asked for again when the offer lapses.
-                is_full = isinstance(error, StoreFullError | StoreBusyError)
-                tell = log.warning if is_full else log.error
-                tell("tasks.bodies_not_stored", reason=str(error), count=len(changes))
+                log.warning("tasks.bodies_not_stored", reason=str(error), count=len(changes))
             done()
 
         with _Claim([*taken, *refused], self._put_back) as claim:
