@@ -24,6 +24,7 @@ from fep.adapters.host import BookedState
 from fep.client.conversation import CallError, DisconnectedError, TaskResult
 from fep.client.trio_client import Client
 from fep.control.commands import Role, Services
+from fep.control.postman import Postman
 from fep.control.session import Peer, Session
 from fep.daemon.app import Daemon, Outside
 from fep.daemon.config import Config
@@ -251,6 +252,7 @@ class Run:
         self._services: Services | None = None
         self._guard: Any = None
         self._sessions: trio.Nursery | None = None
+        self._postman = Postman()
         self._daemon: Daemon | None = None
         self._life: trio.CancelScope | None = None
         self._crash_in_commit = False
@@ -295,6 +297,8 @@ class Run:
     ) -> None:
         async with trio.open_nursery() as nursery:
             self._services, self._guard, self._sessions = services, guard, nursery
+            self._postman = Postman()
+            await nursery.start(self._postman.run)
             task_status.started(["simulated"])
             try:
                 await trio.sleep_forever()
@@ -320,7 +324,7 @@ class Run:
             assert services is not None
 
             async def handle(stream: trio.SocketStream) -> None:
-                session = Session(stream, peer, services, 30.0)
+                session = Session(stream, peer, services, 30.0, postman=self._postman)
                 if await session.open():
                     await session.run()
 
