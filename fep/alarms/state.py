@@ -82,7 +82,7 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         "USB-Key PIN needed",
         "UKey 需要 PIN",
         Severity.CRITICAL,
-        'Correct the PIN credential, or run: fepctl call slot.unlock \'{"slot":…,"pin":…}\'.',
+        "Correct the PIN credential, or run fepctl unlock SLOT, which asks for the PIN.",
     ),
     AlarmKind.KEY_EXPIRING: Meaning(
         "USB-Key certificate expires soon",
