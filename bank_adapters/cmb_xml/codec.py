@@ -9,7 +9,7 @@ from typing import Final
 import attrs
 
 from bank_adapters.cmb_xml import replies, requests
-from bank_adapters.cmb_xml.frames import FrameReader, pack
+from bank_adapters.cmb_xml.frames import FrameReader, pack, xml_of
 from bank_adapters.cmb_xml.messages import CORRELATION, Message, add_signature, decode, encode
 from fep.adapters.api import BankProfile, Context, Draft, Outcome, Reply
 from fep.adapters.card import Signer
@@ -41,7 +41,7 @@ class CmbXmlFramer:
             RemoteProtocolError: a length is no number or too large; raised by the call after the
                 one that returned what was complete before it.
         """
-        return [_reply(xml) for xml in self._frames.receive_data(data)]
+        return [_reply(frame) for frame in self._frames.receive_data(data)]
 
     def receive_eof(self) -> None:
         """Note the end of the stream.
@@ -52,17 +52,17 @@ class CmbXmlFramer:
         self._frames.receive_eof()
 
 
-def _reply(xml: bytes) -> Reply:
+def _reply(frame: bytes) -> Reply:
     try:
-        message = decode(xml)
+        message = decode(xml_of(frame))
     except RemoteProtocolError as error:
-        return Reply(correlation="", trade="", code=UNREADABLE, message=str(error), raw=xml)
+        return Reply(correlation="", trade="", code=UNREADABLE, message=str(error), raw=frame)
     return Reply(
         correlation=message.info.get(CORRELATION, ""),
         trade=message.function,
         code=message.info.get("RETCOD", ""),
         message=message.info.get("ERRMSG", ""),
-        raw=xml,
+        raw=frame,
         content=message,
     )
 

@@ -28,8 +28,13 @@ def pack(xml: bytes) -> bytes:
     return str(len(xml)).encode("ascii").ljust(LENGTH_BYTES) + xml
 
 
+def xml_of(frame: bytes) -> bytes:
+    """Return the XML that a frame carries."""
+    return frame[LENGTH_BYTES:]
+
+
 class FrameReader:
-    """Cuts one connection's bytes into the XML of its frames; holds less than one frame."""
+    """Cuts one connection's bytes into frames, each with its length; holds less than one frame."""
 
     def __init__(self, frame_bytes_max: int) -> None:
         self._frame_bytes_max = min(frame_bytes_max, FRAME_BYTES_LIMIT)
@@ -47,7 +52,7 @@ class FrameReader:
         return len(self._buffer)
 
     def receive_data(self, data: bytes) -> list[bytes]:
-        """Return the XML of the frames completed by these bytes, in order.
+        """Return the frames completed by these bytes, in order; :func:`xml_of` is what they carry.
 
         Raises:
             RemoteProtocolError: a length is no number or too large. Frames complete before the
@@ -84,7 +89,7 @@ class FrameReader:
         end = LENGTH_BYTES + length
         if self._fault or len(self._buffer) < end:
             return None
-        frame = bytes(self._buffer[LENGTH_BYTES:end])
+        frame = bytes(self._buffer[:end])
         del self._buffer[:end]
         return frame
 

@@ -16,7 +16,7 @@ from typing import Final
 import attrs
 
 from bank_adapters.cmb_xml.config import CARD, NAME
-from bank_adapters.cmb_xml.frames import FrameReader, pack
+from bank_adapters.cmb_xml.frames import FrameReader, pack, xml_of
 from bank_adapters.cmb_xml.messages import (
     DATA_XML,
     SIGNATURE,
@@ -127,8 +127,8 @@ class CmbXmlHostConnection:
     def receive_data(self, data: bytes) -> list[Answer]:
         """Return what to do about these bytes, in order; bytes that are no frame end it."""
         answers: list[Answer] = []
-        for xml in [] if self._ended else self._read(data):
-            answers += self._answer(xml)
+        for frame in [] if self._ended else self._read(data):
+            answers += self._answer(xml_of(frame))
             if answers and (answers[-1].close or answers[-1].exit):
                 self._ended = True
                 return answers

@@ -100,6 +100,11 @@ def _add_upkeep(commands: Any) -> None:  # noqa: ANN401 - argparse does not name
     one.add_argument(
         "--before", type=_day, required=True, metavar="YYYY-MM-DD", help="that ended before it"
     )
+    one = add("replay", "replay", "read recorded bank messages anew; exit 1 if one differs now")
+    one.add_argument("task_id", metavar="ID", nargs="?", help="one task")
+    one.add_argument("--all", action="store_true", help="every task, archived ones too")
+    one.add_argument("--since", type=_day, metavar="YYYY-MM-DD", help="what was kept from then on")
+    one.add_argument("--store", type=Path, metavar="FILE", help="a backup; else the store in use")
 
 
 def _day(text: str) -> dt.date:

@@ -1,4 +1,4 @@
-"""The commands that look after the store: verify-store, backup, restore, archive.
+"""The commands that look after the store: verify-store, backup, restore, archive, replay.
 
 Each works on the files, beside a running daemon or without one (``restore`` only without). Nothing
 of the daemon is asked, so they also work when it is down.
@@ -15,7 +15,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,9 @@ import sqlalchemy as sa
 
 from fep.control import show
 from fep.daemon.config import Config, ConfigFaultsError, load
+from fep.daemon.replay import Difference, Replay
+from fep.daemon.replay import Report as ReplayReport
+from fep.daemon.replay import opened as opened_replay
 from fep.daemon.verify import Report, UnreadableStoreError, verify
 from fep.domain.clock import SHANGHAI, SystemClock
 from fep.domain.errors import FepError
@@ -73,7 +76,17 @@ def archive_tasks(given: argparse.Namespace) -> int:
     return _run(given, _archive)
 
 
-def _run(given: argparse.Namespace, command: Callable[[argparse.Namespace], int]) -> int:
+def replay(given: argparse.Namespace) -> int:
+    """``fep replay``: 0 when nothing differs, 1 when something does, 2 when it can't be said."""
+    if (given.task_id is None) != given.all or (given.since and not given.all):
+        print("fep replay: give either ID, or --all [--since YYYY-MM-DD]", file=sys.stderr)
+        return 2
+    return _run(given, _replay_all if given.all else _replay_one, failed=2)
+
+
+def _run(
+    given: argparse.Namespace, command: Callable[[argparse.Namespace], int], failed: int = 1
+) -> int:
     os.umask(0o077)
     try:
         return command(given)
@@ -87,7 +100,7 @@ def _run(given: argparse.Namespace, command: Callable[[argparse.Namespace], int]
         full = "; free space and run it again" if error.errno == errno.ENOSPC else ""
         told = f"fep: {error.strerror}: {error.filename or ''}{full}"
     print(show.clean(told), file=sys.stderr)
-    return 1
+    return failed
 
 
 def _told(error: Exception) -> str:
@@ -256,6 +269,78 @@ def _archive(given: argparse.Namespace) -> int:
 def _archived_words(moved: dict[str, int]) -> str:
     lines = [f"{name}: {count} tasks moved 已归档" for name, count in moved.items()]
     return "\n".join(lines) or "nothing to archive 没有可归档的任务"
+
+
+# -- replay -----------------------------------------------------------------------------------
+
+
+def _replay_one(given: argparse.Namespace) -> int:
+    with _replayed(given) as made:
+        task, readings = made.one(given.task_id)
+        differs = any(one.differs for one in readings)
+        value = {
+            "task_id": task.task_id,
+            "bank": task.bank,
+            "adapter": made.report.adapters[task.bank],
+            "state": task.state.value,
+            "messages": [one.value() for one in readings],
+            "differs": differs,
+        }
+    _answer(given, value, lambda: _show_readings(value))
+    return int(differs)
+
+
+def _show_readings(value: dict[str, Any]) -> None:
+    task_id, adapter = value["task_id"], value["adapter"]
+    print(show.clean(f"{task_id}: {value['state']}, bank {value['bank']} ({adapter})"))
+    for one in value["messages"]:
+        steps = ", ".join(one["events"]) or "no step"
+        print(show.clean(f"{one['at']}  {one['kind']:<12} {one['bytes']} bytes  {steps}"))
+        print(show.clean(f"    then 当时: {one['then']}\n    now  现在: {one['now']}"))
+        for change in one["changes"]:
+            print(show.clean(f"    {change}"))
+    print(f"{len(value['messages'])} messages: {_verdict(differs=value['differs'])}")
+
+
+def _replay_all(given: argparse.Namespace) -> int:
+    with _replayed(given) as made:
+
+        def found(one: Difference) -> None:
+            if not given.json:
+                show.line(str(one))
+
+        with _progress("replay") as tell:
+            made.all(given.since, found, tell)
+        report = made.report
+    _answer(given, report.value(), partial(_show_replay, report))
+    return int(report.different > 0)
+
+
+def _show_replay(report: ReplayReport) -> None:
+    for note in report.notes:
+        print(show.clean(note))
+    for why, count in report.skipped.items():
+        print(show.clean(f"left out 未回放: {count}, {why}"))
+    for bank, adapter in report.adapters.items():
+        print(show.clean(f"bank {bank}: {adapter}"))
+    for kind, count in report.counts.items():
+        print(f"{kind:<20} {count:>12}")
+    print(
+        f"{report.path}: {report.tasks} tasks, {report.different} differences;"
+        f" {_verdict(differs=report.different > 0)} ({report.seconds:.1f} s)"
+    )
+
+
+def _verdict(*, differs: bool) -> str:
+    return "READ OTHERWISE 有差异" if differs else "nothing differs 无差异"
+
+
+@contextmanager
+def _replayed(given: argparse.Namespace) -> Iterator[Replay]:
+    config = load(given.config)
+    path: Path = given.store or config.state_dir / files.STORE_FILE
+    with ExitStack() as stack:
+        yield opened_replay(stack, config, _there(path))
 
 
 # -- inside -----------------------------------------------------------------------------------

@@ -8,15 +8,18 @@ later. Nothing here knows which kind of payment it is.
 from __future__ import annotations
 
 import datetime as dt
+import re
 from typing import Final, assert_never
 
 import attrs
 
-from fep.adapters.api import Accepted, Outcome, Rejected, Unclear
+from fep.adapters.api import Accepted, BankCodec, Outcome, Rejected, Reply, Unclear
 from fep.adapters.card import BehaviourCard, NoRecord
 from fep.domain.clock import BusinessDate, business_date
+from fep.domain.ids import ClientRef
 from fep.domain.order import (
     OperationResult,
+    PaymentOrder,
     PaymentReceipt,
     PaymentState,
     PaymentStatus,
@@ -25,6 +28,8 @@ from fep.domain.order import (
 )
 from fep.tasks.state import Event, State
 
+REPLY_MISMATCH: Final = "REPLY_MISMATCH"
+"""Code of our own: the answer speaks of something else than was asked."""
 INTERVAL_SECONDS_MIN: Final = 0.1
 """Between two inquiries about one payment, whatever its card says: a wait of 0 would never end."""
 DOUBLINGS_MAX: Final = 32
@@ -157,6 +162,15 @@ def decide(
             return AskAgain(again, "the bank's status query says: unknown")
 
 
+def of_answer(
+    codec: BankCodec, order: PaymentOrder, reference: ClientRef | None, reply: Reply
+) -> Outcome:
+    """Return what an answer means for a payment; one that names another proves nothing."""
+    if codec.payment_ref(reply) not in ("", reference):
+        return Unclear(REPLY_MISMATCH, "the answer bears another payment's reference")
+    return codec.outcome(order, reply)
+
+
 def of_late(outcome: Outcome) -> tuple[tuple[Event, ...], str]:
     """Return what an answer that came late proves of its payment: events, none, and the cause."""
     match outcome:
@@ -192,6 +206,26 @@ def of_line(entry: StatementEntry, returned_on: BusinessDate | None = None) -> A
         returned_on=returned_on,
     )
     return Accepted(status)
+
+
+TAKES_BACK: Final = "that takes it back"
+_LINE: Final = re.compile(r"line (found by .*?|that takes it back)(?: \(page (.*)\))?", re.DOTALL)
+
+
+def line_told(what: str, cursor: str) -> str:
+    """Return what the causal chain keeps of a statement's page: its line, and which page it was.
+
+    Args:
+        what: ``found by …`` of a line that proves a payment, ``TAKES_BACK`` of its return.
+        cursor: what the page was asked by, empty for the first.
+    """
+    return f"line {what} (page {cursor})" if cursor else f"line {what}"
+
+
+def line_read(taken_for: str) -> tuple[str, str] | None:
+    """Return what :func:`line_told` was given, None of what tells of something else."""
+    found = _LINE.fullmatch(taken_for)
+    return None if found is None else (found[1], found[2] or "")
 
 
 def told(outcome: Outcome) -> str:

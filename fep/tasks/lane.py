@@ -42,7 +42,6 @@ from fep.domain.order import (
     Body,
     Kind,
     Operation,
-    OperationResult,
     Order,
     PaymentReceipt,
     PaymentState,
@@ -60,9 +59,10 @@ from fep.store.database import StoreBusyError, StoreFullError
 from fep.tasks import evidence, store
 from fep.tasks.look import Look
 from fep.tasks.queue import LaneQueue
+from fep.tasks.result import bank_ref_of, end_columns
 from fep.tasks.state import OPEN_AT_BANK, Event, State, step
-from fep.tasks.task import QueryLostError, Task
-from fep.tasks.watch import Watch, status_query
+from fep.tasks.task import QueryLostError, Task, status_query
+from fep.tasks.watch import Watch
 
 if TYPE_CHECKING:
     from fep.tasks.service import TaskService
@@ -80,12 +80,9 @@ STATEMENT_PAGES_MAX: Final = 200
 STATEMENT_ENTRIES_MAX, STATEMENT_BYTES_MAX = 2000, 900_000
 """A result must fit one protocol line of 1 MiB; a longer statement says ``complete: false``."""
 LATE_ANSWERS_MAX: Final = 10_000
-REPLY_MISMATCH: Final = "REPLY_MISMATCH"
-"""Code of our own: the answer speaks of something else than was asked."""
 LOOK_EVERY_TURNS: Final = 8
 """Of so many turns one is a look's at least, however much waits to be sent."""
 WAITING: Final = OPEN_AT_BANK | {State.QUEUED, State.FETCHED}
-REFUSALS: Final = frozenset({Event.BANK_REFUSED, Event.PROVED_REFUSED})
 
 
 @attrs.frozen
@@ -465,10 +462,7 @@ class Lane:
     def _outcome(self, task: Task, reply: Reply) -> Outcome:
         """Return what an answer means for a payment; one that names another proves nothing."""
         assert isinstance(task.body, Order)
-        named = self.parts.codec.payment_ref(reply)
-        if named not in ("", task.client_ref):
-            return Unclear(REPLY_MISMATCH, "the answer bears another payment's reference")
-        return self.parts.codec.outcome(task.body, reply)
+        return evidence.of_answer(self.parts.codec, task.body, task.client_ref, reply)
 
     async def _take_answer(self, task: Task, reply: Reply) -> None:
         outcome = self._outcome(task, reply)
@@ -477,7 +471,7 @@ class Lane:
             case Accepted(result=result, final=True):
                 await self.finish(task, (Event.BANK_DONE,), "the bank's answer", outcome, wire)
             case Accepted(result=result):
-                task.bank_ref = _bank_ref(result)
+                task.bank_ref = bank_ref_of(result)
                 await self._open_at_bank(
                     task, Event.BANK_ACCEPTED, "the bank took it over", outcome, wire
                 )
@@ -835,20 +829,8 @@ class Lane:
         wire: store.Bytes | None,
     ) -> None:
         """Bring a task to its end and owe its client the result."""
-        columns: dict[str, Any] = {
-            "bank_code": outcome.code,
-            "bank_message": outcome.message,
-            "inquire_at": None,
-        }
-        if isinstance(outcome, Accepted):
-            columns["bank_code"] = outcome.code or _code_of(outcome.result)
-            columns["bank_message"] = outcome.message or _message_of(outcome.result)
-            if not REFUSALS.intersection(events):
-                # A receipt beside "rejected" would be read as one.
-                result = _told(task, outcome.result)
-                columns["result"] = orjson.dumps(result_value(result))
-            if (reference := _bank_ref(outcome.result)) and task.moves_money:
-                columns["bank_ref"] = task.bank_ref = reference
+        columns = end_columns(task, events, outcome) | {"inquire_at": None}
+        task.bank_ref = columns.get("bank_ref", task.bank_ref)
         await self._change(task, events, cause, columns=columns, wire=wire)
 
     # -- timers, offers, pace -----------------------------------------------------------------
@@ -935,25 +917,6 @@ def _statement(entries: list[StatementEntry], *, more: bool) -> Statement:
     return Statement(tuple(entries[:kept]), cursor="more" if more or kept < len(entries) else "")
 
 
-def _told(task: Task, result: OperationResult) -> OperationResult:
-    """Return what the client is told: a payment's end is a receipt, however it was proved."""
-    if isinstance(result, PaymentStatus) and isinstance(task.body, Order):
-        assert task.client_ref is not None
-        return PaymentReceipt(
-            client_ref=task.client_ref,
-            amount=task.body.amount,
-            bank_ref=result.bank_ref or task.bank_ref,
-            booked_on=result.booked_on,
-            fee=result.fee,
-            returned_on=result.returned_on,
-        )
-    return result
-
-
-def _bank_ref(result: OperationResult) -> str:
-    return result.bank_ref if isinstance(result, PaymentReceipt | PaymentStatus) else ""
-
-
 def _bank_ref_of(outcome: Outcome) -> str:
     """Return the bank's reference of a payment that the bank says it has, or empty."""
     match outcome:
@@ -963,14 +926,6 @@ def _bank_ref_of(outcome: Outcome) -> str:
             return reference
         case _:
             return ""
-
-
-def _code_of(result: OperationResult) -> str:
-    return result.code if isinstance(result, PaymentStatus) else ""
-
-
-def _message_of(result: OperationResult) -> str:
-    return result.message if isinstance(result, PaymentStatus) else ""
 
 
 def _body_of(connection: sa.Connection, task_id: str) -> Body | None:

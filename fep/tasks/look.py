@@ -36,8 +36,8 @@ class Look:
     parts: deque[StatementQuery] = attrs.Factory(deque)
     """What of the statement is still to be asked; the first may be under way."""
     entries: list[StatementEntry] = attrs.Factory(list)
-    pages: list[tuple[int, Reply]] = attrs.Factory(list)
-    """Each page, with how many entries there were before it."""
+    pages: list[tuple[int, Reply, str]] = attrs.Factory(list)
+    """Each page, with how many entries there were before it, and the cursor it was asked by."""
     is_complete: bool = True
     """False: there is more in the statement than was read."""
     asks: deque[Watched] = attrs.Factory(deque)
@@ -53,19 +53,21 @@ class Look:
 
     def take_page(self, page: Statement, reply: Reply) -> None:
         """Take a page that was read and go on to what follows it."""
-        self.pages.append((len(self.entries), reply))
-        self.entries.extend(page.entries)
         part = self.parts.popleft()
+        self.pages.append((len(self.entries), reply, part.cursor))
+        self.entries.extend(page.entries)
         if page.cursor:
             self.parts.appendleft(attrs.evolve(part, cursor=page.cursor))
         if self.parts and (len(self.pages) >= PAGES_MAX or len(self.entries) >= ENTRIES_MAX):
             self.is_complete = False
             self.parts.clear()
 
-    def page_of(self, entry: StatementEntry) -> Reply:
-        """Return the bank's answer that an entry stands in."""
+    def page_of(self, entry: StatementEntry) -> tuple[Reply, str]:
+        """Return the bank's answer that an entry stands in, and the cursor it was asked by."""
         place = next(at for at, one in enumerate(self.entries) if one is entry)
-        return next(reply for first, reply in reversed(self.pages) if first <= place)
+        return next(
+            (reply, cursor) for first, reply, cursor in reversed(self.pages) if first <= place
+        )
 
 
 def days(oldest: dt.datetime, now: dt.datetime) -> tuple[BusinessDate, BusinessDate]:

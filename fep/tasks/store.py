@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import itertools
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Final
@@ -22,6 +23,7 @@ from fep.store import chain
 from fep.store.files import archive_name
 from fep.store.schema import lane, message, payment, resolution, restored, task, task_event
 from fep.tasks.matching import DAYS_AFTER_MAX, Payment, Watched
+from fep.tasks.replay import Ended, Recorded
 from fep.tasks.state import FINAL, OPEN_AT_BANK, Event, State
 from fep.tasks.task import Delivery, Task, body_bytes, digest
 
@@ -956,17 +958,100 @@ def kept_of(connection: sa.Connection, seq: int) -> list[Kept]:
     return [_kept(row) for row in connection.execute(query)]
 
 
-def kept_unmatched(connection: sa.Connection, limit: int) -> list[Kept]:
-    """Return the newest answers that matched nothing, oldest first."""
-    query = (
-        sa.select(message)
-        .where(message.c.task_seq.is_(None))
-        .order_by(message.c.seq.desc())
-        .limit(limit)
-    )
-    return [_kept(row) for row in connection.execute(query)][::-1]
-
-
 def _kept(row: Any) -> Kept:  # noqa: ANN401
     wire = Bytes(row.direction == "sent", row.correlation, row.bytes)
     return Kept(row.seq, row.task_seq, BankName(row.bank), wire, row.at)
+
+
+# -- what a replay reads --------------------------------------------------------------------------
+
+
+def _with_bytes(since: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (message.c.task_seq.is_not(None), message.c.at >= since)
+
+
+def count_with_bytes(connection: sa.Connection, since: str) -> int:
+    """Return how many tasks have bytes that were kept since a moment, empty for ever."""
+    count = sa.func.count(message.c.task_seq.distinct())
+    return int(connection.execute(sa.select(count).where(*_with_bytes(since))).scalar_one())
+
+
+def with_bytes(connection: sa.Connection, after: int, since: str, limit: int) -> list[int]:
+    """Return the places of the next such tasks behind the place ``after``, in order."""
+    query = (
+        sa.select(message.c.task_seq)
+        .where(*_with_bytes(since), message.c.task_seq > after)
+        .distinct()
+        .order_by(message.c.task_seq)
+        .limit(limit)
+    )
+    return [row[0] for row in connection.execute(query)]
+
+
+def at_places(connection: sa.Connection, places: Sequence[int]) -> list[Task]:
+    """Return these tasks with their bodies, in order."""
+    query = sa.select(task).where(task.c.seq.in_(places)).order_by(task.c.seq)
+    return [_task(row) for row in connection.execute(query)]
+
+
+def archived_of(connection: sa.Connection, places: Sequence[int]) -> set[int]:
+    """Return which of these tasks are in an archive."""
+    query = sa.select(task.c.seq).where(task.c.seq.in_(places), task.c.archived.is_not(None))
+    return {row[0] for row in connection.execute(query)}
+
+
+def ended(connection: sa.Connection, places: Sequence[int]) -> dict[int, Ended]:
+    """Return what the rows of these tasks say of their end."""
+    columns = (task.c.bank_code, task.c.bank_message, task.c.bank_ref, task.c.result)
+    query = sa.select(task.c.seq, *columns).where(task.c.seq.in_(places))
+    return {row[0]: Ended(*row[1:]) for row in connection.execute(query)}
+
+
+def recorded(connection: sa.Connection, places: Sequence[int]) -> dict[int, list[Recorded]]:
+    """Return the messages of these tasks in the order they were kept, with what was noted then."""
+    noted: dict[tuple[int, str], deque[list[Any]]] = {}
+    query = sa.select(task_event).where(
+        task_event.c.task_seq.in_(places), task_event.c.digest != ""
+    )
+    for event in connection.execute(query.order_by(task_event.c.seq)):
+        steps = noted.setdefault((event.task_seq, event.digest), deque())
+        # The steps of one moment are kept with one message.
+        if steps and (steps[-1][0].at, steps[-1][0].cause) == (event.at, event.cause):
+            steps[-1].append(event)
+        else:
+            steps.append([event])
+    found: dict[int, list[Recorded]] = {}
+    of_tasks = sa.select(message).where(message.c.task_seq.in_(places)).order_by(message.c.seq)
+    for row in connection.execute(of_tasks):
+        # What was kept without a step of its task bears the bank's name.
+        steps = deque() if row.bank else noted.get((row.task_seq, row.digest), deque())
+        one = _recorded(row, steps.popleft() if steps else [])
+        found.setdefault(row.task_seq, []).append(one)
+    return found
+
+
+def unmatched(
+    connection: sa.Connection, after: int, since: str, limit: int
+) -> list[tuple[int, BankName, Recorded]]:
+    """Return the next answers that matched nothing, with their places and banks, in order."""
+    query = (
+        sa.select(message)
+        .where(message.c.task_seq.is_(None), message.c.seq > after, message.c.at >= since)
+        .order_by(message.c.seq)
+        .limit(limit)
+    )
+    return [(row.seq, BankName(row.bank), _recorded(row, [])) for row in connection.execute(query)]
+
+
+def _recorded(row: Any, events: Sequence[Any]) -> Recorded:  # noqa: ANN401
+    return Recorded(
+        at=row.at,
+        sent=row.direction == "sent",
+        correlation=row.correlation,
+        data=row.bytes,
+        events=tuple(event.event for event in events),
+        state=events[-1].state if events else "",
+        cause=events[-1].cause if events else "",
+        taken_for=events[-1].detail if events else "",
+        configuration=events[-1].configuration if events else "",
+    )

@@ -11,8 +11,10 @@ import attrs
 import msgspec
 import orjson
 
+from fep.domain.clock import business_date
 from fep.domain.ids import BankName, ClientName, ClientRef, TaskId
-from fep.domain.order import MOVES_MONEY, Body, Kind, body_params
+from fep.domain.order import MOVES_MONEY, Body, Kind, Order, StatusQuery, body_params
+from fep.tasks.matching import Payment
 from fep.tasks.state import State
 
 PRIORITY_MIN: Final = 0
@@ -64,6 +66,29 @@ class Task(msgspec.Struct, eq=False, gc=False):
     def waited(self, moment: float) -> float:
         """Return for how many seconds it is unknown; never more than have really passed."""
         return self.waited_s + max(moment - self.waited_from, 0.0)
+
+
+def status_query(task: Task) -> StatusQuery:
+    """Return the question for what became of a payment that was sent."""
+    assert isinstance(task.body, Order)
+    assert task.client_ref is not None
+    assert task.sent_at is not None
+    return StatusQuery(task.client_ref, task.body, business_date(task.sent_at), task.bank_ref)
+
+
+def payment_of(task: Task) -> Payment:
+    """Return a payment that was sent as statements are searched for it."""
+    assert isinstance(task.body, Order)
+    assert task.client_ref is not None
+    assert task.sent_at is not None
+    return Payment(
+        client_ref=task.client_ref,
+        payer=task.body.payer,
+        payee=task.body.payee.account,
+        amount=task.body.amount,
+        sent_at=task.sent_at,
+        bank_ref=task.bank_ref,
+    )
 
 
 class QueryLostError(Exception):

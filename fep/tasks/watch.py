@@ -32,7 +32,6 @@ from fep.domain.order import (
     PaymentStatus,
     Statement,
     StatementQuery,
-    StatusQuery,
     result_value,
 )
 from fep.tasks import evidence, look, store
@@ -49,7 +48,7 @@ from fep.tasks.matching import (
     may_be_returned,
 )
 from fep.tasks.state import OPEN_AT_BANK, Event, State
-from fep.tasks.task import QueryLostError, Task
+from fep.tasks.task import QueryLostError, Task, payment_of, status_query
 
 if TYPE_CHECKING:
     from fep.tasks.lane import Lane
@@ -65,8 +64,6 @@ LOSSES_MAX: Final = 5
 LOST_RETRY_SECONDS: Final = 1.0
 FAILED_RETRY_SECONDS_MAX: Final = 600.0
 SECONDS_PER_DAY: Final = 86_400.0
-LINE: Final = "line"
-"""How what a page of a statement was taken for begins."""
 
 
 class Watch:
@@ -194,7 +191,9 @@ class Watch:
         if not moments:
             one.is_judged = True
         elif Kind.STATEMENT in lane.parts.capabilities:
-            now = self._service.certain_now()
+            # The wall clock does: lines that are missing prove nothing, when it is set right that
+            # counts at once, and while it is ahead the bank says no.
+            now = self._service.clock.now()
             first, last = look.days(min(moments), now)
             query = StatementQuery(one.payer, first, last)
             one.ask_statement(lane.parts.codec.split(query, business_date(now)))
@@ -293,7 +292,9 @@ class Watch:
                 case Found(entry=entry, by=by):
                     cause = f"the payer's statement says: returned (退票), found by {by}"
                     day = business_date(entry.booked_at)
-                    await self._reopen(watched, cause, day, "", "", one.page_of(entry))
+                    page, cursor = one.page_of(entry)
+                    wire = store.received(page, evidence.line_told(evidence.TAKES_BACK, cursor))
+                    await self._reopen(watched, cause, day, "", "", wire)
                 case Ambiguous(why=why):
                     self._alarm(watched.task_id, f"whether it came back: {why}")
                 case Absent():
@@ -304,7 +305,7 @@ class Watch:
         """Close an open payment that the statement proves."""
         lane = self._lane
         lane.hold(task)
-        payment = _payment(task)
+        payment = payment_of(task)
         by_reference_only = not one.is_complete or lane.parts.card.statement.shows_reference
         others: Sequence[Payment] = ()
         if not by_reference_only or payment.bank_ref:
@@ -323,8 +324,9 @@ class Watch:
                         finding = evidence.of_line(entry, business_date(back.booked_at))
                     case _:
                         pass
-                page = store.received(one.page_of(entry), f"{LINE} found by {by}")
-                await lane.finish(task, events, cause, finding, page)
+                page, cursor = one.page_of(entry)
+                wire = store.received(page, evidence.line_told(f"found by {by}", cursor))
+                await lane.finish(task, events, cause, finding, wire)
             case Ambiguous(why=why):
                 self._alarm(task.task_id, f"whether it was done: {why}")
                 await self._note(task, f"the payer's statement proves nothing: {why}")
@@ -355,9 +357,10 @@ class Watch:
         match outcome:
             case Accepted(result=PaymentStatus(state=PaymentState.RETURNED) as status):
                 cause = "the bank's status query says: returned (退票)"
-                watched = Watched(task.seq, task.task_id, _payment(task))
+                watched = Watched(task.seq, task.task_id, payment_of(task))
+                wire = store.received(reply, evidence.told(outcome))
                 await self._reopen(
-                    watched, cause, status.returned_on, status.code, status.message, reply, outcome
+                    watched, cause, status.returned_on, status.code, status.message, wire
                 )
             case _:
                 pass
@@ -369,8 +372,7 @@ class Watch:
         returned_on: BusinessDate | None,
         code: str,
         message: str,
-        reply: Reply,
-        outcome: Outcome | None = None,
+        wire: store.Bytes,
     ) -> None:
         """Make a success ``returned`` and owe its client that."""
         service = self._service
@@ -388,36 +390,7 @@ class Watch:
             "bank_code": code,
             "bank_message": message or cause,
         }
-        taken_for = f"{LINE} that takes it back" if outcome is None else evidence.told(outcome)
-        await service.change(
-            task,
-            (Event.PROVED_RETURNED,),
-            cause,
-            columns=columns,
-            wire=store.received(reply, taken_for),
-        )
+        await service.change(task, (Event.PROVED_RETURNED,), cause, columns=columns, wire=wire)
 
     def _alarm(self, subject: str, cause: str) -> None:
         self._service.alarms.raise_alarm(AlarmKind.EVIDENCE_AMBIGUOUS, subject, cause)
-
-
-def status_query(task: Task) -> StatusQuery:
-    """Return the question for what became of a payment that was sent."""
-    assert isinstance(task.body, Order)
-    assert task.client_ref is not None
-    assert task.sent_at is not None
-    return StatusQuery(task.client_ref, task.body, business_date(task.sent_at), task.bank_ref)
-
-
-def _payment(task: Task) -> Payment:
-    assert isinstance(task.body, Order)
-    assert task.client_ref is not None
-    assert task.sent_at is not None
-    return Payment(
-        client_ref=task.client_ref,
-        payer=task.body.payer,
-        payee=task.body.payee.account,
-        amount=task.body.amount,
-        sent_at=task.sent_at,
-        bank_ref=task.bank_ref,
-    )

@@ -309,11 +309,12 @@ INSIDE = {
     "BAD_CONFIG": "at the start only; a reload answers BAD_STATE with the faults",
     "KEY_FAULT": "never leaves fep.keys",
     "STORE_NEWER": "at the start only",
-    "STORE_UNREADABLE": "of fep verify-store, backup and archive",
+    "STORE_UNREADABLE": "of fep verify-store, backup, archive and replay",
     "NOT_SOUND": "of fep backup and restore",
     "STATE_HELD": "of fep restore and archive",
     "BACKUP_REFUSED": "of fep backup and restore",
     "ARCHIVE_CONFLICT": "of fep archive",
+    "NO_REPLAY": "of fep replay",
 }
 """Codes of errors that no session is answered with, and why not."""
 OTHERS = ("fep.client", "fep.sandbox", "fep.control.ctl", "fep.control.show")

@@ -1,4 +1,4 @@
-"""``make simulate``: many seeds in two processes; ends with one line ``simulate: {json}``.
+"""``make simulate``: many seeds on all cores; ends with one line ``simulate: {json}``.
 
 A seed that fails is printed with what was wrong; ``--trace SEED`` shows all that was logged in it.
 """
@@ -17,14 +17,14 @@ import attrs
 
 from tests.simulation.run import report_of, simulate
 
-PROCESSES = 2
 LINES_SHOWN_MAX = 3
+PROGRESS_SECONDS = 5.0
 HASH_SEED = "0"
 
 
 def campaign(first: int, count: int, processes: int) -> dict[str, object]:
     """Run the seeds, show progress and failures, and return the closing figures."""
-    began = time.monotonic()
+    began = said = time.monotonic()
     counted = ("tasks", "crashes", "torn", "unknowns", "returned", "steps")
     total = {"seeds": 0, **dict.fromkeys(counted, 0), "violations": 0}
     failed: list[int] = []
@@ -38,10 +38,17 @@ def campaign(first: int, count: int, processes: int) -> dict[str, object]:
                 total["violations"] += len(report.violations)
                 for line in report.violations[:LINES_SHOWN_MAX]:
                     print(f"seed {report.seed}: {line}", flush=True)
-            if total["seeds"] % 100 == 0 or total["seeds"] == count:
-                seconds = time.monotonic() - began
-                print(f"{total['seeds']}/{count} seeds, {seconds:.0f} s", flush=True)
+            now = time.monotonic()
+            if now - said >= PROGRESS_SECONDS or total["seeds"] == count:
+                said = now
+                print(_progress(total, count, now - began), flush=True)
     return total | {"failed": sorted(failed), "seconds": round(time.monotonic() - began, 1)}
+
+
+def _progress(total: dict[str, int], count: int, seconds: float) -> str:
+    done, wrong = total["seeds"], total["violations"]
+    left = seconds / done * (count - done)
+    return f"{done}/{count} seeds in {seconds:.0f} s, {left:.0f} s left, {wrong} violations"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make simulate", description=__doc__)
     parser.add_argument("--seeds", type=int, default=300)
     parser.add_argument("--from", dest="first", type=int, default=0, metavar="S")
-    parser.add_argument("--processes", type=int, default=PROCESSES)
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--trace", type=int, metavar="SEED", help="show one seed's whole log")
     given = parser.parse_args(arguments)
     if os.environ.get("PYTHONHASHSEED") != HASH_SEED:

@@ -7,6 +7,7 @@ status query, within ``no_record_after_s`` of its sending or never. Everything e
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import random
 import socket
 from collections.abc import Callable
@@ -60,14 +61,9 @@ class Mischief:
     """The host half's own faults, as ``fep host --faults`` takes them."""
 
     @classmethod
-    def drawn(cls, rng: random.Random, *, foul: bool = False) -> Mischief:
-        """Return a line of a drawn temper: some runs are calm, some are foul.
-
-        Args:
-            rng: what to draw from.
-            foul: not drawn but as bad as can be: this bank remembers no reference.
-        """
-        temper = 0.4 if foul else rng.choice((0.0, 0.05, 0.15, 0.4))
+    def drawn(cls, rng: random.Random) -> Mischief:
+        """Return a line of a drawn temper: some runs are calm, some are foul."""
+        temper = rng.choice((0.0, 0.05, 0.15, 0.4))
 
         def chance() -> float:
             return temper * rng.random() if rng.random() < 0.7 else 0.0
@@ -88,9 +84,26 @@ class Mischief:
             for field in attrs.fields(cls)
             if field.name not in ("faults", "forget")
         }
-        if foul:
-            drawn |= {"request_lag": 0.5, "record_lag": 0.8}
-        return cls(**drawn, forget=float(foul or rng.random() < 0.5), faults=faults)
+        return cls(**drawn, forget=float(rng.random() < 0.5), faults=faults)
+
+
+FOULEST: Final = Mischief(
+    request_lag=0.3,
+    record_lag=0.8,
+    drop=0.05,
+    delay=0.05,
+    duplicate=0.2,
+    garble=0.05,
+    cut=0.05,
+    split=0.3,
+    restart=0.1,
+    forget=1.0,
+    faults="silent_before_booking=0.1,silent_after_booking=0.3,close_after_booking=0.2,"
+    "unknown_after_booking=0.1,returned=0.5,delayed=0.1",
+)
+"""Where a defect of ours costs money at once: payments are booked and not answered, what is booked
+shows late, no reference is remembered, half of what was paid comes back; and queries come through.
+"""
 
 
 class LaggingBook:
@@ -140,6 +153,10 @@ class LaggingBook:
         return self._book.entries(bank, number, first, last)
 
 
+_host: Final = functools.cache(registry.host)
+"""Looking through the installed packages takes long."""
+
+
 class Bank:
     """One bank's front-end machine; the daemon's link connects to it through :meth:`connect`."""
 
@@ -154,7 +171,7 @@ class Bank:
     ) -> None:
         self.name = name
         self.mischief = Mischief()
-        self._host = registry.host(adapter)
+        self._host = _host(adapter)
         self._book = book
         self._clock = clock
         self._rng = rng

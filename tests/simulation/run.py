@@ -38,7 +38,7 @@ from fep.store import schema
 from fep.store.database import Store
 from fep.store.files import STORE_FILE
 from fep.tasks.state import FINAL, State
-from tests.simulation.banks import AGAIN, Bank, Mischief
+from tests.simulation.banks import AGAIN, FOULEST, Bank, Mischief
 from tests.simulation.machine import (
     Disk,
     SimClock,
@@ -55,7 +55,9 @@ FOUL_SECONDS: Final = 600.0
 CALM_SECONDS_MAX: Final = 3 * HORIZON_SECONDS
 TASKS_PER_CLIENT: Final = 10
 BOOKED_ONCE: Final = frozenset({State.SUCCEEDED, State.RETURNED})
-STEP_SECONDS_MAX: Final = 86_400.0
+DAY_SECONDS: Final = 86_400.0
+STEPS: Final = (0.0, 1.0, 60.0, 3600.0, DAY_SECONDS, DAY_SECONDS)
+"""By how many seconds at most the wall clock is set."""
 WATCHED_TO_THE_END: Final = 0.1
 """Share of the runs that go on until nothing is watched any more."""
 
@@ -130,7 +132,8 @@ class FinanceSystem:
     def make_work(self) -> None:
         """Draw the tasks."""
         accounts = self._run.setting.accounts
-        for number in range(self._rng.randint(1, TASKS_PER_CLIENT)):
+        count = TASKS_PER_CLIENT if self._run.foulest else self._rng.randint(1, TASKS_PER_CLIENT)
+        for number in range(count):
             payer = self._rng.choice(accounts)
             payee = self._rng.choice([one for one in accounts if one is not payer])
             kind = self._rng.choice(("transfer", "transfer", "transfer", "balance", "statement"))
@@ -226,7 +229,7 @@ class Run:
         self.setting: Setting = drawn(self.rng)
         self.clock = SimClock()
         self.true_clock = TrueClock()
-        self._foulest = foulest
+        self.foulest = foulest
         self.foul = True
         self.report = Report(seed)
         self.trace = _Trace()
@@ -373,8 +376,8 @@ class Run:
     async def _kill_now_and_then(self) -> None:
         """Kill at drawn moments, and just when a payment has reached a bank."""
         rng = self._fork()
-        kills = 6 if self._foulest else rng.choice((0, 1, 2, 4, 6))
-        share = 1.0 if self._foulest else rng.random()
+        kills = 8 if self.foulest else rng.choice((0, 1, 2, 4, 6))
+        share = 1.0 if self.foulest else rng.random()
         """Of the kills that wait for a payment."""
         for _ in range(kills):
             await trio.sleep(rng.uniform(0.0, FOUL_SECONDS / kills))
@@ -405,12 +408,14 @@ class Run:
     async def _step_the_clock(self) -> None:
         """Set the daemon's wall clock forward and back, by up to a day."""
         rng = self._fork()
-        steps = 30 if self._foulest else rng.choice((0, 0, 1, 2, 5, 10))
+        steps = 30 if self.foulest else rng.choice((0, 0, 1, 2, 5, 10))
+        # A day's step lets expire what waits, and nothing is paid that could go wrong.
+        sizes = [size for size in STEPS if size < DAY_SECONDS or not self.foulest]
         for _ in range(steps):
             await trio.sleep(rng.uniform(0.0, 2 * FOUL_SECONDS / steps))
             if not self.foul:
                 return
-            size = rng.choice((0.0, 1.0, 60.0, 3600.0, STEP_SECONDS_MAX, STEP_SECONDS_MAX))
+            size = rng.choice(sizes)
             self.clock.step_s = rng.uniform(-size, size)
             self.report.steps += 1
 
@@ -446,7 +451,7 @@ class Run:
         self._book.open_accounts(self.setting.accounts, self.clock.now())
         async with trio.open_nursery() as nursery:
             for bank in self._banks.values():
-                bank.misbehave(Mischief.drawn(self.rng, foul=self._foulest))
+                bank.misbehave(FOULEST if self.foulest else Mischief.drawn(self.rng))
                 await nursery.start(bank.run)
             for client in self._clients:
                 client.make_work()

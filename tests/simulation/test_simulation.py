@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 from tests.simulation.__main__ import campaign
 from tests.simulation.run import simulate
 
 SEEDS = int(os.environ.get("FEP_TEST_SEEDS", "40"))
+"""CI runs more: ``.ci/run``."""
 PROCESSES = 2
+ROOT = Path(__file__).parents[2]
+DIGESTS = """
+from tests.simulation.run import simulate
+for seed, foulest in ((11, False), (12, False), (11, True)):
+    print(simulate(seed, foulest=foulest)[0].digest)
+"""
 
 
 def test_a_seed_is_the_same_run_every_time() -> None:
@@ -17,6 +27,24 @@ def test_a_seed_is_the_same_run_every_time() -> None:
     assert lines == again
     assert first == second
     assert first.digest != simulate(12)[0].digest
+
+
+def test_a_seed_is_the_same_run_in_every_process() -> None:
+    # The order of sets of texts is another one for each hash seed: nothing may hang on it.
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", DIGESTS],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for hash_seed in ("1", "2")
+    ]
+    first, second = (process.communicate(timeout=120)[0].split() for process in processes)
+    assert [process.returncode for process in processes] == [0, 0]
+    assert first == second
+    assert len(set(first)) == len(first) == 3
 
 
 def test_no_payment_is_lost_doubled_or_told_wrongly() -> None:

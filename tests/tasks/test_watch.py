@@ -23,6 +23,7 @@ from tests.tasks.bench import (
     PAYER,
     PINGAN,
     Fep,
+    MovedClock,
     World,
     money,
     until,
@@ -228,6 +229,20 @@ async def test_what_is_watched_is_known_after_a_restart(world: World) -> None:
             await until(lambda: len(client.told) == 2)
         assert client.told[-1].state is State.RETURNED
         assert (await fep.get("T1"))["state"] == "returned"
+
+
+async def test_a_clock_that_was_behind_at_the_start_hides_no_return(world: World) -> None:
+    """As of a machine whose battery is empty, until its time comes from the network."""
+    clock = MovedClock()
+    clock.moved = -dt.timedelta(days=400)
+    async with world.fep(card=WATCH, clock=clock) as fep:
+        await fep.ready()
+        world.banks[PINGAN].faults[Fault.RETURNED] = 1.0
+        clock.moved = dt.timedelta()
+        await fep.submit("T1", body=money(PINGAN))
+        await fep.becomes("T1", State.SUCCEEDED)
+        await take_back(world, PINGAN)
+        await fep.becomes("T1", State.RETURNED)
 
 
 async def test_an_account_is_looked_at_once_for_all_its_successes(world: World) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bank_adapters.cmb_xml.frames import LENGTH_BYTES, FrameReader, pack
+from bank_adapters.cmb_xml.frames import LENGTH_BYTES, FrameReader, pack, xml_of
 from fep.domain.errors import LocalProtocolError, RemoteProtocolError
 
 CAP = 64
@@ -44,7 +44,7 @@ def test_any_split_gives_the_same_frames(payloads: list[bytes], cuts: list[int])
         for frame in reader.receive_data(piece)
     ]
     reader.receive_eof()
-    assert got == payloads
+    assert got == [pack(one) for one in payloads]
 
 
 @given(GARBAGE)
@@ -59,7 +59,7 @@ def test_garbage_gives_frames_or_an_error_and_holds_little(pieces: list[bytes]) 
             assert reader.held_bytes == 0
         else:
             assert not failed
-            assert all(0 < len(frame) <= CAP for frame in frames)
+            assert all(LENGTH_BYTES < len(frame) <= LENGTH_BYTES + CAP for frame in frames)
         assert reader.held_bytes < LENGTH_BYTES + CAP
 
 
@@ -78,7 +78,8 @@ def test_a_bad_length_is_their_fault_and_stays_so(header: bytes) -> None:
 
 def test_frames_before_a_fault_come_first() -> None:
     reader = FrameReader(CAP)
-    assert reader.receive_data(pack(b"one") + pack(b"two") + b"nonsense") == [b"one", b"two"]
+    frames = reader.receive_data(pack(b"one") + pack(b"two") + b"nonsense")
+    assert [xml_of(frame) for frame in frames] == [b"one", b"two"]
     with pytest.raises(RemoteProtocolError, match="nonsense"):
         reader.receive_data(b"")
 
@@ -98,4 +99,5 @@ def test_the_end_inside_a_frame_is_their_fault(end: int) -> None:
 
 
 def test_blanks_on_the_left_are_read_too() -> None:
-    assert FrameReader(CAP).receive_data(b"       3abc") == [b"abc"]
+    [frame] = FrameReader(CAP).receive_data(b"       3abc")
+    assert (frame, xml_of(frame)) == (b"       3abc", b"abc")
