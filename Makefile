@@ -48,8 +48,8 @@ layers: setup ## import contracts
 simulate: setup ## the whole daemon in virtual time: SEEDS=300 FROM=0
 	@$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),300) --from $(or $(FROM),0)
 
-crash: setup ## real processes, killed and starved: ROUNDS=30 SEED=1 LANES=2 (as root)
-	@$(BIN)/python -m tests.crash --rounds $(or $(ROUNDS),30) --seed $(or $(SEED),1) \
+crash: setup ## real processes, killed and starved: ROUNDS=30 FROM=1 LANES=2 (as root)
+	@$(BIN)/python -m tests.crash --rounds $(or $(ROUNDS),30) --from $(or $(FROM),1) \
 		--lanes $(or $(LANES),2)
 
 bench-link: setup ## added latency of a bank link over a raw socket

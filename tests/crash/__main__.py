@@ -2,7 +2,8 @@
 
 Each lane works in a directory and a mount namespace of its own, so that whatever becomes of it,
 nothing stays mounted and no process stays behind. A round that fails is printed with its seed, and
-its directory is kept. It needs root: it mounts, and it traces what it has started.
+its directory is kept. It mounts, traces, and sets clocks; what this machine does not allow is said
+at the begin, and counted at the end as not run.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 from tests.crash.broken import BREAKS
-from tests.crash.faults import Fault
+from tests.crash.faults import NEEDS, Fault
 from tests.crash.lane import run_lane
+from tests.crash.means import OWN_NAMESPACE, Means, missing
 from tests.crash.round import VIOLATIONS
 
 LANES: Final = 2
 PROGRESS_ROUNDS: Final = 10
 END_SECONDS_MAX: Final = 60.0
-OWN_NAMESPACE: Final = ("unshare", "--mount", "--propagation", "private")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,11 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=1, help="of the first round")
+    parser.add_argument("--from", type=int, default=1, dest="seed", help="the first seed")
     parser.add_argument("--lanes", type=int, default=LANES)
     parser.add_argument("--only", type=int, metavar="SEED", help="this one round, as it was")
     parser.add_argument("--walk", default="", metavar="BANK=BYTE,...", help="where the cuts stand")
     parser.add_argument("--fault", action="append", choices=list(Fault), help="only these")
+    parser.add_argument(
+        "--without", action="append", type=Means, help="tmpfs, strace, libfaketime: do not use it"
+    )
+    parser.add_argument("--stop", action="store_true", help="at the first round that fails")
     parser.add_argument("--broken", default="", choices=list(BREAKS), help=argparse.SUPPRESS)
     parser.add_argument("--lane", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(words)
@@ -51,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, _interrupt)
     try:
         if given.lane is not None:
+            given.without = given.without or []
             run_lane(given)
             return 0
         return campaign(given, words)
@@ -70,8 +76,14 @@ def campaign(given: argparse.Namespace, words: list[str]) -> int:
     began = time.monotonic()
     total: Counter[str] = Counter()
     failed: list[int] = []
-    closing: dict[str, Any] = {"faults": Counter(), "injected": Counter(), "cut_bytes": {}}
-    with _lanes(given, words) as lanes:
+    closing: dict[str, Any] = {"faults": Counter(), "not_run": Counter()}
+    closing |= {"injected": Counter(), "points": Counter(), "cut_bytes": {}}
+    without = dict.fromkeys(given.without or (), "not wanted")
+    for means, reason in (missing() | without).items():
+        what = ", ".join(fault for fault, needed in NEEDS.items() if needed is means)
+        print(f"no {means} here ({reason}), so not run: {what}", flush=True)
+        without[means] = reason
+    with _lanes(given, words, without) as lanes:
         for record in _records(lanes):
             if record["what"] == "lane":
                 _close(total, closing, record)
@@ -80,11 +92,14 @@ def campaign(given: argparse.Namespace, words: list[str]) -> int:
             total["tasks"] += record["tasks"]
             total["kills"] += record["kills"]
             closing["faults"].update(record["faults"])
+            closing["not_run"].update(record["not_run"])
             for kind, number in record["violations"].items():
                 total[kind] += number
             if record["violations"]:
                 failed.append(record["seed"])
                 _show(given, record)
+                if given.stop:
+                    break
             if total["rounds"] % PROGRESS_ROUNDS == 0 or total["rounds"] == given.rounds:
                 seconds = time.monotonic() - began
                 bad = sum(total[kind] for kind in VIOLATIONS)
@@ -93,12 +108,13 @@ def campaign(given: argparse.Namespace, words: list[str]) -> int:
                     f"{total['kills']} kills, {total['tasks']} tasks, {bad} violations",
                     flush=True,
                 )
-        whole = [lane.wait() == 0 for lane in lanes]
+        whole = [lane.wait() == 0 for lane in lanes if not (given.stop and failed)]
     seconds = time.monotonic() - began
     figures: dict[str, Any] = {
         name: total.pop(name, 0) for name in ("rounds", "kills", *VIOLATIONS)
     }
-    figures |= {"failed": sorted(failed), "seconds": round(seconds, 1), **total, **closing}
+    figures |= {"failed": sorted(failed), "rounds_missing": given.rounds - figures["rounds"]}
+    figures |= {"seconds": round(seconds, 1), **total, **closing}
     print(f"crash: {json.dumps(figures)}", flush=True)
     done = all(whole) and figures["rounds"] == given.rounds
     return int(not done or any(figures[kind] for kind in VIOLATIONS))
@@ -109,6 +125,8 @@ def _close(total: Counter[str], closing: dict[str, Any], record: dict[str, Any])
     for name, number in record["counts"].items():
         if name.startswith("injected "):
             closing["injected"][name.removeprefix("injected ")] += number
+        elif name.startswith("at "):
+            closing["points"][name.removeprefix("at ")] += number
         elif not name.startswith("kills"):
             total[name] += number
     for bank, cuts in record["cuts"].items():
@@ -132,12 +150,17 @@ def _show(given: argparse.Namespace, record: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _lanes(given: argparse.Namespace, words: list[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
+def _lanes(
+    given: argparse.Namespace, words: list[str], without: Collection[Means]
+) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Start the lanes, and end them, whatever happens here."""
     started: list[subprocess.Popen[bytes]] = []
     try:
         for number in range(given.lanes):
-            command = [*OWN_NAMESPACE, sys.executable, "-m", "tests.crash", *words]
+            command = [sys.executable, "-m", "tests.crash", *words]
+            command += [f"--without={means}" for means in without]
+            if Means.TMPFS not in without:
+                command = [*OWN_NAMESPACE, *command]
             # A lane ends in order with us; what it started ends with it.
             watched = ["setpriv", "--pdeathsig", "TERM", "--", *command]
             watched += [f"--lane={number}"]

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from tests.crash.means import Means
+from tests.crash.points import Point
 from tests.crash.processes import attach, detach, injection
 from tests.crash.proxy import End, Stage
 
@@ -32,6 +34,7 @@ class Fault(StrEnum):
 
     KILL_DAEMON = "kill-daemon"
     KILL_AT_PAYMENT = "kill-at-payment"
+    KILL_AT_POINT = "kill-at-point"
     KILL_STARTING = "kill-starting"
     KILL_AT_SYSCALL = "kill-at-syscall"
     STOP_DAEMON = "stop-daemon"
@@ -45,6 +48,7 @@ class Fault(StrEnum):
     CLOCK = "clock"
     CUT = "cut"
     HALF_OPEN = "half-open"
+    DROP = "drop"
     NOISE = "noise"
 
 
@@ -73,6 +77,21 @@ def kill_at_payment(round_: Round, rng: random.Random) -> None:
 
     round_.at(0.0, wait_for_next)
     round_.calm(moments.clear)
+
+
+def kill_at_point(round_: Round, rng: random.Random) -> None:
+    """Let it die between two chosen steps of a payment, life after life."""
+    machine = round_.machine
+    machine.points = [Point.drawn(rng) for _ in range(rng.randint(2, 4))]
+    # The one that lives has no point.
+    round_.at(0.0, machine.kill_daemon)
+
+    def finish() -> None:
+        machine.points.clear()
+        if machine.life is not None and machine.life.point is not None:
+            machine.kill_daemon()
+
+    round_.calm(finish)
 
 
 def kill_starting(round_: Round, rng: random.Random) -> None:
@@ -346,6 +365,16 @@ def half_open(round_: Round, rng: random.Random) -> None:
         round_.at(rng.uniform(0.0, round_.foul_s), proxy.silence)
 
 
+def drop(round_: Round, rng: random.Random) -> None:
+    """Lose frames of a line that lives on: requests, answers, and those that ask for life."""
+    for proxy in round_.machine.proxies.values():
+        proxy.temper = attrs.evolve(
+            proxy.temper,
+            drop_requests=rng.choice((0.0, 0.1, 0.3)),
+            drop_answers=rng.choice((0.0, 0.1, 0.3)),
+        )
+
+
 def noise(round_: Round, rng: random.Random) -> None:
     """Let frames come late, in pieces, and twice."""
     for proxy in round_.machine.proxies.values():
@@ -365,11 +394,13 @@ FAULTS: Final[dict[Fault, Callable[[Round, random.Random], None]]] = {
     Fault.KILL_DAEMON: kill_daemon,
     Fault.KILL_AT_PAYMENT: kill_at_payment,
     Fault.CUT: cut,
+    Fault.KILL_AT_POINT: kill_at_point,
     Fault.KILL_STARTING: kill_starting,
     Fault.STORE_ERROR: store_error,
     Fault.KILL_HOST: kill_host,
     Fault.DISK_FULL: disk_full,
     Fault.NOISE: noise,
+    Fault.DROP: drop,
     Fault.KILL_AT_SYSCALL: kill_at_syscall,
     Fault.KILL_FINANCE: kill_finance,
     Fault.SHORT_WRITE: short_write,
@@ -379,7 +410,19 @@ FAULTS: Final[dict[Fault, Callable[[Round, random.Random], None]]] = {
     Fault.STORE_ERROR_STARTING: store_error_starting,
     Fault.HALF_OPEN: half_open,
 }
-"""In the order in which the rounds go through them."""
+"""In the order in which the rounds go through them.
+
+A store on a database server gets its faults here: its server killed, its connection cut.
+"""
+
+NEEDS: Final = {
+    Fault.KILL_AT_SYSCALL: Means.STRACE,
+    Fault.STORE_ERROR: Means.STRACE,
+    Fault.STORE_ERROR_STARTING: Means.STRACE,
+    Fault.DISK_FULL: Means.TMPFS,
+    Fault.CLOCK: Means.FAKETIME,
+}
+"""What this machine must allow."""
 
 ASIDE: Final = (
     Fault.KILL_DAEMON,
@@ -387,6 +430,7 @@ ASIDE: Final = (
     Fault.KILL_HOST,
     Fault.KILL_FINANCE,
     Fault.CUT,
+    Fault.DROP,
     Fault.NOISE,
     Fault.HALF_OPEN,
 )

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from fep.sandbox.scene import BANKS
-from tests.crash.faults import Fault
+from tests.crash.faults import NEEDS, Fault
 from tests.crash.machine import Machine
+from tests.crash.means import Means
 from tests.crash.proxy import Side, Walk
-from tests.crash.round import Round
+from tests.crash.round import Choice, Round
 
 ROUNDS_PER_MACHINE_MAX: Final = 40
 """So that its store and its book stay small: every round looks at all of them."""
@@ -25,6 +26,8 @@ KILLS: Final = ("kills_daemon", "kills_host", "kills_finance")
 
 def run_lane(given: argparse.Namespace) -> None:
     """Run this lane's share of the rounds; each prints one line, and the lane a last one."""
+    mounts = Means.TMPFS not in given.without
+    without = frozenset(one for one, means in NEEDS.items() if means in given.without)
     seeds = list(range(given.seed + given.lane, given.seed + given.rounds, given.lanes))
     walks = _walks(given)
     chosen = None if given.fault is None else [Fault(one) for one in given.fault]
@@ -32,9 +35,9 @@ def run_lane(given: argparse.Namespace) -> None:
     while seeds:
         directory = Path(tempfile.mkdtemp(prefix="fep-crash-"))
         try:
-            with Machine(directory, seed=seeds[0], broken=given.broken) as machine:
+            with Machine(directory, broken=given.broken, mounts=mounts) as machine:
                 try:
-                    _run_rounds(machine, seeds, walks, chosen)
+                    _run_rounds(machine, seeds, walks, Choice(chosen, without))
                 finally:
                     _count(total, machine)
         finally:
@@ -42,18 +45,17 @@ def run_lane(given: argparse.Namespace) -> None:
     _tell({"what": "lane", "counts": dict(total), "cuts": _cuts(walks)})
 
 
-def _run_rounds(
-    machine: Machine, seeds: list[int], walks: dict[str, Walk], faults: list[Fault] | None
-) -> None:
+def _run_rounds(machine: Machine, seeds: list[int], walks: dict[str, Walk], choice: Choice) -> None:
     """Run rounds until all are done or one was such that a new machine is better."""
     for _ in range(min(ROUNDS_PER_MACHINE_MAX, len(seeds))):
         seed = seeds.pop(0)
         kills = sum(machine.counts[kind] for kind in KILLS)
-        report = Round(machine, seed, walks, faults).run()
+        report = Round(machine, seed, walks, choice).run()
         record = {
             "what": "round",
             "seed": seed,
             "faults": report.faults,
+            "not_run": report.not_run,
             "walk": report.walk,
             "tasks": report.tasks,
             "kills": sum(machine.counts[kind] for kind in KILLS) - kills,
@@ -96,6 +98,7 @@ def _count(total: Counter[str], machine: Machine) -> None:
         total["cuts"] += proxy.cuts
         total["silenced"] += proxy.silenced
         total["repeated"] += proxy.repeated
+        total["dropped"] += proxy.dropped
         total["payments_sent"] += proxy.payments
     with suppress(sqlite3.Error):
         total.update(machine.caught())

@@ -21,11 +21,15 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import attrs
+import sqlalchemy as sa
 
 from fep.client import BlockingClient, CallError, DisconnectedError
 from fep.sandbox.scene import BANKS, FINANCE_CLIENT, HostProcess, Running, Scene, end, log_lines
+from fep.store import chain
 from tests.crash.bank import Manners
 from tests.crash.finance import Journal
+from tests.crash.means import mount
+from tests.crash.points import Point
 from tests.crash.processes import Child, clock_environment, execute
 from tests.crash.proxy import Protocol, Proxy, ProxyThread
 
@@ -59,6 +63,8 @@ class Life:
     log: Path
     killed: bool = False
     stopped: bool = False
+    point: Point | None = None
+    """Where it ends itself by kill -9."""
     hurt: bool = False
     """Its disk was made to fail: it may end itself, with status 1, and what it logs is excused."""
     read_bytes: int = 0
@@ -71,9 +77,12 @@ class Machine:
         directory: where all is written; the state directory in it is a small file system in memory.
         seed: of the balances.
         broken: the name of a break of the daemon, see ``tests.crash.broken``.
+        mounts: False where nothing may be mounted: the state directory is one like any other.
     """
 
-    def __init__(self, directory: Path, *, seed: int = 1, broken: str = "") -> None:
+    def __init__(
+        self, directory: Path, *, seed: int = 1, broken: str = "", mounts: bool = True
+    ) -> None:
         self.scene = Scene(
             directory,
             banks=BANKS[:2],
@@ -95,12 +104,15 @@ class Machine:
         """How the daemon is started next; None: forked."""
         self.hurt_start: Launch | None = None
         """How it is started once, its disk failing from the first call."""
+        self.points: list[Point] = []
+        """Each start of the daemon takes the first, and dies there by itself."""
         self.doom: list[float] = []
         """Each start of the daemon takes the first and dies so many seconds later."""
         self.rng = random.Random(seed)
         self.rest_s = 0.1
         """What was killed stays down for up to this long."""
         self._broken = broken
+        self._mounts = mounts
         self._lives: list[Life] = []
         self._lives_begun = 0
         self._down: dict[str, float] = {}
@@ -117,13 +129,12 @@ class Machine:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self.state.mkdir(mode=0o700)
-            # A kill takes nothing from the page cache, so memory is as good as a disk here. It can
-            # be filled for real, and it goes with the lane's mount namespace.
-            options = f"size={STATE_BYTES},mode=700"
-            subprocess.run(
-                ["mount", "-t", "tmpfs", "-o", options, "fep-crash", self.state], check=True
-            )
-            stack.callback(lambda: subprocess.run(["umount", "--lazy", self.state], check=False))
+            if self._mounts:
+                # A kill takes nothing from the page cache, so memory is as good as a disk here. It
+                # can be filled for real, and it goes with the lane's mount namespace.
+                subprocess.run(mount(self.state, STATE_BYTES), check=True)
+                unmount = ["umount", "--lazy", str(self.state)]
+                stack.callback(lambda: subprocess.run(unmount, check=False))
             Manners().write(self.directory)
             stack.callback(self.scene.close)
             stack.callback(self.end_finance)
@@ -173,8 +184,11 @@ class Machine:
         # It may die before it has opened it.
         log.touch()
         hurt, self.hurt_start = self.hurt_start, None
-        launch = hurt or self.launch or self.fork
-        life = self.life = Life(launch(log), log, hurt=hurt is not None)
+        launch, point = hurt or self.launch or self.fork, None
+        if self.points and launch == self.fork:
+            point = self.points.pop(0)
+            launch = partial(self.fork, point=point)
+        life = self.life = Life(launch(log), log, hurt=hurt is not None, point=point)
         self.scene.daemon = life.process
         self._lives.append(life)
         self.counts["starts"] += 1
@@ -186,15 +200,16 @@ class Machine:
         """What runs the daemon."""
         return ["run", "--config", str(self.scene.config)]
 
-    def fork(self, log: Path) -> Running:
+    def fork(self, log: Path, point: Point | None = None) -> Running:
         """Start the daemon from the server that has imported everything."""
-        return Child(self.command, log, broken=self._broken)
+        return Child(self.command, log, broken=self._broken, point=point)
 
     def with_clock(self, file: Path) -> Launch:
         """Return what starts the daemon with the wall clock of a file."""
 
         def launch(log: Path) -> Running:
-            return execute(self.command, log, environment=clock_environment(file))
+            clock = clock_environment(file)
+            return execute(self.command, log, environment=clock, broken=self._broken)
 
         return launch
 
@@ -202,7 +217,7 @@ class Machine:
         """Return what starts the daemon under another program that keeps its pid."""
 
         def launch(log: Path) -> Running:
-            return execute(self.command, log, wrap=wrap)
+            return execute(self.command, log, wrap=wrap, broken=self._broken)
 
         return launch
 
@@ -340,15 +355,21 @@ class Machine:
         host.start()
 
     def _judge(self, life: Life) -> None:
+        """Count what ended the daemon, and note an end that it must not have."""
         status = life.process.returncode
         if life.killed:
             return
-        if life.hurt and status == 1:
-            self.counts["fail_stops"] += 1
-        elif not (life.stopped and status == 0) and not (life.hurt and status == -signal.SIGKILL):
-            self.faults.append(f"the daemon fell: status {status}, see {life.log.name}")
-        elif status == -signal.SIGKILL:
+        if status == -signal.SIGKILL and (life.point is not None or life.hurt):
             self.counts["kills_daemon"] += 1
+            if life.point is not None:
+                self.counts[f"at {life.point.place}"] += 1
+        elif life.hurt and status == 1:
+            self.counts["fail_stops"] += 1
+        elif life.stopped and status == -signal.SIGTERM and not life.log.stat().st_size:
+            # It was asked before it could hear that; it had not begun.
+            self.counts["stops_unheard"] += 1
+        elif not (life.stopped and status == 0):
+            self.faults.append(f"the daemon fell: status {status}, see {life.log.name}")
 
     def until(self, ready: Callable[[], Any], what: str, seconds: float = START_SECONDS_MAX) -> Any:
         """Tend until ``ready()`` returns something true, and return that.
@@ -397,6 +418,29 @@ class Machine:
             for name, pattern in CAUGHT.items():
                 query = "select count(*) from task_event where cause like ?"
                 found[name] = store.execute(query, (pattern,)).fetchone()[0]
+        return found
+
+    def whys(self, task_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return what happened to each of these tasks, as ``task.why`` tells it."""
+
+        def ask(client: BlockingClient) -> dict[str, dict[str, Any]]:
+            return {
+                task_id: client.call("task.why", {"task_id": task_id}, deadline_s=CALL_SECONDS_MAX)
+                for task_id in task_ids
+            }
+
+        found: dict[str, dict[str, Any]] = self.insist(ask) if task_ids else {}
+        return found
+
+    def broken_links(self) -> list[str]:
+        """Return where the hash chain over the event log does not hold."""
+        engine = sa.create_engine(f"sqlite:///{self.state / 'fep.sqlite'}")
+        with engine.connect() as connection:
+            # One snapshot for both: the daemon goes on.
+            connection.exec_driver_sql("BEGIN")
+            events = ((seq, line) for seq, _, line in chain.lines(connection))
+            found = [one.message for one in chain.faults(chain.links(connection), events)]
+        engine.dispose()
         return found
 
     # -- logs ---------------------------------------------------------------------------------

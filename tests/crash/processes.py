@@ -23,6 +23,7 @@ from fep.sandbox.scene import Running
 from tests.crash import finance
 from tests.crash.bank import CrashBook
 from tests.crash.broken import BREAKS
+from tests.crash.points import Point, die_at
 from tests.system.forked import CONTEXT, Forked, run_command
 
 LIBRARIES: Final = Path("/usr/lib")
@@ -43,7 +44,13 @@ CONTEXT.set_forkserver_preload(
 )
 
 
-def _enter(broken: str, arguments: list[str], log_file: str, output: Connection | None) -> None:
+def _enter(
+    broken: str,
+    point: Point | None,
+    arguments: list[str],
+    log_file: str,
+    output: Connection | None,
+) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     match arguments[0]:
         case "finance":
@@ -56,11 +63,22 @@ def _enter(broken: str, arguments: list[str], log_file: str, output: Connection 
             vars(host)["SqliteBook"] = CrashBook
         case _:
             BREAKS[broken]()
+            if point is not None:
+                die_at(point)
     run_command(arguments, log_file, output)
 
 
 class Child(Forked):
-    """A forked ``fep`` command or finance system; ``broken`` names a break of the daemon."""
+    """A forked ``fep`` command or finance system.
+
+    Args:
+        arguments: of the command.
+        log_file: gets all that it writes.
+        pipe: give its output to ``stdout`` instead.
+        environment: must be empty; what is forked has ours.
+        broken: names a break of the daemon.
+        point: where the daemon dies by itself.
+    """
 
     def __init__(
         self,
@@ -70,13 +88,14 @@ class Child(Forked):
         pipe: bool = False,
         environment: Mapping[str, str] | None = None,
         broken: str = "",
+        point: Point | None = None,
     ) -> None:
         super().__init__(
             arguments,
             log_file,
             pipe=pipe,
             environment=environment or {},
-            entry=partial(_enter, broken),
+            entry=partial(_enter, broken, point),
         )
 
 
@@ -86,6 +105,7 @@ def execute(
     *,
     wrap: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    broken: str = "",
 ) -> Running:
     """Start a ``fep`` command in a fresh Python; its pid is the command's also under strace.
 
@@ -94,10 +114,12 @@ def execute(
         log_file: gets all that it writes.
         wrap: what is put before it, such as ``strace -D``.
         environment: variables on top of our own.
+        broken: names a break of the daemon.
     """
+    program = ["tests.crash.broken", broken] if broken else ["fep.daemon.main"]
     with log_file.open("ab") as log:
         return subprocess.Popen(
-            [*WITH_US, *wrap, sys.executable, "-m", "fep.daemon.main", *arguments],
+            [*WITH_US, *wrap, sys.executable, "-m", *program, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -106,8 +128,15 @@ def execute(
 
 
 def clock_environment(file: Path) -> dict[str, str]:
-    """Return what gives a process the wall clock of a file, such as ``+3d``; monotonic stays."""
-    (library,) = LIBRARIES.glob(f"*/{FAKETIME}")
+    """Return what gives a process the wall clock of a file, such as ``+3d``; monotonic stays.
+
+    Raises:
+        FileNotFoundError: libfaketime is not installed.
+    """
+    library = next(LIBRARIES.glob(f"*/{FAKETIME}"), None)
+    if library is None:
+        msg = f"there is no {FAKETIME} below {LIBRARIES}"
+        raise FileNotFoundError(msg)
     return {
         "LD_PRELOAD": str(library),
         "FAKETIME_TIMESTAMP_FILE": str(file),

@@ -1,4 +1,4 @@
-"""The line to a bank, with faults: delays, slices, repetitions, cuts at any byte, half-open lines.
+"""The line to a bank, with faults: delays, slices, losses, repetitions, cuts at any byte, silence.
 
 A proxy stands between the daemon and one simulated bank and sees whole frames, so that a fault can
 be put at a chosen byte of a chosen payment. It keeps one promise, or "no record" would prove
@@ -148,6 +148,9 @@ class Temper:
     repeat_answers: float = 0.0
     """Chance that an answer comes twice."""
     repeat_requests: float = 0.0
+    drop_answers: float = 0.0
+    """Chance that an answer never comes, on a line that lives on."""
+    drop_requests: float = 0.0
     walk: Walk | None = None
     """Cut every payment, or its answer, where the walk stands."""
     ends: tuple[End, ...] = (End.CLOSE, End.RESET)
@@ -242,6 +245,9 @@ class _Line:
                 await self._send(to, frame[:at])
                 await self._cut(self._proxy.rng.choice(temper.ends))
                 return
+        if self._proxy.rng.random() < (temper.drop_requests if request else temper.drop_answers):
+            self._proxy.dropped += 1
+            return
         chance = temper.repeat_requests if request else temper.repeat_answers
         await self._send(to, frame)
         if self._proxy.rng.random() < chance:
@@ -280,6 +286,7 @@ class Proxy:
         self.cuts = 0
         self.silenced = 0
         self.repeated = 0
+        self.dropped = 0
         self.payments = 0
         self._silence_wanted = False
         self._lines: set[_Line] = set()

@@ -7,6 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import attrs
@@ -17,17 +18,28 @@ from fep.domain.ids import TaskId, client_ref
 from tests.crash.bank import AGAIN, Manners
 from tests.crash.faults import ASIDE, FAULTS, Fault
 from tests.crash.machine import CALL_SECONDS_MAX, PROMISE_SECONDS, Machine
+from tests.crash.proof import chain_faults
 from tests.crash.proxy import Walk
 from tests.system.work import ENTERPRISE, OPEN, every_task, transfer
 
 SETTLE_SECONDS_MAX: Final = 90.0
 SELDOM_SECONDS: Final = 3.0
 LOOK_SECONDS: Final = 0.3
+POOLING_CHANCE: Final = 0.3
 FOUL_SECONDS_MIN, FOUL_SECONDS_MAX = 0.8, 1.8
 PAYMENTS_MIN, PAYMENTS_MAX = 14, 26
 WAITING: Final = ("queued", "offered", "fetched", "sending")
 LINES_SHOWN_MAX: Final = 6
-VIOLATIONS: Final = ("lost", "doubled", "stuck", "wrong", "stray", "untold", "fallen")
+VIOLATIONS: Final = (
+    "lost",
+    "doubled",
+    "stuck",
+    "wrong",
+    "stray",
+    "unproved",
+    "untold",
+    "fallen",
+)
 
 
 @attrs.define
@@ -36,6 +48,8 @@ class Report:
 
     seed: int
     faults: list[str] = attrs.Factory(list)
+    not_run: list[str] = attrs.Factory(list)
+    """Faults that were drawn, and that this machine does not allow."""
     walk: dict[str, int] = attrs.Factory(dict)
     """Where the cuts stood when it began."""
     tasks: int = 0
@@ -60,6 +74,16 @@ def drawn_faults(seed: int, rng: random.Random) -> list[Fault]:
     return [first, *rng.sample(others, rng.choice((0, 0, 1, 1, 2)))]
 
 
+@attrs.frozen
+class Choice:
+    """Which faults a round may have."""
+
+    only: Sequence[Fault] | None = None
+    """These, instead of the drawn ones."""
+    without: frozenset[Fault] = frozenset()
+    """What this machine does not allow; where it is drawn, nothing comes in its place."""
+
+
 class Round:
     """One round on a machine.
 
@@ -67,7 +91,7 @@ class Round:
         machine: the daemon and all around it, running and idle.
         seed: all that is drawn, is drawn from it.
         walks: where the cuts go on, by bank.
-        faults: instead of the drawn ones.
+        choice: of the faults.
     """
 
     def __init__(
@@ -75,14 +99,16 @@ class Round:
         machine: Machine,
         seed: int,
         walks: dict[str, Walk],
-        faults: Sequence[Fault] | None = None,
+        choice: Choice | None = None,
     ) -> None:
         self.machine = machine
         self.seed = seed
         self.walks = walks
         self.rng = random.Random(seed)
+        choice = choice or Choice()
         drawn = drawn_faults(seed, self.rng)
-        self.faults = drawn if faults is None else list(faults)
+        wanted = drawn if choice.only is None else list(choice.only)
+        self.faults = [one for one in wanted if one not in choice.without]
         self.foul_s = self.rng.uniform(FOUL_SECONDS_MIN, FOUL_SECONDS_MAX)
         self.payments = self.rng.randint(PAYMENTS_MIN, PAYMENTS_MAX)
         self.manners = Manners(forgets=self.rng.random() < 0.6)
@@ -93,11 +119,11 @@ class Round:
         self.when_sent: Callable[[], None] | None = None
         """Done in the calm when nothing waits to be sent any more."""
         self.traces = 0
-        self.ordered = 0
-        self._pools = self.rng.random() < 0.3
+        self._work: list[dict[str, Any]] = []
         self._acts: list[tuple[float, Callable[[], None]]] = []
         self._calm: list[Callable[[], None]] = []
         self.report = Report(seed, [one.value for one in self.faults])
+        self.report.not_run = [one.value for one in wanted if one in choice.without]
         self.report.walk = {name: walk.place for name, walk in walks.items()}
 
     # -- what faults use ----------------------------------------------------------------------
@@ -117,10 +143,7 @@ class Round:
         """Live through it, and return what was."""
         began = time.monotonic()
         machine = self.machine
-        machine.rng = random.Random(self.rng.getrandbits(64))
-        machine.rest_s = self.rng.choice((0.0, 0.1, 0.5))
-        for place, proxy in enumerate(machine.proxies.values()):
-            proxy.rng = random.Random(self.seed * 10 + place)
+        self.draw()
         try:
             self._begin()
             self._be_foul()
@@ -140,9 +163,33 @@ class Round:
         self.report.seconds = time.monotonic() - began
         return self.report
 
-    def _begin(self) -> None:
+    def draw(self) -> dict[str, Any]:
+        """Draw all that is to happen, and do nothing yet; returns the plan as a person reads it."""
+        machine = self.machine
+        machine.rng = random.Random(self.rng.getrandbits(64))
+        machine.rest_s = self.rng.choice((0.0, 0.1, 0.5))
+        for place, proxy in enumerate(machine.proxies.values()):
+            proxy.rng = random.Random(self.seed * 10 + place)
         for fault in self.faults:
             FAULTS[fault](self, self.rng)
+        self._work = self._drawn_work()
+        if self.rng.random() < POOLING_CHANCE:
+            self.at(self.rng.uniform(0.0, self.foul_s / 2), self._run_pool)
+        return {
+            "faults": self.report.faults,
+            "acts": [f"{at:.3f} {_named(act)}" for at, act in self._acts],
+            "lines": [
+                attrs.asdict(attrs.evolve(proxy.temper, walk=None))
+                for proxy in machine.proxies.values()
+            ],
+            "banks": {"faults": self.host_faults, "promise_s": self.promise_s}
+            | attrs.asdict(self.manners),
+            "points": [attrs.asdict(point) for point in machine.points],
+            "doom": [f"{after:.3f}" for after in machine.doom],
+            "work": self._work,
+        }
+
+    def _begin(self) -> None:
         machine = self.machine
         machine.set_host_faults(self.host_faults)
         if self.promise_s != PROMISE_SECONDS:
@@ -151,9 +198,8 @@ class Round:
             machine.again()
         self.manners.write(machine.directory)
 
-    def _work(self) -> list[dict[str, Any]]:
+    def _drawn_work(self) -> list[dict[str, Any]]:
         rng, scene = self.rng, self.machine.scene
-        begin = time.monotonic()
         work: list[dict[str, Any]] = []
 
         def add(bank: str, body: dict[str, Any]) -> None:
@@ -164,7 +210,7 @@ class Round:
                     "kind": body["kind"],
                     "body": body,
                     "inline": rng.random() < 0.5,
-                    "at": begin + rng.random() ** 1.5 * self.foul_s,
+                    "after": rng.random() ** 1.5 * self.foul_s,
                 }
             )
 
@@ -174,7 +220,6 @@ class Round:
         for _ in range(rng.randint(1, 4)):
             account = rng.choice(scene.accounts)
             add(account.bank, {"kind": "balance", "params": {"account": account.number}})
-        self.ordered = len(work)
         return work
 
     def _payment(self, payer: BookAccount, payee: BookAccount) -> dict[str, Any]:
@@ -193,9 +238,8 @@ class Round:
     def _be_foul(self) -> None:
         machine = self.machine
         begin = time.monotonic()
-        machine.start_finance(self._work(), f"R{self.seed}")
-        if self._pools:
-            self.at(self.rng.uniform(0.0, self.foul_s / 2), self._run_pool)
+        work = [one | {"at": begin + one["after"]} for one in self._work]
+        machine.start_finance(work, f"R{self.seed}")
         while (now := time.monotonic() - begin) < self.foul_s or self._acts:
             while self._acts and self._acts[0][0] <= now:
                 self._acts.pop(0)[1]()
@@ -236,7 +280,7 @@ class Round:
 
     def _is_all_sent(self) -> bool:
         """Say whether nothing will leave any more, by two looks: a round goes on by itself."""
-        known = len(self.machine.journal().acknowledged) == self.ordered
+        known = len(self.machine.journal().acknowledged) == len(self._work)
         for _ in range(2):
             if not known or not self.machine.ask(_is_sent):
                 return False
@@ -273,6 +317,12 @@ class Round:
         for reference in booked:
             report.add("stray", f"payment {reference} has no task")
         self._check_told(ours)
+        payments = [one["task_id"] for one in ours.values() if one["kind"] == "transfer"]
+        for task_id, why in machine.whys(payments).items():
+            for fault in chain_faults(why["task"]["state"], why["events"]):
+                report.add("unproved", f"{task_id}: {fault}")
+        for fault in machine.broken_links():
+            report.add("unproved", fault)
 
     def _is_ours(self, task_id: str) -> bool:
         return task_id.startswith(f"R{self.seed}-")
@@ -301,6 +351,14 @@ class Round:
                 self.report.add("untold", f"{task_id} is {task['state']}, told as {sorted(told)}")
             elif not told and task_id in journal.acknowledged and task["state"] not in OPEN:
                 self.report.add("untold", f"{task_id} is {task['state']} and was never told")
+
+
+def _named(act: Callable[[], None]) -> str:
+    """Return an act as a plan names it."""
+    if isinstance(act, partial):
+        given = ", ".join(repr(one) for one in act.args if isinstance(one, int | str))
+        return f"{act.func.__name__}({given})"
+    return act.__name__
 
 
 class _Seldom:
