@@ -30,11 +30,11 @@ from bench.daemon import BANK, Fep
 from bench.loads import LOADS, Figures, Load, build, run
 from bench.peers import cpu_s
 from bench.submit import SYNC_MODES, Sync, filesystem
-from fep.daemon.app import STORE_FILE
 from fep.domain.clock import SystemClock
 from fep.domain.ids import BankName, ClientName, TaskId
 from fep.domain.order import Kind
 from fep.store.database import Store
+from fep.store.files import STORE_FILE
 from fep.tasks import store as rows
 from fep.tasks.state import State
 from fep.tasks.store import NewTask

@@ -32,6 +32,7 @@ class AlarmKind(StrEnum):
     TASK_EXPIRED = "TASK_EXPIRED"
     QUEUE_NEARLY_FULL = "QUEUE_NEARLY_FULL"
     STORE_FULL = "STORE_FULL"
+    STORE_RESTORED = "STORE_RESTORED"
     LANE_FAILED = "LANE_FAILED"
     POOL_BLOCKED = "POOL_BLOCKED"
     UNMATCHED_REPLY = "UNMATCHED_REPLY"
@@ -163,6 +164,12 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         "磁盘已满",
         Severity.CRITICAL,
         "Free space on the state directory; nothing stored is lost, new tasks are refused.",
+    ),
+    AlarmKind.STORE_RESTORED: Meaning(
+        "A backup was restored: no payment is sent",
+        "已恢复备份，暂停付款",
+        Severity.CRITICAL,
+        "Compare fepctl restored with the banks' statements since the backup; then fepctl release.",
     ),
     AlarmKind.LANE_FAILED: Meaning(
         "A part has failed for good",

@@ -164,6 +164,12 @@ class SlotUnlockParams(msgspec.Struct, forbid_unknown_fields=True):
     pin: Annotated[str, msgspec.Meta(pattern=f"^[ -~]{{{PIN_CHARS_MIN},{PIN_CHARS_MAX}}}\\Z")]
 
 
+class ReleaseParams(msgspec.Struct, forbid_unknown_fields=True):
+    """restore.release."""
+
+    evidence: Annotated[str, msgspec.Meta(max_length=EVIDENCE_CHARS_MAX)]
+
+
 class BankParams(msgspec.Struct, forbid_unknown_fields=True):
     """link.drain and link.resume."""
 
@@ -262,7 +268,7 @@ async def _task_confirm(services: Services, caller: Caller, params: ConfirmParam
 async def _status(services: Services, _caller: Caller, _params: NoParams) -> Any:  # noqa: ANN401
     slots = [slot.snapshot() for slot in services.ring.slots.values()]
     links = [link.snapshot() for link in services.links.values()]
-    now = services.clock.now()
+    now, held_since = services.clock.now(), services.tasks.held_since
     return {
         "version": services.version,
         "protocol": PROTOCOL_VERSION,
@@ -274,6 +280,7 @@ async def _status(services: Services, _caller: Caller, _params: NoParams) -> Any
         "links": {one.bank: one.state.value for one in links},
         "alarms": len(services.alarms.active()),
         "store_full": services.tasks.store.full,
+        "held_since": None if held_since is None else to_text(held_since),
     }
 
 
@@ -309,6 +316,14 @@ async def _link_drain(services: Services, _caller: Caller, params: BankParams) -
 async def _link_resume(services: Services, _caller: Caller, params: BankParams) -> Any:  # noqa: ANN401
     await services.tasks.set_drained(BankName(params.bank), value=False)
     return {"bank": params.bank, "drained": False}
+
+
+async def _restore_show(services: Services, _caller: Caller, _params: NoParams) -> Any:  # noqa: ANN401
+    return services.tasks.restored()
+
+
+async def _restore_release(services: Services, caller: Caller, params: ReleaseParams) -> Any:  # noqa: ANN401
+    return {"released": await services.tasks.release(caller.name, params.evidence)}
 
 
 async def _alarm_list(services: Services, _caller: Caller, params: AlarmListParams) -> Any:  # noqa: ANN401
@@ -377,6 +392,12 @@ METHODS: Final[dict[str, Method]] = {
     "link.list": Method(NoParams, ALL, "bank connections and their states", _link_list),
     "link.drain": Method(BankParams, ACTING, "send nothing more to a bank", _link_drain, acts=True),
     "link.resume": Method(BankParams, ACTING, "send to a bank again", _link_resume, acts=True),
+    "restore.show": Method(
+        NoParams, PEOPLE, "payments that are held after a restore", _restore_show
+    ),
+    "restore.release": Method(
+        ReleaseParams, ACTING, "send payments again after a restore", _restore_release, acts=True
+    ),
     "alarm.list": Method(AlarmListParams, ALL, "alarms", _alarm_list),
     "alarm.acknowledge": Method(
         AlarmParams, ACTING, "say that you act", _alarm_acknowledge, acts=True

@@ -140,6 +140,15 @@ def _resume(desk: Desk) -> int:
     return desk.say(desk.call("link.resume", bank=bank), f"{bank}: resumed 已恢复")
 
 
+def _restored(desk: Desk) -> int:
+    return desk.answer(desk.call("restore.show"), show.restored)
+
+
+def _release(desk: Desk) -> int:
+    value = desk.call("restore.release", evidence=desk.given.evidence)
+    return desk.say(value, f"{value['released']} payments that were held go on 已放行")
+
+
 def _alarms(desk: Desk) -> int:
     value = desk.call("alarm.list", all=desk.given.all, limit=LIST_LIMIT_MAX)
     return desk.answer(value, show.alarms)
@@ -387,6 +396,12 @@ COMMANDS: Final[dict[str, Command]] = {
     "links": Command(_links, "bank connections 银行连接"),
     "drain": Command(_drain, "send nothing more to a bank 暂停银行", [_BANK]),
     "resume": Command(_resume, "send to a bank again 恢复银行", [_BANK]),
+    "restored": Command(_restored, "payments held since a backup was restored 恢复备份后待核对"),
+    "release": Command(
+        _release,
+        "send payments again after a restore; only when each was looked for at its bank 放行",
+        [_arg("--evidence", required=True, metavar="TEXT", help="which statements were read 依据")],
+    ),
     "alarms": Command(
         _alarms,
         "active alarms 告警",

@@ -224,6 +224,8 @@ def status(value: Value) -> None:
     ]
     if value["store_full"]:
         words.append("the disk is full: new tasks are refused 磁盘已满")
+    if value["held_since"] is not None:
+        words.append("a backup was restored: no payment is sent; see fepctl restored 暂停付款")
     slots = [{"slot": name, "state": state} for name, state in value["slots"].items()]
     console = _console()
     tables = _table(console, BANKS, banks), _table(console, KEYS, slots)
@@ -380,6 +382,29 @@ def why(value: Value) -> None:
     console = _console()
     chain = _table(console, EVENTS, list(_thinned(value["events"])))
     _print(console, _task_table(value["task"]), "", chain)
+
+
+HELD: Final = (
+    Column("task, 任务", "task_id"),
+    Column("client, 财务系统", "client"),
+    Column("bank, 银行", "bank"),
+    _state("state, 状态", "state"),
+    Column("our reference, 我方流水号", "client_ref", whole=True),
+    Column("payer, 付款账号", "payer"),
+    Column("payee, 收款账号", "payee"),
+    _money("amount, 金额", "amount"),
+    _time("submitted, 提交", "submitted_at"),
+)
+
+
+def restored(value: Value) -> None:
+    """Print the payments that are held after a restore."""
+    if not value["held"]:
+        line("no backup waits for a look 没有待核对的恢复")
+        return
+    line(f"restored from a copy of 备份时间: {exact_moment(value['taken_at'])}")
+    line(f"payments held 暂停付款: {value['count']}")
+    _list(HELD, value["payments"], "no payment waits 没有待付款")
 
 
 # -- pools ------------------------------------------------------------------------------------

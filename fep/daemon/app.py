@@ -39,6 +39,7 @@ from fep.links.service import Connect, Link, connect_tcp, run_link
 from fep.logs import Followers
 from fep.pooling.service import PoolService
 from fep.store.database import Store
+from fep.store.files import LOCK_FILE, RESTORING_FILE, STORE_FILE
 from fep.tasks.lane import LaneParts
 from fep.tasks.service import TaskService
 
@@ -47,8 +48,6 @@ log = structlog.get_logger()
 UNMATCHED_WAITING_MAX: Final = 64
 DRAIN_SECONDS_MAX: Final = 10.0
 """At a stop, requests in flight get this long to have their answers."""
-STORE_FILE: Final = "fep.sqlite"
-LOCK_FILE: Final = "fep.lock"
 
 
 @attrs.define
@@ -383,6 +382,8 @@ class Daemon:
         down = sorted(bank for bank, link in self.links.items() if not link.is_open)
         keys = sorted(name for name, slot in self.ring.slots.items() if not slot.is_open)
         parts = [f"{status['open']} tasks open", f"{len(self.alarms.active())} alarms"]
+        if self.tasks.held_since is not None:
+            parts.append("a backup was restored: payments are held")
         if down:
             parts.append(f"banks down: {', '.join(down)}")
         if keys:
@@ -395,7 +396,7 @@ def _only_one(config: Config) -> Iterator[None]:
     """Hold the state directory: two daemons on one store could both send.
 
     Raises:
-        ConfigError: another daemon holds it.
+        ConfigError: another daemon holds it, or half a restore is in it.
     """
     fd = os.open(config.state_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -404,6 +405,9 @@ def _only_one(config: Config) -> Iterator[None]:
         except BlockingIOError as error:
             msg = f"{config.state_dir}: another daemon runs on this state directory; stop it first"
             raise ConfigError(msg) from error
+        if (config.state_dir / RESTORING_FILE).exists():
+            msg = f"{config.state_dir}: a restore did not come to its end; run fep restore again"
+            raise ConfigError(msg)
         yield
     finally:
         os.close(fd)

@@ -1,14 +1,16 @@
-"""The ``fep`` command: run, check-config, host, demo, adapters."""
+"""The ``fep`` command: run, check-config, host, demo, adapters, and what keeps the store."""
 
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -62,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     adapters.add_argument("--json", action="store_true", help="one JSON line for programs")
     adapters.set_defaults(command=_adapters)
 
+    _add_upkeep(commands)
     commands.add_parser(
         "host", help="run a simulated bank on loopback (fep host --help)", add_help=False
     )
@@ -69,6 +72,49 @@ def _parser() -> argparse.ArgumentParser:
         "demo", help="show the main job on this machine (fep demo --help)", add_help=False
     )
     return parser
+
+
+def _add_upkeep(commands: Any) -> None:  # noqa: ANN401 - argparse does not name its type
+    """Add the commands that keep the store; ``fep/daemon/upkeep.py`` has them."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", type=Path, default=CONFIG_DEFAULT, help="default: %(default)s")
+    common.add_argument("--json", action="store_true", help="one JSON line for programs")
+
+    def add(name: str, run: str, words: str) -> argparse.ArgumentParser:
+        one: argparse.ArgumentParser = commands.add_parser(
+            name, help=words, description=words, parents=[common]
+        )
+        one.set_defaults(command=partial(_upkeep, run))
+        return one
+
+    one = add("verify-store", "verify_store", "look whether the store is sound; exit 1 if not")
+    one.add_argument("path", type=Path, nargs="?", help="a store's file; else the one in use")
+    one.add_argument("--full", action="store_true", help="every index too; takes much longer")
+    one.add_argument("--head", metavar="NUMBER:DIGEST", help="a head of the chain noted earlier")
+    one = add("backup", "back_up", "copy the store while the daemon runs, and look at the copy")
+    one.add_argument("target", type=Path, metavar="DEST", help="a new file, or a folder for one")
+    one.add_argument("--force", action="store_true", help="in the place of a file that is there")
+    one = add("restore", "restore", "put a copy in the place of the store; the daemon is stopped")
+    one.add_argument("backup", type=Path, metavar="BACKUP", help="a file that fep backup made")
+    one = add("archive", "archive_tasks", "move tasks that are over to yearly files")
+    one.add_argument(
+        "--before", type=_day, required=True, metavar="YYYY-MM-DD", help="that ended before it"
+    )
+
+
+def _day(text: str) -> dt.date:
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError as error:
+        msg = f"{text!r} is no day YYYY-MM-DD"
+        raise argparse.ArgumentTypeError(msg) from error
+
+
+def _upkeep(name: str, given: argparse.Namespace) -> int:
+    from fep.daemon import upkeep  # noqa: PLC0415
+
+    status: int = getattr(upkeep, name)(given)
+    return status
 
 
 def _check(given: argparse.Namespace) -> int:

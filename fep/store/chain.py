@@ -8,12 +8,17 @@ outside of the file (the log, backups).
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import attrs
 import sqlalchemy as sa
+
+from fep.domain.clock import to_text
+from fep.store.schema import task_event
 
 LINE: Final = (
     "format('%s %s %s %s %s %s %s %s:%s %s:%s', seq, task_seq, at, event, state, configuration,"
@@ -26,6 +31,9 @@ rows, and no two different sequences of rows, have the same text (``fep verify-s
 blank in the others).
 """
 
+ARCHIVED, RELEASED = "archived", "released"
+"""Events of task 0, the store itself."""
+MISSING_TOLD_MAX: Final = 100_000
 RUNS_TOLD_MAX: Final = 8
 """Of places in one message."""
 
@@ -70,6 +78,8 @@ class Fault:
     link: int
     """The first link that does not fit; one above the last for events after it."""
     message: str
+    lacks_events: bool = False
+    """True where events are not there that may be elsewhere."""
 
 
 def link_digest(before: str, lines: Iterable[str]) -> str:
@@ -93,6 +103,41 @@ def extend(connection: sa.Connection) -> Link | None:
     return link
 
 
+def note(
+    connection: sa.Connection,
+    event: str,
+    cause: str,
+    at: dt.datetime,
+    *,
+    configuration: str = "",
+    digest: str = "",
+    detail: str = "",
+) -> None:
+    """Record something that happened to the store itself."""
+    connection.execute(
+        sa.insert(task_event).values(
+            task_seq=0,
+            at=to_text(at),
+            event=event,
+            state="",
+            cause=cause,
+            configuration=configuration,
+            digest=digest,
+            detail=detail,
+        )
+    )
+
+
+def extend_by_task(connection: sa.Connection, task_seq: int) -> None:
+    """Cover one task's events with the next link: the chain of an archive."""
+    query = f"SELECT seq, at, {LINE} FROM task_event WHERE task_seq = ? ORDER BY seq"  # noqa: S608
+    rows = connection.exec_driver_sql(query, (task_seq,)).all()
+    before = head(connection)
+    digest = link_digest(before.digest, (row[2] for row in rows))
+    values = (before.seq + 1, rows[0][0], rows[-1][0], digest, rows[-1][1])
+    connection.exec_driver_sql(_STATEMENTS["sqlite"][1], values)
+
+
 def head(connection: sa.Connection) -> Link:
     """Return the last link, one of number 0 when there is none."""
     return next(_links(connection, "ORDER BY seq DESC LIMIT 1"), Link())
@@ -104,7 +149,11 @@ def links(connection: sa.Connection) -> Iterator[Link]:
 
 
 def _links(connection: sa.Connection, order: str) -> Iterator[Link]:
-    query = f"SELECT seq, first_event, last_event, digest FROM event_link {order}"  # noqa: S608
+    # As what they must be, whatever somebody wrote there.
+    query = (
+        "SELECT seq, CAST(first_event AS BIGINT), CAST(last_event AS BIGINT),"  # noqa: S608
+        f" CAST(digest AS TEXT) FROM event_link {order}"
+    )
     return (Link(*row) for row in connection.exec_driver_sql(query))
 
 
@@ -136,24 +185,35 @@ def faults(chain: Iterable[Link], events: Iterable[tuple[int, str]]) -> Iterator
         if loose:
             yield Fault(one.seq, f"no link covers {_named(loose)}")
         if one.seq != before.seq + 1:
-            gone = range(before.seq + 1, one.seq)
-            yield Fault(before.seq + 1, f"{_named(gone, 'link')} missing before link {one.seq}")
+            gone = _span(before.seq + 1, one.seq - 1, "link")
+            yield Fault(before.seq + 1, f"{gone} missing before link {one.seq}")
         elif link_digest(before.digest, found.values()) != one.digest:
-            covered = range(one.first_event, one.last_event + 1)
-            missing = [seq for seq in covered if seq not in found]
+            missing = _missing(one, found)
+            covered = _span(one.first_event, one.last_event, "event")
             told = (
                 f"{_named(missing)} missing"
                 if missing
-                else f"what {_named(covered)} say is not what was written, or the link is not"
+                else f"what {covered} say is not what was written, or the link is not"
             )
-            yield Fault(one.seq, f"link {one.seq} is broken: {told}")
+            yield Fault(one.seq, f"link {one.seq} is broken: {told}", bool(missing))
         before = one
     after = [] if event is None else [event[0], *(one[0] for one in left)]
     if after:
         yield Fault(before.seq + 1, f"no link covers {_named(after)}")
 
 
-def _named(places: Sequence[int], what: str = "event") -> str:
+def _missing(one: Link, found: Container[int]) -> list[int]:
+    """Return the first events of a link that are not there."""
+    covered = range(one.first_event, one.last_event + 1)
+    gone = (seq for seq in covered if seq not in found)
+    return list(itertools.islice(gone, MISSING_TOLD_MAX))
+
+
+def _span(first: int, last: int, what: str) -> str:
+    return f"{what} {first}" if first == last else f"{what}s {first}-{last}"
+
+
+def _named(places: Sequence[int]) -> str:
     """Return the places as ``events 3, 7-9``, a few of them if they are many."""
     runs: list[list[int]] = []
     for place in places:
@@ -163,4 +223,4 @@ def _named(places: Sequence[int], what: str = "event") -> str:
             runs.append([place, place])
     told = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:RUNS_TOLD_MAX]]
     more = ", …" if len(runs) > RUNS_TOLD_MAX else ""
-    return f"{what}{'s' if len(places) > 1 else ''} {', '.join(told)}{more}"
+    return f"event{'s' if len(places) > 1 else ''} {', '.join(told)}{more}"

@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from fep.domain.errors import FepError
-from fep.store import chain, schema
+from fep.store import chain, files, schema
 
 log = structlog.get_logger()
 
@@ -130,6 +130,12 @@ class Store:
         return cls(sa.URL.create("sqlite", database=str(path)))
 
     @property
+    def directory(self) -> Path | None:
+        """Where the file and its archives are; None of a store that is no file."""
+        database = self._engine.url.database
+        return Path(database).parent if database else None
+
+    @property
     def failed(self) -> bool:
         """True after a commit that failed for good: this process must end."""
         return self._failed
@@ -198,6 +204,25 @@ class Store:
                         connection.exec_driver_sql("ROLLBACK")
 
         self._check_open()
+        return await trio.to_thread.run_sync(run, limiter=self._reader_limiter)
+
+    async def read_archive(self, year: str, work: Callable[[sa.Connection], Any]) -> Any:  # noqa: ANN401
+        """Run queries on the archive of a year in a reader thread; None when it can't be read.
+
+        It may have been carried away, or be of an older release until ``fep archive`` is run.
+        """
+        directory = self.directory
+        if directory is None:
+            return None
+        path = directory / files.archive_name(year)
+
+        def run() -> Any:  # noqa: ANN401
+            try:
+                with files.reading(path) as connection:
+                    return work(connection)
+            except sa.exc.DBAPIError:
+                return None
+
         return await trio.to_thread.run_sync(run, limiter=self._reader_limiter)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -14,6 +14,8 @@ from urllib.parse import quote
 import sqlalchemy as sa
 
 STORE_FILE: Final = "fep.sqlite"
+LOCK_FILE: Final = "fep.lock"
+"""Held by the one daemon of a state directory, and by who needs that none runs."""
 RESTORING_FILE: Final = "fep.restoring"
 """There while ``fep restore`` changes files: the daemon does not start on half a restore."""
 SIDE_FILES: Final = ("-wal", "-shm")
@@ -35,16 +37,27 @@ def archives(directory: Path) -> dict[str, Path]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[sa.Connection]:
+def reading(path: Path, *, any_text: bool = False) -> Iterator[sa.Connection]:
     """Open a store's file for reading: all queries of the block see the same moment.
+
+    Args:
+        path: the file.
+        any_text: give a text that is not UTF-8 with marks in it, and raise nothing.
 
     Raises:
         sqlalchemy.exc.DBAPIError: it is not there, or no database.
     """
     with _opened(path, "ro") as connection:
         connection.exec_driver_sql("PRAGMA query_only=ON")
+        if any_text:
+            driver: Any = connection.connection.dbapi_connection
+            driver.text_factory = _any_text
         connection.exec_driver_sql("BEGIN")
         yield connection
+
+
+def _any_text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
 
 
 @contextmanager

@@ -116,6 +116,8 @@ class Lane:
         self.watch = Watch(self, service)
         self._in_hands: set[Task] = set()
         self._looking: set[Look] = set()
+        self._held: set[Task] = set()
+        """Payments that are not sent until a person releases them: a backup was restored."""
         self._turn = 0
         self._inquiries: deque[Task] = deque()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -154,6 +156,12 @@ class Lane:
         """Put a task again where it waits; one that moved on, or is held, is left alone."""
         if task.state in WAITING and not task.claimed:
             self.add(task)
+
+    def put_back_held(self) -> None:
+        """Let payments wait to be sent that were held after a restore."""
+        held, self._held = self._held, set()
+        for task in sorted(held, key=lambda task: task.seq):
+            self.put_back(task)
 
     def wake_offers(self) -> None:
         """Look again for tasks to offer: a client came, an offer was answered or lapsed."""
@@ -241,6 +249,7 @@ class Lane:
             task.claimed = False
         self._in_hands.clear()
         self._looking.clear()
+        self._held.clear()
         self._late.clear()
         self._idle_now.set()
 
@@ -342,6 +351,9 @@ class Lane:
             self._service.know_body(task, read)
         body = task.body
         assert body is not None
+        if self._service.is_held(task):
+            self._held.add(task)
+            return
         # Whatever its kind: what changes something at the bank is sent once, the rest is asked.
         if isinstance(body, Order):
             assert task.moves_money
@@ -518,7 +530,7 @@ class Lane:
                 assert_never(body)
 
     async def _ask_status_of(self, task: Task, body: TransferStatusRequest) -> Outcome:
-        target = await self._service.store.read(lambda c: store.one(c, body.task_id))
+        target = await self._service.stored(body.task_id)
         if (
             target is None
             or target.client != task.client

@@ -37,6 +37,9 @@ class Register:
     def __len__(self) -> int:
         return len(self._tasks)
 
+    def __iter__(self) -> Iterator[Task]:
+        return iter(list(self._tasks.values()))
+
     def __getitem__(self, task_id: TaskId) -> Task:
         return self._tasks[task_id]
 

@@ -23,7 +23,7 @@ from fep.alarms.state import AlarmKind
 from fep.domain.account import Account
 from fep.domain.clock import Clock, PatientClock, to_text
 from fep.domain.errors import BodyError, FepError
-from fep.domain.ids import AccountNumber, BankName, ClientName, TaskId
+from fep.domain.ids import AccountNumber, BankName, ClientName, TaskId, client_ref
 from fep.domain.ids import Sequence as Numbers
 from fep.domain.money import ZERO, Cny
 from fep.domain.order import (
@@ -71,6 +71,8 @@ REASON_CHARS_MAX: Final = 500
 """Of why a body was refused: it may echo what the client wrote, and is told in a result's line."""
 FREE_SECONDS_MAX: Final = 5.0
 """How long a person's act waits for a task that is held."""
+HELD_SHOWN_MAX: Final = 1000
+"""Of payments held after a restore, so that they fit a line."""
 CHAIN_FIRST_MAX, CHAIN_LAST_MAX = 500, 1000
 """Of a causal chain, so that it fits a line: months of inquiries leave out some in the middle."""
 
@@ -135,6 +137,8 @@ class TaskService:
         self._was_full = False
         self._patient = PatientClock(clock, trio.current_time)
         self._accepting = True
+        self.held_since: dt.datetime | None = None
+        """While set no payment is sent: the store is a copy of that moment that was put back."""
 
     # -- start and stop -----------------------------------------------------------------------
 
@@ -178,8 +182,81 @@ class TaskService:
         for client, task_id in owed:
             self._box(client).results[task_id] = None
         await self.keep_drained()
+        await self._hold()
         await self._settle_orphans()
         log.info("tasks.loaded", open=len(tasks), owed=len(owed))
+
+    # -- after a restore ----------------------------------------------------------------------
+
+    async def _hold(self) -> None:
+        """Send no payment when the store is a copy that was put back, until a person releases them.
+
+        What was sent after the copy was made is not in it: a payment that waits here may have been
+        done.
+        """
+        self.held_since = await self.store.read(store.held_since)
+        if self.held_since is None:
+            self.alarms.clear(AlarmKind.STORE_RESTORED, "store")
+            return
+        taken_at = to_text(self.held_since)
+        log.error("payments.held", taken_at=taken_at, count=len(self._held()))
+        self.alarms.raise_alarm(
+            AlarmKind.STORE_RESTORED, "store", f"what was sent since {taken_at} is not known here"
+        )
+
+    def is_held(self, task: Task) -> bool:
+        """Say whether a payment must not be sent, since it may have been."""
+        return self.held_since is not None and task.moves_money and task.state in BEFORE_SENDING
+
+    def _held(self) -> list[Task]:
+        found = [task for task in self._open if self.is_held(task)]
+        return sorted(found, key=lambda task: task.seq)
+
+    def restored(self) -> dict[str, Any]:
+        """Return what waits for a person after a restore, in the order of admission."""
+        held = self._held()
+        return {
+            "held": self.held_since is not None,
+            "taken_at": None if self.held_since is None else to_text(self.held_since),
+            "count": len(held),
+            "payments": [self._held_view(task) for task in held[:HELD_SHOWN_MAX]],
+        }
+
+    def _held_view(self, task: Task) -> dict[str, Any]:
+        view: dict[str, Any] = {
+            "task_id": task.task_id,
+            "client": task.client,
+            "bank": task.bank,
+            "state": task.state.value,
+            "submitted_at": to_text(task.submitted_at),
+            "client_ref": client_ref(self.enterprise, task.task_id),
+        }
+        if isinstance(task.body, Order):
+            view |= {
+                "payer": task.body.payer,
+                "payee": task.body.payee.account,
+                "amount": str(task.body.amount),
+            }
+        return view
+
+    async def release(self, who: str, evidence: str) -> int:
+        """Let payments be sent again after a restore; returns how many waited.
+
+        Raises:
+            TaskRefusedError: BAD_STATE, none are held, or the evidence says too little.
+        """
+        if self.held_since is None:
+            raise TaskRefusedError(Refused("BAD_STATE", "no payments are held"))
+        _check_evidence(evidence)
+        now = self.clock.now()
+        await self.store.write(lambda c: store.release(c, who, evidence, now, self.configuration))
+        held = self._held()
+        self.held_since = None
+        self.alarms.clear(AlarmKind.STORE_RESTORED, "store")
+        log.warning("payments.released", who=who, count=len(held))
+        for lane in [*self.lanes.values(), *self._retired.values()]:
+            lane.put_back_held()
+        return len(held)
 
     async def _settle_orphans(self) -> None:
         """Tell of banks whose tasks are open and who are not configured any more.
@@ -513,7 +590,21 @@ class TaskService:
         found: dict[str, Any] | None = await self.store.read(lambda c: store.view(c, task_id))
         if found is None or (client is not None and found["client"] != client):
             raise TaskRefusedError(Refused("NOT_FOUND", f"there is no task {task_id}"))
+        if "archived" in found:
+            view = partial(store.view, task_id=task_id)
+            return await self._read_archived(task_id, view) or found
         return found
+
+    async def _read_archived(self, task_id: TaskId, work: Callable[[Any], Any]) -> Any:  # noqa: ANN401
+        """Read in the archive that has a task, None when none has it or can be read."""
+        year = await self.store.read(lambda c: store.archive_of(c, task_id))
+        return None if year is None else await self.store.read_archive(year, work)
+
+    async def stored(self, task_id: TaskId) -> Task | None:
+        """Return a task with its body, at its end or not, archived or not."""
+        read = partial(store.one, task_id=task_id)
+        found: Task | None = await self._read_archived(task_id, read)
+        return found or await self.store.read(read)
 
     async def page(
         self,
@@ -544,7 +635,11 @@ class TaskService:
             TaskRefusedError: NOT_FOUND.
         """
         task = await self.get(client, task_id)
-        chain = await self.store.read(lambda c: store.why(c, task_id))
+        read = partial(store.why, task_id=task_id)
+        if "archived" in task:
+            chain = await self._read_archived(task_id, read) or []
+        else:
+            chain = await self.store.read(read)
         omitted = len(chain) - CHAIN_FIRST_MAX - CHAIN_LAST_MAX
         if omitted <= 0:
             return {"task": task, "events": chain}
@@ -558,14 +653,15 @@ class TaskService:
             TaskRefusedError: NOT_FOUND, BAD_STATE.
         """
         task = await self._open_at_bank(task_id)
-        if len(evidence.strip()) < EVIDENCE_CHARS_MIN:
-            msg = f"evidence must say where it was seen, in {EVIDENCE_CHARS_MIN} characters or more"
+        if self.is_held(task) and outcome is not State.SUCCEEDED:
+            msg = "it was not sent by this store: cancel it, or leave it to be sent at the release"
             raise TaskRefusedError(Refused("BAD_STATE", msg))
+        _check_evidence(evidence)
         now = self.clock.now()
         proposal = store.Proposal(outcome, evidence, who)
 
         def propose(connection: Any) -> bool:  # noqa: ANN401
-            if not store.is_open_at_bank(connection, task.seq):
+            if not (self.is_held(task) or store.is_open_at_bank(connection, task.seq)):
                 return False
             store.propose(connection, task.seq, proposal, now)
             cause = f"{who} proposes {outcome.value}: {evidence}"
@@ -614,13 +710,19 @@ class TaskService:
             raise TaskRefusedError(Refused("BAD_STATE", msg))
         event = Event.PROVED_DONE if proposal.outcome is State.SUCCEEDED else Event.PROVED_REFUSED
         cause = f"two persons: {proposal.by} proposed, {who} confirmed: {proposal.evidence}"
-        columns = {"bank_code": "RESOLVED", "bank_message": cause}
+        columns: dict[str, Any] = {"bank_code": "RESOLVED", "bank_message": cause}
+        sent = None
+        if self.is_held(task):
+            event = Event.FOUND_DONE
+            sent, known = self._found_sent(task)
+            columns |= known
         try:
             await self.change(
                 task,
                 (event,),
                 cause,
                 columns=columns,
+                sent=sent,
                 only_if=lambda c: store.proposal(c, task.seq) == proposal,
                 patient=False,
             )
@@ -633,6 +735,19 @@ class TaskService:
             who=who,
             outcome=proposal.outcome.value,
         )
+
+    def _found_sent(self, task: Task) -> tuple[store.Sent | None, dict[str, Any]]:
+        """Return what is known of a payment that was sent after the restored copy was made."""
+        at = self.held_since
+        assert at is not None
+        columns = {
+            "client_ref": client_ref(self.enterprise, task.task_id),
+            "sent_at": to_text(at),
+        }
+        if not isinstance(task.body, Order):
+            return None, columns
+        payee = task.body.payee.account
+        return store.Sent(task.bank, task.body.payer, payee, task.body.amount, at), columns
 
     @staticmethod
     async def _wait_free(task: Task) -> None:
@@ -647,7 +762,7 @@ class TaskService:
             found = await self.get(None, task_id)
             msg = f"the task is {found['state']}: there is nothing to resolve"
             raise TaskRefusedError(Refused("BAD_STATE", msg))
-        if task.state not in OPEN_AT_BANK:
+        if task.state not in OPEN_AT_BANK and not self.is_held(task):
             msg = f"the task is {task.state.value}: only accepted and unknown ones are resolved"
             raise TaskRefusedError(Refused("BAD_STATE", msg))
         return task
@@ -1094,6 +1209,12 @@ class TaskService:
             self.alarms.raise_alarm(
                 AlarmKind.UNMATCHED_REPLY, bank, "an answer matched no request; its bytes are kept"
             )
+
+
+def _check_evidence(evidence: str) -> None:
+    if len(evidence.strip()) < EVIDENCE_CHARS_MIN:
+        msg = f"evidence must say where it was seen, in {EVIDENCE_CHARS_MIN} characters or more"
+        raise TaskRefusedError(Refused("BAD_STATE", msg))
 
 
 class _Claim:

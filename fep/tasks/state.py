@@ -63,6 +63,8 @@ class Event(StrEnum):
     PROVED_DONE = "proved_done"
     PROVED_REFUSED = "proved_refused"
     PROVED_RETURNED = "proved_returned"
+    FOUND_DONE = "found_done"
+    """Two persons saw it at the bank: it was sent after the copy was made that is the store now."""
 
 
 class IllegalTransitionError(LocalProtocolError):
@@ -78,6 +80,7 @@ TRANSITIONS: Final[dict[State, dict[Event, State]]] = {
         Event.BODY_REFUSED: State.FAILED,
         Event.CANCELLED: State.CANCELLED,
         Event.EXPIRED: State.EXPIRED,
+        Event.FOUND_DONE: State.SUCCEEDED,
     },
     State.OFFERED: {
         Event.OFFER_LAPSED: State.QUEUED,
@@ -85,11 +88,13 @@ TRANSITIONS: Final[dict[State, dict[Event, State]]] = {
         Event.BODY_REFUSED: State.FAILED,
         Event.CANCELLED: State.CANCELLED,
         Event.EXPIRED: State.EXPIRED,
+        Event.FOUND_DONE: State.SUCCEEDED,
     },
     State.FETCHED: {
         Event.SEND_BEGUN: State.SENDING,
         Event.BODY_REFUSED: State.FAILED,
         Event.CANCELLED: State.CANCELLED,
+        Event.FOUND_DONE: State.SUCCEEDED,
     },
     State.SENDING: {
         Event.NOTHING_SENT: State.FETCHED,

@@ -18,7 +18,9 @@ from fep.domain.clock import from_text, to_text
 from fep.domain.ids import AccountNumber, BankName, ClientName, ClientRef, TaskId
 from fep.domain.money import Cny
 from fep.domain.order import Body, Kind, parse_body
-from fep.store.schema import lane, message, payment, resolution, task, task_event
+from fep.store import chain
+from fep.store.files import archive_name
+from fep.store.schema import lane, message, payment, resolution, restored, task, task_event
 from fep.tasks.matching import DAYS_AFTER_MAX, Payment, Watched
 from fep.tasks.state import FINAL, OPEN_AT_BANK, Event, State
 from fep.tasks.task import Delivery, Task, body_bytes, digest
@@ -584,6 +586,8 @@ def _view(row: Any) -> dict[str, Any]:  # noqa: ANN401
         "bank_message": row.bank_message,
         "acknowledged": row.delivery == ACKNOWLEDGED,
     }
+    if row.archived is not None:
+        view["archived"] = archive_name(row.archived)
     for name in ("client_ref", "sent_at", "inquire_at"):
         if (value := getattr(row, name)) is not None:
             view[name] = value
@@ -596,6 +600,13 @@ def view(connection: sa.Connection, task_id: str) -> dict[str, Any] | None:
     """Return one task as ``task.get`` shows it, None when there is none."""
     row = connection.execute(sa.select(task).where(task.c.task_id == task_id)).first()
     return None if row is None else _view(row)
+
+
+def archive_of(connection: sa.Connection, task_id: str) -> str | None:
+    """Return the year of the archive that has the rest of a task, None when the store has it."""
+    query = sa.select(task.c.archived).where(task.c.task_id == task_id)
+    found: str | None = connection.execute(query).scalar()
+    return found
 
 
 def page(
@@ -700,6 +711,26 @@ def propose(connection: sa.Connection, seq: int, given: Proposal, at: dt.datetim
             proposed_at=to_text(at),
         )
     )
+
+
+def held_since(connection: sa.Connection) -> dt.datetime | None:
+    """Return when the copy was made that is the store now, None when nobody must look at that."""
+    query = sa.select(sa.func.min(restored.c.taken_at)).where(restored.c.released_at.is_(None))
+    found = connection.execute(query).scalar()
+    return None if found is None else from_text(found)
+
+
+def release(
+    connection: sa.Connection, who: str, evidence: str, at: dt.datetime, configuration: str
+) -> None:
+    """Note that a person has looked, and payments may be sent again."""
+    connection.execute(
+        sa.update(restored)
+        .where(restored.c.released_at.is_(None))
+        .values(released_at=to_text(at), released_by=who, evidence=evidence)
+    )
+    cause = f"{who} released payments after a restore: {evidence}"
+    chain.note(connection, chain.RELEASED, cause, at, configuration=configuration)
 
 
 def encoded(kind: Kind, body: Body) -> dict[str, Any]:

@@ -29,13 +29,14 @@ from cryptography import x509
 from fep.adapters import registry
 from fep.adapters.host import BookAccount, Faults, HostProfile
 from fep.daemon import config as configuration
-from fep.daemon.app import STORE_FILE, Daemon
+from fep.daemon.app import Daemon
 from fep.domain.clock import SystemClock
 from fep.domain.ids import BankName
 from fep.logs import Followers
 from fep.sandbox.book import SqliteBook
 from fep.sandbox.host import run_host
 from fep.sandbox.scene import BANKS, FINANCE_CLIENT, HostProcess, Scene
+from fep.store.files import STORE_FILE
 
 WAIT_SECONDS_MAX = 60.0
 POLL_SECONDS = 0.01

@@ -12,10 +12,10 @@ import pytest
 import tomli_w
 
 from fep.control.commands import METHODS, PROTOCOL_VERSION, Role, plain
-from fep.daemon.app import STORE_FILE
 from fep.domain.clock import SystemClock
 from fep.domain.ids import SlotName
 from fep.domain.order import Kind
+from fep.store.files import STORE_FILE
 from tests.control.conftest import Start
 from tests.control.rig import BANK, Config, Rig, Wire
 
@@ -41,6 +41,8 @@ MAY_CALL = {
     "link.list": EVERYBODY,
     "link.drain": ACTING,
     "link.resume": ACTING,
+    "restore.show": PEOPLE,
+    "restore.release": ACTING,
     "alarm.list": EVERYBODY,
     "alarm.acknowledge": ACTING,
     "config.show": PEOPLE,
@@ -72,6 +74,8 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "link.list": {},
     "link.drain": {"bank": BANK.name},
     "link.resume": {"bank": BANK.name},
+    "restore.show": {},
+    "restore.release": {"evidence": "statements of today"},
     "alarm.list": {},
     "alarm.acknowledge": {"alarm_id": "none"},
     "config.show": {},

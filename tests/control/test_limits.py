@@ -11,9 +11,9 @@ from typing import Any
 import orjson
 import pytest
 
-from fep.daemon.app import STORE_FILE
 from fep.domain.money import Cny
 from fep.domain.order import Direction, Statement, StatementEntry, result_value
+from fep.store.files import STORE_FILE
 from fep.tasks.lane import STATEMENT_ENTRIES_MAX, _statement
 from fep.tasks.service import CHAIN_FIRST_MAX, CHAIN_LAST_MAX, REASON_CHARS_MAX
 from fep.wire import jsonrpc

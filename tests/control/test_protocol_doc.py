@@ -309,6 +309,11 @@ INSIDE = {
     "BAD_CONFIG": "at the start only; a reload answers BAD_STATE with the faults",
     "KEY_FAULT": "never leaves fep.keys",
     "STORE_NEWER": "at the start only",
+    "STORE_UNREADABLE": "of fep verify-store, backup and archive",
+    "NOT_SOUND": "of fep backup and restore",
+    "STATE_HELD": "of fep restore and archive",
+    "BACKUP_REFUSED": "of fep backup and restore",
+    "ARCHIVE_CONFLICT": "of fep archive",
 }
 """Codes of errors that no session is answered with, and why not."""
 OTHERS = ("fep.client", "fep.sandbox", "fep.control.ctl", "fep.control.show")
@@ -615,7 +620,7 @@ def test_the_states_of_a_payment_are_those_that_are_shown() -> None:
 
 
 def _row(**more: Any) -> Any:
-    nothing = dict.fromkeys(("result", "client_ref", "sent_at", "inquire_at"))
+    nothing = dict.fromkeys(("result", "client_ref", "sent_at", "inquire_at", "archived"))
     texts = ("task_id", "client", "bank", "kind", "state", "bank_code", "bank_message", "bank_ref")
     times = dict.fromkeys(("submitted_at", "expires_at", "updated_at"), "2026-01-05T09:00:00+00:00")
     numbers = dict.fromkeys(("priority", "offers", "delivery"), 0)
@@ -625,7 +630,9 @@ def _row(**more: Any) -> Any:
 
 def test_a_task_has_the_members_that_are_shown() -> None:
     at = "2026-01-05T09:00:00.000+00:00"
-    full = _row(client_ref=REF, sent_at=at, inquire_at=at, bank_ref="R", result=b"{}")
+    full = _row(
+        client_ref=REF, sent_at=at, inquire_at=at, bank_ref="R", result=b"{}", archived="2025"
+    )
     check_object(SUBS["A task"], "task", store._view(_row()), store._view(full))
 
 

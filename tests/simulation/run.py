@@ -27,6 +27,7 @@ from fep.control.commands import Role, Services
 from fep.control.session import Peer, Session
 from fep.daemon.app import Daemon, Outside
 from fep.daemon.config import Config
+from fep.daemon.verify import verify
 from fep.domain.ids import BankName, ClientName, TaskId, client_ref
 from fep.keys.routing import Insertion, View
 from fep.links.config import LinkConfig
@@ -34,6 +35,7 @@ from fep.logs import Followers
 from fep.sandbox.book import SqliteBook
 from fep.store import schema
 from fep.store.database import Store
+from fep.store.files import STORE_FILE
 from fep.tasks.state import FINAL, State
 from tests.simulation.banks import AGAIN, Bank, Mischief
 from tests.simulation.machine import (
@@ -546,6 +548,8 @@ class Run:
         rows = await store.read(_every_task)
         self.report.tasks = len(rows)
         faults += self._book.check()
+        looked = verify(self._disk.directory / STORE_FILE, enterprise=ENTERPRISE)
+        faults += [f"the store is not sound: {one}" for one in looked.findings]
         booked: dict[str, int] = {}
         returned = self._returned()
         self.report.returned = len(returned)

@@ -81,7 +81,7 @@ def test_an_event_without_a_row_is_a_defect_that_names_both() -> None:
 @given(LIVES)
 def test_before_sending_nothing_but_states_of_this_machine(life: list[Step]) -> None:
     for before, event, after in life:
-        if event is Event.SEND_BEGUN:
+        if event in (Event.SEND_BEGUN, Event.FOUND_DONE):
             break
         assert before in BEFORE_SENDING
         assert after in BEFORE_SENDING | NEVER_LEFT

@@ -1,0 +1,321 @@
+"""What must hold of the store's rows, whatever happened: one task, one pool item, one alarm. Pure.
+
+The daemon never breaks these; who changes the file by hand, or a defect of ours, does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import attrs
+import orjson
+
+from fep.alarms.state import AlarmKind, AlarmState
+from fep.domain.clock import from_text
+from fep.domain.errors import BodyError
+from fep.domain.ids import TaskId, client_ref
+from fep.domain.order import MOVES_MONEY, Body, Kind, Order, parse_body
+from fep.pooling.plan import ENDED, ItemState, RoundState
+from fep.tasks.state import FINAL, Event, IllegalTransitionError, State, step
+
+SUBMITTED: Final = "submitted"
+RESOLVED: Final = "RESOLVED"
+"""``bank_code`` of an end that two persons confirmed: there is no result of the bank's."""
+NO_RESULT, OWED, ACKNOWLEDGED = 0, 1, 2
+PLAIN: Final = re.compile(r"[!-~]*")
+"""What an event has in all columns but two: the text under its link's digest is cut at blanks."""
+
+_EVENTS: Final = {event.value: event for event in Event}
+_STATES: Final = {state.value for state in State}
+_KINDS: Final = {kind.value for kind in Kind}
+
+
+@attrs.frozen
+class TaskRow:
+    """The columns of a task that something must hold of."""
+
+    seq: int
+    task_id: str
+    client: str
+    bank: str
+    kind: str
+    state: str
+    submitted_at: str
+    updated_at: str
+    offers: int
+    body: bytes | None
+    body_digest: str | None
+    client_ref: str | None
+    sent_at: str | None
+    has_result: bool
+    bank_code: str
+    delivery: int
+    archived: str | None
+
+
+@attrs.frozen
+class EventRow:
+    """One event."""
+
+    seq: int
+    at: str
+    event: str
+    state: str
+    cause: str
+    configuration: str
+    digest: str
+    detail: str
+
+
+@attrs.frozen
+class MessageRow:
+    """One message, of whose bytes only the digest is kept."""
+
+    direction: str
+    digest: str
+    real_digest: str
+
+
+def sha256(data: bytes) -> str:
+    """Return the digest of exact bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def task_faults(
+    task: TaskRow,
+    events: Sequence[EventRow],
+    messages: Sequence[MessageRow],
+    enterprise: str | None = None,
+) -> Iterator[str]:
+    """Yield what is wrong with a task.
+
+    Args:
+        task: the task's row, whole: of an archived one that of the archive.
+        events: its events, in order.
+        messages: what was sent and received for it.
+        enterprise: whose store it is; None when that is not known.
+    """
+    if task.state not in _STATES or task.kind not in _KINDS:
+        yield f"state {task.state!r} or kind {task.kind!r} is none that there is"
+        return
+    if not events:
+        yield "it has no events"
+        return
+    for event in events:
+        yield from event_faults(event)
+    yield from _submission_faults(task, events[0])
+    yield from _walk_faults(task, events)
+    yield from _column_faults(task, events)
+    yield from _message_faults(events, messages)
+    if Kind(task.kind) in MOVES_MONEY:
+        yield from _payment_faults(task, events, messages, enterprise)
+
+
+def event_faults(event: EventRow) -> Iterator[str]:
+    """Yield what is wrong with an event by itself."""
+    plain = (event.at, event.event, event.state, event.configuration, event.digest)
+    if not all(PLAIN.fullmatch(one) for one in plain) or "\0" in event.cause + event.detail:
+        yield f"event {event.seq} has characters that no event has"
+
+
+def _submission_faults(task: TaskRow, first: EventRow) -> Iterator[str]:
+    expected = (SUBMITTED, State.QUEUED.value, task.submitted_at)
+    if (first.event, first.state, first.at) != expected:
+        yield f"event {first.seq}, its first, is not its submission"
+    elif first.cause != f"task.submit of client {task.client}":
+        yield f"it is {task.client}'s, and event {first.seq} says: {first.cause}"
+    if first.digest and first.digest != task.body_digest:
+        yield f"event {first.seq} tells another body than the recorded one"
+
+
+def _walk_faults(task: TaskRow, events: Sequence[EventRow]) -> Iterator[str]:
+    """Follow the events through the table of transitions."""
+    state, changed_at = State.QUEUED, events[0].at
+    steps = [(one, _EVENTS[one.event]) for one in events[1:] if one.event in _EVENTS]
+    for place, (row, event) in enumerate(steps):
+        try:
+            state = step(state, event)
+        except IllegalTransitionError as error:
+            yield f"event {row.seq}: {error}"
+            return
+        changed_at = row.at
+        if row.state != state.value:
+            # Events of one change all bear the state that the last of them leads to.
+            after = steps[place + 1][0] if place + 1 < len(steps) else None
+            if after is None or (after.at, after.state) != (row.at, row.state):
+                yield f"event {row.seq} says {row.state}, and {event.value} leads to {state.value}"
+    if state.value != task.state:
+        yield f"it is {task.state}, and its events lead to {state.value}"
+    elif changed_at != task.updated_at:
+        yield f"it changed at {task.updated_at}, and its last event at {changed_at}"
+
+
+def _column_faults(task: TaskRow, events: Sequence[EventRow]) -> Iterator[str]:
+    state = State(task.state)
+    names = [one.event for one in events]
+    if task.body is not None and sha256(task.body) != task.body_digest:
+        yield "its body is not the one that its digest is of"
+    if task.body is None and Event.SEND_BEGUN in names:
+        yield "it was sent, and has no body"
+    if task.offers != names.count(Event.OFFERED):
+        yield f"it counts {task.offers} offers, and its events {names.count(Event.OFFERED)}"
+    if (task.delivery == NO_RESULT) == (state in FINAL):
+        yield f"it is {task.state}, and its delivery is {task.delivery}"
+    if task.has_result and state not in FINAL:
+        yield f"it is {task.state}, and has a result"
+    done = state in (State.SUCCEEDED, State.RETURNED)
+    if done and not task.has_result and task.bank_code != RESOLVED:
+        yield f"it is {task.state}, and has no result"
+
+
+def _message_faults(events: Sequence[EventRow], messages: Sequence[MessageRow]) -> Iterator[str]:
+    for message in messages:
+        if message.digest != message.real_digest:
+            yield f"the bytes {message.direction} are not those of digest {message.digest[:12]}…"
+    kept = {message.digest for message in messages}
+    for event in events:
+        if event.digest and event.event != SUBMITTED and event.digest not in kept:
+            yield f"the bytes of event {event.seq} ({event.event}) are not kept"
+
+
+def _payment_faults(
+    task: TaskRow,
+    events: Sequence[EventRow],
+    messages: Sequence[MessageRow],
+    enterprise: str | None,
+) -> Iterator[str]:
+    begun = [one for one in events if one.event == Event.SEND_BEGUN]
+    sent = [one.digest for one in messages if one.direction == "sent"]
+    for event in begun:
+        if event.digest not in sent:
+            yield f"event {event.seq} sent bytes that are not kept"
+        if not event.cause.endswith(f" under {task.client_ref}"):
+            yield f"its reference is {task.client_ref}, and event {event.seq} was {event.cause}"
+    if len(sent) > len(begun):
+        yield f"{len(sent)} messages were sent, and it was begun {len(begun)} times"
+    if begun and (task.client_ref is None or task.sent_at is None):
+        yield "it was sent, and has no reference or no moment of that"
+    if enterprise is not None and task.client_ref not in (
+        None,
+        client_ref(enterprise, TaskId(task.task_id)),
+    ):
+        yield f"reference {task.client_ref} is not that of this task id"
+
+
+@attrs.frozen
+class PaymentRow:
+    """What a payment is searched by, with its task."""
+
+    task_seq: int
+    bank: str
+    payer: str
+    payee: str
+    amount_fen: int
+    is_watched: bool
+    task_bank: str
+    task_kind: str
+    task_state: str
+    task_body: bytes | None
+
+
+def payment_faults(row: PaymentRow) -> Iterator[str]:
+    """Yield what is wrong with a payment's row."""
+    if row.is_watched and row.task_state != State.SUCCEEDED:
+        yield f"it is {row.task_state}, and watched for its return"
+    if row.task_bank != row.bank:
+        yield f"it is searched at {row.bank}, and its task is {row.task_bank}'s"
+    if row.task_body is None:
+        return
+    body = _stored_body(row.task_kind, row.task_body)
+    told = (row.payer, row.payee, row.amount_fen)
+    if not isinstance(body, Order):
+        yield "it is searched as a payment, and its body is none"
+    elif (body.payer, body.payee.account, body.amount.fen) != told:
+        yield f"it is searched as {row.amount_fen} fen from {row.payer}, and its body is another"
+
+
+def _stored_body(kind: str, data: bytes) -> Body | None:
+    """Return a stored body, None when it can't be read."""
+    try:
+        return parse_body(Kind(kind), orjson.loads(data)["params"])
+    except (BodyError, ValueError, KeyError, TypeError):
+        return None
+
+
+@attrs.frozen
+class ItemRow:
+    """One account of a pooling round, with the task that moves its money."""
+
+    round_id: str
+    round_state: str
+    plan_only: bool
+    account: str
+    state: str
+    amount_fen: int | None
+    sweep_task: str
+    task_kind: str | None
+    """None: there is no such task."""
+    task_state: str | None
+    task_body: bytes | None
+    task_delivery: int | None
+
+
+_SWEPT: Final = {
+    ItemState.SWEPT: {State.SUCCEEDED, State.RETURNED},
+    ItemState.RETURNED: {State.RETURNED},
+}
+_NOT_SWEPT: Final = frozenset({ItemState.ASKING, ItemState.NOTHING})
+"""No money moves for these: there is no task, or it ended without having been sent."""
+
+
+def item_faults(item: ItemRow) -> Iterator[str]:
+    """Yield what is wrong with an account of a round."""
+    try:
+        state = ItemState(item.state)
+        round_state = RoundState(item.round_state)
+        task_state = None if item.task_state is None else State(item.task_state)
+    except ValueError as error:
+        yield str(error)
+        return
+    ends = ENDED | ({ItemState.PLANNED} if item.plan_only else set())
+    if round_state is RoundState.FINISHED and state not in ends:
+        yield f"the round is finished, and this account is {state.value}"
+    told = "not there" if task_state is None else task_state.value
+    if state in _SWEPT and task_state not in _SWEPT[state]:
+        yield f"it is {state.value}, and its transfer {item.sweep_task} is {told}"
+    moved = task_state in (State.SUCCEEDED, State.RETURNED)
+    if (item.plan_only or state in _NOT_SWEPT) and moved:
+        yield f"it is {state.value}, and its transfer {item.sweep_task} is {told}"
+    if state is ItemState.FAILED and moved and item.task_delivery == ACKNOWLEDGED:
+        yield f"it is failed, and its transfer {item.sweep_task} is {told}"
+    if item.task_kind is not None and item.task_body is not None:
+        yield from _sweep_faults(item, item.task_kind, item.task_body)
+
+
+def _sweep_faults(item: ItemRow, kind: str, data: bytes) -> Iterator[str]:
+    body = _stored_body(kind, data)
+    if not isinstance(body, Order) or body.payer != item.account:
+        yield f"its transfer {item.sweep_task} takes from another account"
+    elif body.amount.fen != item.amount_fen:
+        yield f"its transfer {item.sweep_task} moves {body.amount}, not the amount of the round"
+
+
+def alarm_faults(row: Any) -> Iterator[str]:  # noqa: ANN401 - a row is untyped by nature
+    """Yield what is wrong with an alarm."""
+    try:
+        state = AlarmState(row.state)
+        AlarmKind(row.kind)
+        for moment in (row.raised_at, row.last_at):
+            from_text(moment)
+    except ValueError as error:
+        yield str(error)
+        return
+    if row.count < 1:
+        yield f"it was seen {row.count} times"
+    if (row.cleared_at is not None) != (state is AlarmState.CLEARED):
+        yield f"it is {state.value}, and its end is {row.cleared_at}"
+    if state is AlarmState.ACKNOWLEDGED and not (row.acknowledged_at and row.acknowledged_by):
+        yield "it is acknowledged, and not told by whom and when"

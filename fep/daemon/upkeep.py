@@ -1,0 +1,314 @@
+"""The commands that look after the store: verify-store, backup, restore, archive.
+
+Each works on the files, beside a running daemon or without one (``restore`` only without). Nothing
+of the daemon is asked, so they also work when it is down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import errno
+import fcntl
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import sqlalchemy as sa
+
+from fep.control import show
+from fep.daemon.config import Config, ConfigFaultsError, load
+from fep.daemon.verify import Report, UnreadableStoreError, verify
+from fep.domain.clock import SHANGHAI, SystemClock
+from fep.domain.errors import FepError
+from fep.domain.order import MOVES_MONEY
+from fep.store import archive, backup, files, schema
+from fep.tasks.state import FINAL, State
+from fep.tasks.store import ACKNOWLEDGED
+
+ARCHIVE_LOCK_FILE: Final = "archive.lock"
+WATCH_DAYS_MIN: Final = 30
+"""A payment that was done stays in the store for so long at least: it may still come back."""
+LINE_SECONDS: Final = 10.0
+"""Where no terminal shows progress, a line says how far it is so often."""
+FINDINGS_SHOWN_MAX: Final = 200
+
+
+class NotSoundError(FepError):
+    """A copy of the store is not sound; it was thrown away."""
+
+    code = "NOT_SOUND"
+
+
+class StateHeldError(FepError):
+    """Another process holds what this command needs for itself."""
+
+    code = "STATE_HELD"
+
+
+def verify_store(given: argparse.Namespace) -> int:
+    """``fep verify-store``: 0 when the store is sound."""
+    return _run(given, _verify_store)
+
+
+def back_up(given: argparse.Namespace) -> int:
+    """``fep backup``: 0 when the copy is there and sound."""
+    return _run(given, _back_up)
+
+
+def restore(given: argparse.Namespace) -> int:
+    """``fep restore``: 0 when the copy is in the place of the store."""
+    return _run(given, _restore)
+
+
+def archive_tasks(given: argparse.Namespace) -> int:
+    """``fep archive``: 0 when all that is over and old enough is in the archives."""
+    return _run(given, _archive)
+
+
+def _run(given: argparse.Namespace, command: Callable[[argparse.Namespace], int]) -> int:
+    os.umask(0o077)
+    try:
+        return command(given)
+    except ConfigFaultsError as error:
+        told = str(error)
+    except FepError as error:
+        told = f"fep: {error.code}: {error}"
+    except (sa.exc.DBAPIError, sqlite3.Error) as error:
+        told = f"fep: {_told(error)}"
+    except OSError as error:
+        full = "; free space and run it again" if error.errno == errno.ENOSPC else ""
+        told = f"fep: {error.strerror}: {error.filename or ''}{full}"
+    print(show.clean(told), file=sys.stderr)
+    return 1
+
+
+def _told(error: Exception) -> str:
+    origin = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    code = getattr(origin, "sqlite_errorcode", 0)
+    if code == sqlite3.SQLITE_IOERR_SHMSIZE:
+        # There was no room for SQLite's own file beside the store.
+        code = sqlite3.SQLITE_FULL
+    match code & 0xFF:
+        case sqlite3.SQLITE_FULL:
+            return "the disk is full; free space and run it again, nothing that was stored is lost"
+        case sqlite3.SQLITE_BUSY:
+            return (
+                "the daemon leaves no room for this now; run it again when less is going on,"
+                " what is done stays done"
+            )
+        case _:
+            name = getattr(origin, "sqlite_errorname", type(origin).__name__)
+            return f"{origin} ({name}); check the disk, and run fep verify-store"
+
+
+# -- verify-store -----------------------------------------------------------------------------
+
+
+def _verify_store(given: argparse.Namespace) -> int:
+    path, enterprise = given.path, None
+    if path is None:
+        config = load(given.config)
+        path, enterprise = config.state_dir / files.STORE_FILE, config.enterprise.id
+    with _progress("verify-store") as tell:
+        report = verify(
+            path, full=given.full, enterprise=enterprise, head=given.head, progress=tell
+        )
+    _answer(given, report.value(), partial(_show, report))
+    return int(not report.sound)
+
+
+def _show(report: Report) -> None:
+    for note in report.notes:
+        print(show.clean(note))
+    for finding in report.findings[:FINDINGS_SHOWN_MAX]:
+        print(show.clean(str(finding)))
+    print(f"{'checked 检查':<18} {'looked at 数量':>12} {'wrong 问题':>10}")
+    for check in report.checks.values():
+        print(f"{check.name:<20} {check.looked_at:>14} {check.wrong:>12}")
+    print(f"head of the chain 链头: {report.head}")
+    word = "sound 完好" if report.sound else "NOT SOUND 有问题"
+    print(f"{report.path}: {word} ({report.seconds:.1f} s)")
+
+
+# -- backup and restore -----------------------------------------------------------------------
+
+
+def _back_up(given: argparse.Namespace) -> int:
+    config = load(given.config)
+    now = SystemClock().now()
+    target: Path = given.target
+    if target.is_dir():
+        target /= f"fep-{now.astimezone(SHANGHAI):%Y%m%d-%H%M%S}.sqlite"
+    seen: list[Report] = []
+    with _progress("backup") as tell:
+        backup.back_up(
+            config.state_dir / files.STORE_FILE,
+            target,
+            now,
+            lambda path: seen.append(_checked(path, config, tell)),
+            partial(tell, "copying, pages"),
+            replace=given.force,
+        )
+    size, head = target.stat().st_size, str(seen[0].head)
+    value = {"backup": str(target), "bytes": size, "head": head}
+    _answer(
+        given,
+        value,
+        lambda: print(f"{target}: {size} bytes, sound 完好; head of the chain 链头: {head}"),
+    )
+    return 0
+
+
+def _checked(path: Path, config: Config, tell: Tell) -> Report:
+    """Look at a copy before it is put in its place.
+
+    Raises:
+        NotSoundError: something in it is wrong, and so it is in what it was made of.
+    """
+    report = verify(path, archives=config.state_dir, enterprise=config.enterprise.id, progress=tell)
+    if not report.sound:
+        told = "\n".join(str(one) for one in report.findings[:FINDINGS_SHOWN_MAX])
+        msg = f"the copy was made, and it is not sound; it was thrown away:\n{told}"
+        raise NotSoundError(msg)
+    return report
+
+
+RESTORED: Final = """\
+{place}: restored 已恢复; the store that was there is kept as {former}
+This file does not know what was sent after {taken_at}.
+Start the daemon: it asks and answers, and sends no payment. Then:
+  fepctl restored             what waits, with our references
+  fepctl release --evidence …  when it was compared with the banks' statements"""
+
+
+def _restore(given: argparse.Namespace) -> int:
+    config = load(given.config)
+    with _held(config.state_dir / files.LOCK_FILE, "the daemon runs; stop it first"):
+        with _progress("restore") as tell:
+            former = backup.restore(
+                given.backup,
+                config.state_dir,
+                SystemClock().now(),
+                lambda path: _checked(path, config, tell),
+                partial(tell, "copying, pages"),
+            )
+        place = config.state_dir / files.STORE_FILE
+        with files.reading(place) as connection:
+            taken_at = connection.execute(
+                sa.select(sa.func.min(schema.restored.c.taken_at)).where(
+                    schema.restored.c.released_at.is_(None)
+                )
+            ).scalar_one()
+    value = {"store": str(place), "former": str(former), "taken_at": taken_at}
+    _answer(given, value, lambda: print(RESTORED.format(place=place, **value)))
+    return 0
+
+
+# -- archive ----------------------------------------------------------------------------------
+
+
+def _archive(given: argparse.Namespace) -> int:
+    config, now = load(given.config), SystemClock().now()
+    before = dt.datetime.combine(given.before, dt.time(), SHANGHAI)
+    if before > now:
+        msg = f"--before {given.before} is not over yet"
+        raise StateHeldError(msg)
+    # Days are counted whole, by banks in Shanghai and by us in UTC.
+    watch = max(WATCH_DAYS_MIN, *(bank.card.returned.watch_days + 1 for bank in config.banks))
+    over = archive.Over(
+        states=sorted(state.value for state in FINAL),
+        acknowledged=ACKNOWLEDGED,
+        before=before,
+        watched_state=State.SUCCEEDED.value,
+        watched_kinds=sorted(kind.value for kind in MOVES_MONEY),
+        watched_before=now - dt.timedelta(days=watch),
+    )
+    place = config.state_dir / files.STORE_FILE
+    with (
+        _held(config.state_dir / ARCHIVE_LOCK_FILE, "another fep archive runs"),
+        _progress("archive") as tell,
+        files.writing(_there(place)) as store,
+    ):
+        if (version := schema.version_of(store)) != schema.VERSION:
+            msg = f"{place} has version {version}; start this release's daemon once"
+            raise UnreadableStoreError(msg)
+        moved = archive.move(
+            store,
+            config.state_dir,
+            over,
+            now,
+            f"fep archive --before {given.before}",
+            lambda year, count: tell(f"moved to {files.archive_name(year)}", count, 0),
+        )
+    value = {"archived": {files.archive_name(year): count for year, count in moved.items()}}
+    _answer(given, value, lambda: print(_archived_words(value["archived"])))
+    return 0
+
+
+def _archived_words(moved: dict[str, int]) -> str:
+    lines = [f"{name}: {count} tasks moved 已归档" for name, count in moved.items()]
+    return "\n".join(lines) or "nothing to archive 没有可归档的任务"
+
+
+# -- inside -----------------------------------------------------------------------------------
+
+Tell = Callable[[str, int, int], None]
+
+
+def _there(place: Path) -> Path:
+    if not place.is_file():
+        msg = f"there is no store {place}"
+        raise UnreadableStoreError(msg)
+    return place
+
+
+def _answer(given: argparse.Namespace, value: dict[str, Any], draw: Callable[[], None]) -> None:
+    if given.json:
+        print(orjson.dumps(value).decode())
+    else:
+        draw()
+
+
+@contextmanager
+def _held(path: Path, otherwise: str) -> Iterator[None]:
+    """Hold a lock file for the block.
+
+    Raises:
+        StateHeldError: another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            msg = f"{path.parent}: {otherwise}"
+            raise StateHeldError(msg) from error
+        files.give_to_owner(path, path.parent)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Tell]:
+    """Show how far a command is: a changing line on a terminal, else a line now and then."""
+    said_at = time.monotonic()
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal said_at
+        line = f"{name}: {what} {done}" + (f" of {total}" if total else "")
+        update(line)
+        if not sys.stderr.isatty() and time.monotonic() - said_at >= LINE_SECONDS:
+            said_at = time.monotonic()
+            print(line, file=sys.stderr, flush=True)
+
+    with show.progress(name) as update:
+        yield tell

@@ -1,0 +1,190 @@
+"""Copies the store while the daemon runs, and puts a copy back in its place.
+
+A copy bears a mark in itself (``restored``): wherever it is put, the daemon that opens it knows
+that payments may have been sent which this file does not know, and sends none until a person has
+looked. So it does not matter how the file came back.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from fep.domain.clock import to_text
+from fep.domain.errors import FepError
+from fep.store import chain, files, schema
+from fep.store.schema import restored, task_event
+
+PAGES_AT_ONCE: Final = 2048
+NEVER: Final = "1970-01-01T00:00:00.000+00:00"
+
+Check = Callable[[Path], object]
+"""Raises when a file is not sound."""
+Tell = Callable[[int, int], None]
+"""Told how many pages are copied, and of how many."""
+
+
+class BackupRefusedError(FepError):
+    """A copy can't be made or put there; nothing was changed."""
+
+    code = "BACKUP_REFUSED"
+
+
+def back_up(
+    source: Path, target: Path, now: dt.datetime, check: Check, tell: Tell, *, replace: bool = False
+) -> None:
+    """Copy a store as it is at one moment; the copy appears under its name when it is sound.
+
+    Args:
+        source: the store; the daemon may be writing to it.
+        target: the copy's file.
+        now: the present moment.
+        check: looks at the copy before it has its name.
+        tell: told how far it is.
+        replace: put it in the place of a file that is there.
+
+    Raises:
+        BackupRefusedError: a file is there, or no folder for it.
+        sqlalchemy.exc.DBAPIError, sqlite3.Error, OSError: a file can't be read or written.
+        FepError: the copy is not sound, by ``check``.
+    """
+    if target.exists() and not replace:
+        msg = f"{target} is there already; give another name, or --force"
+        raise BackupRefusedError(msg)
+    if not target.parent.is_dir():
+        msg = f"{target.parent} is no folder"
+        raise BackupRefusedError(msg)
+    # In the same folder, so that it gets its name in one step.
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        copy(source, unfinished, tell)
+        with files.writing(unfinished, alone=True) as connection:
+            _mark(connection, now)
+        _finish(unfinished)
+        check(unfinished)
+        unfinished.replace(target)
+        files.sync_directory(target.parent)
+    finally:
+        _remove(unfinished)
+
+
+def restore(source: Path, directory: Path, now: dt.datetime, check: Check, tell: Tell) -> Path:
+    """Put a copy in the place of the store; returns under which name the former store is kept.
+
+    The caller holds the state directory: no daemon runs, and none starts.
+
+    Raises:
+        BackupRefusedError: there is no such copy, or it is no store.
+        NewerStoreError: a newer release wrote it.
+        sqlalchemy.exc.DBAPIError, sqlite3.Error, OSError: a file can't be read or written.
+        FepError: the copy is not sound, by ``check``.
+    """
+    if not source.is_file():
+        msg = f"there is no file {source}"
+        raise BackupRefusedError(msg)
+    place = directory / files.STORE_FILE
+    unfinished = directory / f".{files.STORE_FILE}.part"
+    try:
+        _remove(unfinished)
+        _check_store(source)
+        copy(source, unfinished, tell)
+        with files.writing(unfinished, alone=True) as connection:
+            schema.migrate(connection)
+            _mark_restored(connection, now)
+        _finish(unfinished)
+        check(unfinished)
+        files.give_to_owner(unfinished, directory)
+        former = _exchange(unfinished, place, now)
+    finally:
+        _remove(unfinished)
+    return former
+
+
+def _check_store(path: Path) -> None:
+    """Refuse what has no tables of ours: an empty file is a database, too."""
+    try:
+        with files.reading(path) as connection:
+            version = schema.version_of(connection)
+    except sa.exc.DBAPIError as error:
+        msg = f"{path} is no store: {error.orig}"
+        raise BackupRefusedError(msg) from error
+    if not version:
+        msg = f"{path} is no store: it has no tables"
+        raise BackupRefusedError(msg)
+
+
+def _exchange(new: Path, place: Path, now: dt.datetime) -> Path:
+    """Put the new file where the old one is, and keep that under another name.
+
+    The old file's write-ahead log must not meet the new file, so several names change. While they
+    do a flag keeps the daemon from starting; after a crash in between ``fep restore`` is run again.
+    """
+    flag = place.with_name(files.RESTORING_FILE)
+    former = place.with_name(f"{place.name}.before-{now:%Y%m%dT%H%M%SZ}")
+    flag.touch()
+    files.give_to_owner(flag, place.parent)
+    files.sync_directory(place.parent)
+    for end in ("", *files.SIDE_FILES):
+        old = place.with_name(place.name + end)
+        if old.exists():
+            old.rename(former.with_name(former.name + end))
+    files.sync_directory(place.parent)
+    new.replace(place)
+    files.sync_directory(place.parent)
+    flag.unlink()
+    files.sync_directory(place.parent)
+    return former
+
+
+def copy(source: Path, target: Path, tell: Tell) -> None:
+    """Copy a store, page by page, as it is at one moment; the writer does not wait."""
+    with files.reading(source) as there, files.writing(target, alone=True) as here:
+        # From here on the reader sees one moment, whatever the daemon commits meanwhile.
+        schema.version_of(there)
+        there.exec_driver_sql("SELECT count(*) FROM sqlite_master")
+        there_driver: Any = there.connection.dbapi_connection
+        here_driver: Any = here.connection.dbapi_connection
+        assert isinstance(there_driver, sqlite3.Connection)
+        there_driver.backup(
+            here_driver,
+            pages=PAGES_AT_ONCE,
+            progress=lambda _status, left, total: tell(total - left, total),
+            sleep=0.0,
+        )
+
+
+def _mark(connection: sa.Connection, now: dt.datetime) -> None:
+    with files.transaction(connection):
+        connection.execute(
+            sa.insert(restored).values(taken_at=to_text(now), link=str(chain.head(connection)))
+        )
+
+
+def _mark_restored(connection: sa.Connection, now: dt.datetime) -> None:
+    with files.transaction(connection):
+        held = sa.update(restored).where(restored.c.released_at.is_(None))
+        if connection.execute(held.values(restored_at=to_text(now))).rowcount:
+            return
+        # A copy made by other means: it knows nothing that is later than its last event.
+        last = connection.execute(sa.select(sa.func.max(task_event.c.at))).scalar()
+        connection.execute(
+            sa.insert(restored).values(
+                taken_at=last or NEVER, link=str(chain.head(connection)), restored_at=to_text(now)
+            )
+        )
+
+
+def _finish(path: Path) -> None:
+    files.sync_file(path)
+    path.chmod(0o600)
+
+
+def _remove(path: Path) -> None:
+    for end in ("", "-journal", *files.SIDE_FILES):
+        path.with_name(path.name + end).unlink(missing_ok=True)

@@ -1,0 +1,428 @@
+"""Archiving moves what is over, loses nothing, forgets no id, and can be cut off anywhere."""
+
+from __future__ import annotations
+
+import datetime as dt
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import trio
+
+from fep.daemon.verify import Report, verify
+from fep.domain.ids import BankName, ClientName, TaskId
+from fep.domain.order import MOVES_MONEY, Kind, parse_body
+from fep.store import archive, chain, files, schema
+from fep.store.archive import ArchiveConflictError, Over
+from fep.tasks import store as rows
+from fep.tasks.admission import Admission, Arrival
+from fep.tasks.state import FINAL, State
+from fep.tasks.task import Admitted, Answer, Submission
+from tests.store.made import BANK, BODIES, ENTERPRISE, EVERY, OLD, Made, make, opened, work_of
+
+pytestmark = pytest.mark.req("FEP-23")
+
+NOW = OLD + dt.timedelta(days=200)
+MOVED_2025 = {
+    "PAY-succeeded", "PAY-rejected", "PAY-returned", "PAY-cancelled", "PAY-expired", "PAY-failed",
+    "ASK-succeeded", "ASK-rejected", "ASK-year",
+}  # fmt: skip
+"""Of ``EVERY``: at their end, acknowledged, not watched, and older than the day that is given."""
+
+
+def over(before: dt.datetime = NOW, watched_before: dt.datetime = NOW) -> Over:
+    return Over(
+        states=[state.value for state in FINAL],
+        acknowledged=rows.ACKNOWLEDGED,
+        before=before,
+        watched_state=State.SUCCEEDED.value,
+        watched_kinds=[kind.value for kind in MOVES_MONEY],
+        watched_before=watched_before,
+    )
+
+
+def move(
+    path: Path, which: Over | None = None, tell: Callable[[str, int], None] = lambda *_: None
+) -> dict[str, int]:
+    with files.writing(path) as store:
+        return archive.move(store, path.parent, which or over(), NOW, "a test", tell)
+
+
+def query(path: Path, sql: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        return db.execute(sql).fetchall()
+
+
+def contents(path: Path) -> list[str]:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        return list(db.iterdump())
+
+
+def names(path: Path, where: str = "1") -> set[str]:
+    return {row[0] for row in query(path, f"SELECT task_id FROM task WHERE {where}")}
+
+
+def findings(path: Path, **options: Any) -> list[str]:
+    report: Report = verify(path, enterprise=ENTERPRISE, **options)
+    return [str(one) for one in report.findings]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return make(tmp_path / "fep.sqlite", EVERY[:4], EVERY[4:9], EVERY[9:])
+
+
+@pytest.fixture
+def year(path: Path) -> Path:
+    return path.with_name("archive-2025.sqlite")
+
+
+def whole(path: Path) -> dict[str, Any]:
+    """Return all there is of each task, wherever it is."""
+    found: dict[str, Any] = {}
+    for file in (path, *files.archives(path.parent).values()):
+        with files.reading(file) as connection:
+            if not schema.version_of(connection):
+                continue  # It was being made.
+            for seq, name in connection.exec_driver_sql("SELECT seq, task_id FROM task").all():
+                view = rows.view(connection, name)
+                assert view is not None
+                view.pop("archived", None)
+                kept = [(one.wire, one.at) for one in rows.kept_of(connection, seq)]
+                entry = found.setdefault(name, [])
+                if rows.why(connection, name):
+                    body = str(rows.one(connection, name))
+                    entry.append((body, view, rows.why(connection, name), kept))
+    return found
+
+
+# -- what moves -------------------------------------------------------------------------------
+
+
+def test_what_is_over_moves_and_all_of_it_is_there(path: Path, year: Path) -> None:
+    before = whole(path)
+    assert move(path) == {"2025": len(MOVED_2025)}
+    assert names(year) == MOVED_2025
+    assert names(path) == {one.name for one in EVERY}, "the store knows every id"
+    assert names(path, "archived = '2025'") == MOVED_2025
+    assert whole(path) == before
+    assert findings(path, full=True) == []
+    left = (
+        "SELECT count(*) FROM task_event JOIN task ON task.seq = task_seq WHERE archived NOT NULL"
+    )
+    assert query(path, left) == [(0,)]
+    assert query(path, "SELECT count(*) FROM task WHERE archived NOT NULL AND body NOT NULL") == [
+        (0,)
+    ]
+
+
+def test_a_year_is_that_of_the_end_in_shanghai(path: Path) -> None:
+    move(path)
+    assert query(path, "SELECT archived FROM task WHERE task_id = 'ASK-year'") == [("2025",)]
+    assert sorted(files.archives(path.parent)) == ["2025"]
+    late = over(OLD + dt.timedelta(days=400), OLD + dt.timedelta(days=400))
+    assert move(path, late) == {"2025": 1}
+    assert "PAY-new" in names(path.with_name("archive-2025.sqlite"))
+
+
+def test_the_day_and_the_watch_keep_tasks_where_they_are(path: Path) -> None:
+    assert move(path, over(before=OLD - dt.timedelta(days=90))) == {}
+    moved = move(path, over(watched_before=OLD - dt.timedelta(days=90)))
+    assert moved == {"2025": len(MOVED_2025) - 1}, "a success that may still come back stays"
+    assert "PAY-succeeded" in names(path, "archived IS NULL")
+    assert "PAY-returned" not in names(path, "archived IS NULL")
+
+
+def test_a_second_run_changes_nothing(path: Path, year: Path) -> None:
+    move(path)
+    before = (
+        year.read_bytes(),
+        query(path, "SELECT * FROM task_event"),
+        query(path, "SELECT * FROM task"),
+    )
+    assert move(path) == {}
+    after = (
+        year.read_bytes(),
+        query(path, "SELECT * FROM task_event"),
+        query(path, "SELECT * FROM task"),
+    )
+    assert before == after
+
+
+def test_batches_are_bounded_and_each_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "BATCH_TASKS_MAX", 7)
+    monkeypatch.setattr(archive, "PAUSE_SECONDS_MIN", 0.0)
+    path = make(tmp_path / "fep.sqlite", [Made(f"T{n}", State.SUCCEEDED) for n in range(30)])
+    told: list[tuple[str, int]] = []
+    assert move(path, tell=lambda *one: told.append(one)) == {"2025": 30}
+    assert told == [("2025", count) for count in (7, 14, 21, 28, 30)]
+    assert findings(path) == []
+    noted = query(path, "SELECT cause, digest, detail FROM task_event WHERE event = 'archived'")
+    assert len(noted) == 5
+    assert noted[-1][0] == "a test moved 2 tasks to archive-2025.sqlite, link 30"
+    with files.reading(path.with_name("archive-2025.sqlite")) as connection:
+        assert noted[-1][1] == chain.head(connection).digest
+
+
+def test_a_batch_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(tmp_path / "fep.sqlite", [Made(f"T{n}", State.SUCCEEDED) for n in range(9)])
+    with files.reading(path) as connection:
+        each = archive.candidates(connection, over(), 0)[0].size
+        monkeypatch.setattr(archive, "BATCH_BYTES_MAX", 4 * each + each // 2)
+        assert len(archive.candidates(connection, over(), 0)) == 4
+        monkeypatch.setattr(archive, "BATCH_BYTES_MAX", 1)
+        assert len(archive.candidates(connection, over(), 5)) == 1, "one that is too big goes alone"
+
+
+def test_an_archive_stands_by_itself(path: Path, year: Path, tmp_path: Path) -> None:
+    move(path)
+    alone = tmp_path / "elsewhere"
+    alone.mkdir()
+    shutil.copy(year, alone)
+    report = verify(alone / year.name, full=True, enterprise=ENTERPRISE)
+    assert report.findings == []
+    assert report.checks["tasks"].looked_at == report.checks["archive chain"].looked_at == 9
+    assert query(alone / year.name, "PRAGMA journal_mode") == [("delete",)]
+
+
+# -- ids are known for ever -------------------------------------------------------------------
+
+
+async def admitted(path: Path, *submissions: Submission, client: str = "erp-1") -> list[Answer]:
+    answers: list[Answer] = []
+    async with opened(path) as store:
+        admission = Admission(store, 1e6, lambda _fresh: None, lambda: None)
+        admission.begin_after(await store.read(rows.last_seq))
+        done = trio.Event()
+
+        def told(given: list[Answer]) -> None:
+            answers.extend(given)
+            done.set()
+
+        refusals = [None] * len(submissions)
+        admission.submit(Arrival(ClientName(client), submissions, refusals, NOW, told), "c")
+        await done.wait()
+    return answers
+
+
+async def test_a_duplicate_of_an_archived_id_is_the_same_task(path: Path) -> None:
+    await trio.to_thread.run_sync(move, path)
+    paid = Submission(TaskId("PAY-succeeded"), BANK, Kind.TRANSFER)
+    body = parse_body(Kind.TRANSFER, BODIES[Kind.TRANSFER])
+    whole = Submission(TaskId("PAY-succeeded"), BANK, Kind.TRANSFER, body=body)
+    fresh = Submission(TaskId("FRESH"), BANK, Kind.TRANSFER)
+    before = query(path, "SELECT count(*) FROM task")[0][0]
+    assert await admitted(path, paid, fresh, whole) == [
+        Admitted(TaskId("PAY-succeeded"), State.SUCCEEDED, known=True),
+        Admitted(TaskId("FRESH"), State.QUEUED, known=False),
+        Admitted(TaskId("PAY-succeeded"), State.SUCCEEDED, known=True),
+    ]
+    assert query(path, "SELECT count(*) FROM task")[0][0] == before + 1
+
+
+async def test_an_archived_id_is_nobody_elses_and_no_other_task(path: Path) -> None:
+    await trio.to_thread.run_sync(move, path)
+    other = parse_body(Kind.TRANSFER, BODIES[Kind.TRANSFER] | {"amount": "1.00"})
+    name = TaskId("PAY-succeeded")
+    for submission, client in (
+        (Submission(name, BANK, Kind.TRANSFER), "erp-2"),
+        (Submission(name, BankName("cmb"), Kind.TRANSFER), "erp-1"),
+        (Submission(name, BANK, Kind.BALANCE), "erp-1"),
+        (Submission(name, BANK, Kind.TRANSFER, body=other), "erp-1"),
+    ):
+        [answer] = await admitted(path, submission, client=client)
+        assert not isinstance(answer, Admitted)
+        assert answer.code == "TASK_CONFLICT"
+
+
+async def test_places_go_on_above_the_archived_ones(tmp_path: Path) -> None:
+    path = tmp_path / "fep.sqlite"
+    async with opened(path) as store:
+        await store.write(work_of([Made(f"T{n}", State.SUCCEEDED) for n in range(5)]))
+        await trio.to_thread.run_sync(move, path)
+        assert await store.read(rows.last_seq) == 5
+        await store.write(work_of([Made("NEXT", State.SUCCEEDED)]))
+        await trio.to_thread.run_sync(move, path)
+    assert findings(path) == []
+    places = query(
+        path.with_name("archive-2025.sqlite"), "SELECT seq, task_id FROM task ORDER BY seq"
+    )
+    assert places[-1] == (6, "NEXT")
+
+
+async def test_a_reference_of_an_archived_payment_is_found(path: Path) -> None:
+    await trio.to_thread.run_sync(move, path)
+    async with opened(path) as store:
+        reference = query(path, "SELECT client_ref FROM task WHERE task_id = 'PAY-succeeded'")[0][0]
+        found = await store.read(lambda c: rows.of_reference(c, BANK, reference))
+        assert (found.task_id, found.state) == ("PAY-succeeded", State.SUCCEEDED)
+
+
+# -- cut off ----------------------------------------------------------------------------------
+
+
+def copied(path: Path, places: list[int]) -> None:
+    """Do the first half of a batch."""
+    with files.reading(path) as store, archive._opened(path.parent, "2025") as file:
+        archive.copy_in(file, archive.read_rows(store, places), "2025")
+
+
+def places_of(path: Path, *tasks: str) -> list[int]:
+    found = dict(query(path, "SELECT task_id, seq FROM task"))
+    return [found[name] for name in tasks]
+
+
+def test_what_was_copied_and_not_removed_is_copied_anew(path: Path, year: Path) -> None:
+    before = whole(path)
+    copied(path, places_of(path, "PAY-succeeded", "PAY-rejected"))
+    report = verify(path)
+    assert report.sound, report.findings
+    told = "2 tasks are in the store too: fep archive was interrupted and goes on from there"
+    assert report.notes == [f"archive-2025.sqlite: {told}"]
+    assert move(path) == {"2025": len(MOVED_2025)}
+    assert whole(path) == before
+    assert findings(path) == []
+    assert verify(path).notes == []
+
+
+def test_what_changed_after_it_was_copied_is_not_taken_out(path: Path, year: Path) -> None:
+    with files.writing(path) as store, archive._opened(path.parent, "2025") as file:
+        stale = archive.read_rows(store, places_of(path, "PAY-rejected", "PAY-succeeded"))
+        archive.copy_in(file, stale, "2025")
+        store.exec_driver_sql(
+            "UPDATE task SET bank_message = 'late' WHERE task_id = 'PAY-succeeded'"
+        )
+        assert not archive.take_out(store, stale, "2025", chain.head(file), NOW, "a test")
+        archive.remove_left_over(store, file, "2025")
+    assert names(year) == set()
+    assert names(path, "archived NOT NULL") == set()
+    assert move(path) == {"2025": len(MOVED_2025)}
+    assert query(year, "SELECT bank_message FROM task WHERE task_id = 'PAY-succeeded'") == [
+        ("late",)
+    ]
+    assert findings(path) == []
+
+
+def test_an_older_store_that_was_put_back_takes_its_tasks_back(path: Path, year: Path) -> None:
+    shutil.copy(path, path.with_name("older"))
+    early = over(before=OLD - dt.timedelta(days=30))
+    assert move(path, early) == {"2025": 1}
+    shutil.copy(path, path.with_name("old"))
+    move(path)
+    shutil.copy(path.with_name("old"), path)
+    assert names(year) - names(path, "archived NOT NULL") != set()
+    assert move(path) == {"2025": len(MOVED_2025) - 1}
+    assert findings(path) == []
+
+
+def test_an_archive_of_another_store_is_left_alone(path: Path, year: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    make(other / "fep.sqlite", [Made(f"OTHER-{n}", State.SUCCEEDED) for n in range(40)])
+    move(other / "fep.sqlite")
+    shutil.copy(other / year.name, year)
+    before = contents(year), contents(path)
+    with pytest.raises(ArchiveConflictError, match="OTHER-39"):
+        move(path)
+    assert (contents(year), contents(path)) == before
+    assert any("is not known to the store" in one for one in findings(path))
+
+
+# -- tampering --------------------------------------------------------------------------------
+
+CHANGES = {
+    "UPDATE task_event SET cause = 'x' WHERE seq = 3": "chain: link",
+    "DELETE FROM task_event WHERE event = 'bank_done'": "missing",
+    "UPDATE task SET bank = 'cmb' WHERE task_id = 'PAY-rejected'": "is another in the store",
+    "UPDATE task SET delivery = 1 WHERE task_id = 'PAY-rejected'": "is another in the store",
+    "UPDATE message SET bytes = x'00'": "are not those of digest",
+    "UPDATE event_link SET digest = '' WHERE seq = 2": "archive chain: archive-2025.sqlite: link 2",
+    "DELETE FROM event_link WHERE seq = 9": "there are tasks that no link covers",
+    "DELETE FROM task WHERE task_id = 'PAY-rejected'": "1 of 9 tasks are missing",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_changed_in_an_archive_is_found(path: Path, year: Path, change: str) -> None:
+    move(path)
+    with closing(sqlite3.connect(year)) as db:
+        first = db.execute("SELECT min(seq) FROM task_event WHERE seq > 1").fetchone()[0]
+        assert db.execute(change.replace("seq = 3", f"seq = {first}")).rowcount > 0
+        db.commit()
+    found = findings(path)
+    assert any(CHANGES[change] in one for one in found), found
+
+
+def test_an_archive_that_was_carried_away_is_missed(path: Path, year: Path) -> None:
+    move(path)
+    year.unlink()
+    report = verify(path, enterprise=ENTERPRISE)
+    assert [str(one) for one in report.findings] == [
+        "archives: archive-2025.sqlite: is not here; 9 tasks and their events can't be looked at"
+    ]
+    assert report.notes == ["2 links can't be checked without the archives that are not here"]
+
+
+def test_an_archive_that_is_damaged_is_said(path: Path, year: Path) -> None:
+    move(path)
+    year.write_bytes(b"no database" * 1000)
+    assert any("archives: archive-2025.sqlite: can't be read" in one for one in findings(path))
+
+
+def test_an_archived_task_that_comes_to_life_in_the_store_is_found(path: Path) -> None:
+    move(path)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(
+            "INSERT INTO task_event (task_seq, at, event, state, cause, configuration)"
+            " SELECT seq, updated_at, 'proved_returned', 'returned', 'x', 'c' FROM task"
+            " WHERE task_id = 'PAY-succeeded'"
+        )
+        db.commit()
+    assert any("it is archived, and its events are here" in one for one in findings(path))
+
+
+# -- beside a daemon --------------------------------------------------------------------------
+
+
+async def test_the_daemon_writes_on_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "BATCH_TASKS_MAX", 20)
+    path = tmp_path / "fep.sqlite"
+    async with opened(path) as store:
+        for group in range(10):
+            await store.write(work_of([Made(f"T{group}-{n}", State.SUCCEEDED) for n in range(20)]))
+        moved: dict[str, int] = {}
+
+        async def run_move() -> None:
+            moved.update(await trio.to_thread.run_sync(move, path))
+
+        written = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_move)
+            while not moved:
+                await store.write(work_of([Made(f"N{written}", State.QUEUED)]))
+                written += 1
+        assert moved == {"2025": 200}
+        assert written > 20
+        assert len(await store.read(rows.open_tasks)) == written
+    assert findings(path) == []
+
+
+async def test_who_holds_the_store_for_long_makes_the_move_give_up(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "BUSY_SECONDS", 0.05)
+    with files.writing(path) as other:
+        other.exec_driver_sql("BEGIN IMMEDIATE")
+        with pytest.raises(sa.exc.OperationalError, match="locked"):
+            move(path)
+    assert move(path) == {"2025": len(MOVED_2025)}
+    assert findings(path) == []

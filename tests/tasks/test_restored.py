@@ -1,0 +1,189 @@
+"""After a restore no payment leaves until a person has looked: what was sent since is not known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from fep.alarms.state import AlarmKind
+from fep.daemon.verify import verify
+from fep.domain.clock import SystemClock
+from fep.domain.ids import TaskId, client_ref
+from fep.domain.order import Kind
+from fep.store import backup
+from fep.tasks.service import TaskRefusedError
+from fep.tasks.state import State
+from tests.tasks.bench import ENTERPRISE, Fep, World, balance, money, until
+from tests.tasks.bench import PINGAN as BANK
+
+pytestmark = pytest.mark.req("FEP-23")
+
+EVIDENCE = "statement of today, line 4"
+
+
+def back_up(world: World) -> Path:
+    target = world.path / "copy.sqlite"
+    backup.back_up(world.store_file, target, SystemClock().now(), lambda _path: None, _silent)
+    return target
+
+
+def restore(world: World, copy: Path) -> None:
+    backup.restore(copy, world.path, SystemClock().now(), lambda _path: None, _silent)
+
+
+def _silent(_done: int, _total: int) -> None:
+    pass
+
+
+async def paid_after_the_backup(world: World, *names: str) -> Path:
+    """Let payments wait, copy the store, let them be paid, and put the copy back."""
+    async with world.fep() as fep:
+        fep.take_key()
+        for name in names:
+            await fep.submit(name, body=money(BANK))
+        copy = await trio.to_thread.run_sync(back_up, world)
+        fep.give_key()
+        for name in names:
+            await world.until_booked(name)
+            await fep.becomes(name, State.SUCCEEDED)
+    await trio.to_thread.run_sync(restore, world, copy)
+    return copy
+
+
+async def everything_tried(fep: Fep) -> None:
+    """Wait until the lane has had every chance to send: queries that wait behind get through."""
+    await fep.ready()
+    for number in range(3):
+        name = f"ASK-{number}-{trio.current_time()}"
+        await fep.submit(name, body=balance(), priority=0)
+        await fep.becomes(name, State.SUCCEEDED)
+
+
+async def payments_go(fep: Fep) -> None:
+    await fep.submit("LAST", body=money(BANK))
+    await fep.becomes("LAST", State.SUCCEEDED)
+
+
+async def test_a_payment_sent_after_the_backup_is_not_sent_again(world: World) -> None:
+    await paid_after_the_backup(world, "PAY-1", "PAY-2")
+    async with world.fep() as fep:
+        assert AlarmKind.STORE_RESTORED in fep.alarm_kinds()
+        await fep.submit("PAY-3", body=money(BANK))
+        await everything_tried(fep)
+        assert [world.booked(name) for name in ("PAY-1", "PAY-2", "PAY-3")] == [1, 1, 0]
+        told = fep.service.restored()
+        assert (told["held"], told["count"]) == (True, 3)
+        assert [one["task_id"] for one in told["payments"]] == ["PAY-1", "PAY-2", "PAY-3"]
+        assert told["payments"][0]["client_ref"] == client_ref(ENTERPRISE, TaskId("PAY-1"))
+        assert told["payments"][0]["amount"] == "12.50"
+
+
+async def test_what_two_persons_found_at_the_bank_is_done_and_its_client_is_told(
+    world: World,
+) -> None:
+    await paid_after_the_backup(world, "PAY-1")
+    async with world.fep() as fep:
+        erp = fep.client()
+        await everything_tried(fep)
+        await fep.service.resolve("li", TaskId("PAY-1"), State.SUCCEEDED, EVIDENCE)
+        with pytest.raises(TaskRefusedError, match="second person"):
+            await fep.service.confirm("li", TaskId("PAY-1"))
+        await fep.service.confirm("wang", TaskId("PAY-1"))
+        await until(lambda: any(one.task_id == "PAY-1" for one in erp.told))
+        found = await fep.get("PAY-1")
+        assert (found["state"], found["bank_code"]) == ("succeeded", "RESOLVED")
+        assert found["client_ref"] == client_ref(ENTERPRISE, TaskId("PAY-1"))
+        assert await fep.events("PAY-1") == ["submitted", "proposed", "found_done"]
+        assert await fep.service.release("wang", EVIDENCE) == 0
+        await payments_go(fep)
+    assert world.booked("PAY-1") == 1
+    report = verify(world.store_file, enterprise=ENTERPRISE)
+    assert report.findings == []
+
+
+async def test_what_was_not_at_the_bank_is_sent_once_it_is_released(world: World) -> None:
+    async with world.fep() as fep:
+        fep.take_key()
+        for name in ("PAY-1", "PAY-2"):
+            await fep.submit(name, body=money(BANK))
+        copy = await trio.to_thread.run_sync(back_up, world)
+    await trio.to_thread.run_sync(restore, world, copy)
+    async with world.fep() as fep:
+        fep.client(bodies={"PAY-3": money(BANK)})
+        await fep.submit("PAY-3", Kind.TRANSFER)
+        await everything_tried(fep)
+        await fep.becomes("PAY-3", State.FETCHED)
+        await fep.service.cancel(None, TaskId("PAY-2"), "operator li")
+        assert await fep.service.release("li", EVIDENCE) == 2
+        for name in ("PAY-1", "PAY-3"):
+            await fep.becomes(name, State.SUCCEEDED)
+        assert AlarmKind.STORE_RESTORED not in fep.alarm_kinds()
+        assert not fep.service.restored()["held"]
+        fep.agrees()
+    assert [world.booked(name) for name in ("PAY-1", "PAY-2", "PAY-3")] == [1, 0, 1]
+    async with world.fep() as fep:
+        assert fep.service.held_since is None, "released is released, also over a restart"
+        await payments_go(fep)
+    assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
+
+
+async def test_they_are_held_over_restarts_and_lane_restarts(world: World) -> None:
+    await paid_after_the_backup(world, "PAY-1")
+    for _ in range(2):
+        async with world.fep() as fep:
+            await everything_tried(fep)
+            await fep.end()
+            fep.make(BANK)
+            await fep.start()
+            await everything_tried(fep)
+            assert fep.service.held_since is not None
+    assert world.booked("PAY-1") == 1
+
+
+async def test_an_unknown_of_the_copy_is_closed_by_evidence_meanwhile(world: World) -> None:
+    """What the copy knows as sent needs no person: it is asked after as ever."""
+    async with world.fep() as fep:
+        await fep.ready()
+        world.banks[BANK].host.changes = lambda _answers: []
+        await fep.submit("PAY-1", body=money(BANK))
+        await world.until_booked("PAY-1")
+        copy = await trio.to_thread.run_sync(back_up, world)
+    world.banks[BANK].host.changes = lambda answers: answers
+    await trio.to_thread.run_sync(restore, world, copy)
+    async with world.fep() as fep:
+        await fep.becomes("PAY-1", State.SUCCEEDED)
+        assert fep.service.held_since is not None
+    assert world.booked("PAY-1") == 1
+
+
+async def test_what_can_not_be_said_of_a_held_payment(world: World) -> None:
+    await paid_after_the_backup(world, "PAY-1")
+    async with world.fep() as fep:
+        for evidence, outcome, words in (
+            (EVIDENCE, State.REJECTED, "was not sent by this store"),
+            ("seen", State.SUCCEEDED, "evidence must say where"),
+        ):
+            with pytest.raises(TaskRefusedError, match=words):
+                await fep.service.resolve("li", TaskId("PAY-1"), outcome, evidence)
+        with pytest.raises(TaskRefusedError, match="evidence must say where"):
+            await fep.service.release("li", "looked")
+        await fep.submit("ASK", body=balance())
+        fep.take_key()
+        await fep.submit("ASK-2", body=balance())
+        with pytest.raises(TaskRefusedError, match="only accepted and unknown"):
+            await fep.service.resolve("li", TaskId("ASK-2"), State.SUCCEEDED, EVIDENCE)
+
+
+async def test_without_a_restore_nothing_is_held_and_nothing_to_release(world: World) -> None:
+    async with world.fep() as fep:
+        assert fep.service.restored() == {
+            "held": False, "taken_at": None, "count": 0, "payments": []
+        }  # fmt: skip
+        with pytest.raises(TaskRefusedError, match="no payments are held"):
+            await fep.service.release("li", EVIDENCE)
+        fep.take_key()
+        await fep.submit("PAY-1", body=money(BANK))
+        with pytest.raises(TaskRefusedError, match="only accepted and unknown"):
+            await fep.service.resolve("li", TaskId("PAY-1"), State.SUCCEEDED, EVIDENCE)
