@@ -48,7 +48,7 @@ layers: setup ## import contracts
 simulate: setup ## the whole daemon in virtual time: SEEDS=300 FROM=0
 	@$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),300) --from $(or $(FROM),0)
 
-crash: setup ## real processes, killed and starved: ROUNDS=30 FROM=1 LANES=2 (as root)
+crash: setup ## real processes, killed and starved: ROUNDS=30 FROM=1 LANES=2
 	@$(BIN)/python -m tests.crash --rounds $(or $(ROUNDS),30) --from $(or $(FROM),1) \
 		--lanes $(or $(LANES),2)
 

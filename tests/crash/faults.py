@@ -321,9 +321,13 @@ def clock(round_: Round, rng: random.Random) -> None:
     round_.begin_anew = True
     # Long enough for payments to be sent, lost and asked after between two steps.
     round_.foul_s += 1.0
+    steps = rng.sample(STEPS_SECONDS, rng.randint(2, 4))
+    if steps == sorted(steps, reverse=True):
+        # It is a step forward that makes a daemon believe too much.
+        steps.reverse()
     at = 0.0
-    for _ in range(rng.randint(1, 4)):
-        round_.at(at, partial(set_to, rng.choice(STEPS_SECONDS)))
+    for step in steps:
+        round_.at(at, partial(set_to, step))
         at += rng.uniform(0.2, round_.foul_s / 2)
     round_.host_faults = LOST_ANSWERS
     show_late(round_)

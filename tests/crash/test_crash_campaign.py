@@ -22,7 +22,7 @@ from tests.crash.round import VIOLATIONS
 from tests.system.processes import Process, descendants
 
 ROUNDS = 30
-CATCH_ROUNDS_MAX = 16
+CATCH_ROUNDS_MAX = 24
 """It ends with the first that fails, mostly the first or second."""
 CAMPAIGN_SECONDS_MAX = 900.0
 END_SECONDS_MAX = 90.0

@@ -209,6 +209,18 @@ async def test_frames_are_repeated_whole() -> None:
         assert proxy.repeated == 1
 
 
+@pytest.mark.parametrize("temper", [Temper(drop_requests=1.0), Temper(drop_answers=1.0)])
+async def test_a_frame_is_lost_and_the_line_lives_on(temper: Temper) -> None:
+    async with line(temper) as (proxy, bank, dial):
+        stream = await dial()
+        await stream.send_all(PAYMENT)
+        await bank.wait(lambda: proxy.dropped == 1)
+        proxy.be_calm()
+        await stream.send_all(QUERY)
+        assert await _received(stream, len(QUERY)) == QUERY
+        assert bank.taken == [QUERY if temper.drop_requests else PAYMENT + QUERY]
+
+
 @pytest.mark.parametrize("stage", list(Stage))
 async def test_each_moment_of_a_payment_can_be_caught_once(stage: Stage) -> None:
     caught: list[tuple[int, list[bytes]]] = []
