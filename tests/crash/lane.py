@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fep.sandbox.scene import BANKS
-from tests.crash.faults import NEEDS, Fault
+from tests.crash.faults import FAULTS, NEEDS, Fault
 from tests.crash.machine import Machine
 from tests.crash.means import Means
 from tests.crash.proxy import Side, Walk
@@ -28,7 +28,7 @@ def run_lane(given: argparse.Namespace) -> None:
     """Run this lane's share of the rounds; each prints one line, and the lane a last one."""
     mounts = Means.TMPFS not in given.without
     without = frozenset(one for one, means in NEEDS.items() if means in given.without)
-    seeds = list(range(given.seed + given.lane, given.seed + given.rounds, given.lanes))
+    seeds = lane_seeds(given.seed, given.rounds, given.lane, given.lanes)
     walks = _walks(given)
     chosen = None if given.fault is None else [Fault(one) for one in given.fault]
     total: Counter[str] = Counter()
@@ -43,6 +43,13 @@ def run_lane(given: argparse.Namespace) -> None:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
     _tell({"what": "lane", "counts": dict(total), "cuts": _cuts(walks)})
+
+
+def lane_seeds(first: int, rounds: int, lane: int, lanes: int) -> list[int]:
+    """Return a lane's seeds: each lane comes to each fault, whatever their numbers."""
+    return [
+        first + place for place in range(rounds) if (place + place // len(FAULTS)) % lanes == lane
+    ]
 
 
 def _run_rounds(machine: Machine, seeds: list[int], walks: dict[str, Walk], choice: Choice) -> None:

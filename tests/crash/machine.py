@@ -21,17 +21,18 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import attrs
-import sqlalchemy as sa
 
 from fep.client import BlockingClient, CallError, DisconnectedError
+from fep.daemon.verify import verify
 from fep.sandbox.scene import BANKS, FINANCE_CLIENT, HostProcess, Running, Scene, end, log_lines
-from fep.store import chain
+from fep.store.files import STORE_FILE
 from tests.crash.bank import Manners
 from tests.crash.finance import Journal
 from tests.crash.means import mount
 from tests.crash.points import Point
 from tests.crash.processes import Child, clock_environment, execute
 from tests.crash.proxy import Protocol, Proxy, ProxyThread
+from tests.system.work import ENTERPRISE
 
 STATE_BYTES: Final = 160 * 1024 * 1024
 START_SECONDS_MAX: Final = 60.0
@@ -122,6 +123,8 @@ class Machine:
         self._finance_arguments: list[str] = []
         self._finance_killed = False
         self._config: dict[str, Any] = {}
+        self._head: str | None = None
+        """The hash chain's, when the store was looked at last."""
         self._stack = contextlib.ExitStack()
 
     # -- life ---------------------------------------------------------------------------------
@@ -414,7 +417,7 @@ class Machine:
     def caught(self) -> Counter[str]:
         """Return how many tasks met what, by their causal chains."""
         found: Counter[str] = Counter()
-        with contextlib.closing(sqlite3.connect(self.state / "fep.sqlite")) as store:
+        with contextlib.closing(sqlite3.connect(self.state / STORE_FILE)) as store:
             for name, pattern in CAUGHT.items():
                 query = "select count(*) from task_event where cause like ?"
                 found[name] = store.execute(query, (pattern,)).fetchone()[0]
@@ -432,16 +435,11 @@ class Machine:
         found: dict[str, dict[str, Any]] = self.insist(ask) if task_ids else {}
         return found
 
-    def broken_links(self) -> list[str]:
-        """Return where the hash chain over the event log does not hold."""
-        engine = sa.create_engine(f"sqlite:///{self.state / 'fep.sqlite'}")
-        with engine.connect() as connection:
-            # One snapshot for both: the daemon goes on.
-            connection.exec_driver_sql("BEGIN")
-            events = ((seq, line) for seq, _, line in chain.lines(connection))
-            found = [one.message for one in chain.faults(chain.links(connection), events)]
-        engine.dispose()
-        return found
+    def look_at_store(self) -> list[str]:
+        """Return where the store is not sound, or has lost what stood in it at the last look."""
+        looked = verify(self.state / STORE_FILE, enterprise=ENTERPRISE, head=self._head)
+        self._head = str(looked.head)
+        return [str(one) for one in looked.findings]
 
     # -- logs ---------------------------------------------------------------------------------
 

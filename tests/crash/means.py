@@ -7,6 +7,7 @@ could not do, and why.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,6 +63,8 @@ def _mount_fault() -> str:
 
 def _trace_fault() -> str:
     """Attach to a process that is not the tracer's own, as in a round."""
+    if shutil.which("strace") is None:
+        return "it is not installed"
     with tempfile.TemporaryDirectory(prefix="fep-crash-") as directory:
         trace = Path(directory) / "trace"
         with (

@@ -37,6 +37,7 @@ VIOLATIONS: Final = (
     "wrong",
     "stray",
     "unproved",
+    "unsound",
     "untold",
     "fallen",
 )
@@ -321,8 +322,8 @@ class Round:
         for task_id, why in machine.whys(payments).items():
             for fault in chain_faults(why["task"]["state"], why["events"]):
                 report.add("unproved", f"{task_id}: {fault}")
-        for fault in machine.broken_links():
-            report.add("unproved", fault)
+        for fault in machine.look_at_store():
+            report.add("unsound", fault)
 
     def _is_ours(self, task_id: str) -> bool:
         return task_id.startswith(f"R{self.seed}-")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from tests.crash.faults import FAULTS, Fault
+from tests.crash.lane import lane_seeds
 from tests.crash.machine import Machine
 from tests.crash.proxy import Walk
 from tests.crash.round import Choice, Round
@@ -37,6 +40,14 @@ def test_a_seed_gives_the_same_plan(machines: tuple[Machine, Machine]) -> None:
 def test_every_fault_has_its_turn(machines: tuple[Machine, Machine]) -> None:
     rounds = [planned(machines[0], seed) for seed in range(len(FAULTS))]
     assert {one.faults[0] for one in rounds} == set(Fault) == set(FAULTS)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 4])
+def test_each_lane_comes_to_each_fault_and_each_seed_to_one_lane(lanes: int) -> None:
+    shares = [lane_seeds(5, 2 * lanes * len(FAULTS), lane, lanes) for lane in range(lanes)]
+    assert sorted(itertools.chain(*shares)) == list(range(5, 5 + 2 * lanes * len(FAULTS)))
+    for share in shares:
+        assert {seed % len(FAULTS) for seed in share} == set(range(len(FAULTS)))
 
 
 def test_what_a_machine_does_not_allow_is_left_out_and_told(
