@@ -29,6 +29,7 @@ from tests.crash.round import VIOLATIONS
 
 LANES: Final = 2
 PROGRESS_ROUNDS: Final = 10
+INTERRUPTED: Final = 130
 END_SECONDS_MAX: Final = 60.0
 
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         return campaign(given, words)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 def _interrupt(_number: int, _frame: object) -> None:
@@ -71,69 +72,116 @@ def _interrupt(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
+class _Tally:
+    """What the lanes have reported so far."""
+
+    def __init__(self, rounds: int) -> None:
+        self.wanted = rounds
+        self.rounds = 0
+        self.failed: list[int] = []
+        self._began = time.monotonic()
+        self._slowest_s = 0.0
+        self._total: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()
+        self._not_run: Counter[str] = Counter()
+        self._injected: Counter[str] = Counter()
+        self._points: Counter[str] = Counter()
+        self._cut_bytes: dict[str, dict[str, int]] = {}
+
+    @property
+    def violations(self) -> int:
+        """How many there are, of all kinds."""
+        return sum(self._total[kind] for kind in VIOLATIONS)
+
+    def take_round(self, record: dict[str, Any]) -> None:
+        """Count a round."""
+        self.rounds += 1
+        self._total["tasks"] += record["tasks"]
+        self._total["kills"] += record["kills"]
+        self._total.update(record["violations"])
+        self._faults.update(record["faults"])
+        self._not_run.update(record["not_run"])
+        self._slowest_s = max(self._slowest_s, record["seconds"])
+        if record["violations"]:
+            self.failed.append(record["seed"])
+
+    def take_lane(self, record: dict[str, Any]) -> None:
+        """Count what a lane says at its end."""
+        for name, number in record["counts"].items():
+            if name.startswith("injected "):
+                self._injected[name.removeprefix("injected ")] += number
+            elif name.startswith("at "):
+                self._points[name.removeprefix("at ")] += number
+            elif not name.startswith("kills"):
+                self._total[name] += number
+        for bank, cuts in record["cuts"].items():
+            known = self._cut_bytes.setdefault(bank, {"request": 0, "answer": 0, "of": 0})
+            known["request"] += cuts["request"]
+            known["answer"] += cuts["answer"]
+            known["of"] = max(known["of"], cuts["of"])
+
+    def progress(self) -> str:
+        """Return how far it is, in one line."""
+        return (
+            f"{self.rounds}/{self.wanted} rounds, {time.monotonic() - self._began:.0f} s: "
+            f"{self._total['kills']} kills, {self._total['tasks']} tasks, "
+            f"{self.violations} violations"
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """Return the closing figures."""
+        first = {name: self._total.pop(name, 0) for name in ("kills", *VIOLATIONS)}
+        return {
+            "rounds": self.rounds,
+            **first,
+            "failed": sorted(self.failed),
+            "rounds_missing": self.wanted - self.rounds,
+            "seconds": round(time.monotonic() - self._began, 1),
+            "slowest_s": self._slowest_s,
+            **self._total,
+            "faults": self._faults,
+            "not_run": self._not_run,
+            "injected": self._injected,
+            "points": self._points,
+            "cut_bytes": self._cut_bytes,
+        }
+
+
 def campaign(given: argparse.Namespace, words: list[str]) -> int:
     """Run the lanes, show progress and failures, print the closing line; returns the status."""
-    began = time.monotonic()
-    total: Counter[str] = Counter()
-    failed: list[int] = []
-    closing: dict[str, Any] = {"faults": Counter(), "not_run": Counter()}
-    closing |= {"injected": Counter(), "points": Counter(), "cut_bytes": {}}
     without = dict.fromkeys(given.without or (), "not wanted")
     for means, reason in (missing() | without).items():
         what = ", ".join(fault for fault, needed in NEEDS.items() if needed is means)
         print(f"no {means} here ({reason}), so not run: {what}", flush=True)
         without[means] = reason
+    tally = _Tally(given.rounds)
+    try:
+        whole = _follow(given, words, without, tally)
+        status = int(not whole or tally.violations > 0)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    print(f"crash: {json.dumps(tally.figures())}", flush=True)
+    return status
+
+
+def _follow(
+    given: argparse.Namespace, words: list[str], without: Collection[Means], tally: _Tally
+) -> bool:
+    """Run the lanes and show what they report; returns whether they did all they should."""
     with _lanes(given, words, without) as lanes:
         for record in _records(lanes):
             if record["what"] == "lane":
-                _close(total, closing, record)
+                tally.take_lane(record)
                 continue
-            total["rounds"] += 1
-            total["tasks"] += record["tasks"]
-            total["kills"] += record["kills"]
-            closing["faults"].update(record["faults"])
-            closing["not_run"].update(record["not_run"])
-            for kind, number in record["violations"].items():
-                total[kind] += number
+            tally.take_round(record)
             if record["violations"]:
-                failed.append(record["seed"])
                 _show(given, record)
                 if given.stop:
-                    break
-            if total["rounds"] % PROGRESS_ROUNDS == 0 or total["rounds"] == given.rounds:
-                seconds = time.monotonic() - began
-                bad = sum(total[kind] for kind in VIOLATIONS)
-                print(
-                    f"{total['rounds']}/{given.rounds} rounds, {seconds:.0f} s: "
-                    f"{total['kills']} kills, {total['tasks']} tasks, {bad} violations",
-                    flush=True,
-                )
-        whole = [lane.wait() == 0 for lane in lanes if not (given.stop and failed)]
-    seconds = time.monotonic() - began
-    figures: dict[str, Any] = {
-        name: total.pop(name, 0) for name in ("rounds", "kills", *VIOLATIONS)
-    }
-    figures |= {"failed": sorted(failed), "rounds_missing": given.rounds - figures["rounds"]}
-    figures |= {"seconds": round(seconds, 1), **total, **closing}
-    print(f"crash: {json.dumps(figures)}", flush=True)
-    done = all(whole) and figures["rounds"] == given.rounds
-    return int(not done or any(figures[kind] for kind in VIOLATIONS))
-
-
-def _close(total: Counter[str], closing: dict[str, Any], record: dict[str, Any]) -> None:
-    """Take a lane's own figures into the closing ones."""
-    for name, number in record["counts"].items():
-        if name.startswith("injected "):
-            closing["injected"][name.removeprefix("injected ")] += number
-        elif name.startswith("at "):
-            closing["points"][name.removeprefix("at ")] += number
-        elif not name.startswith("kills"):
-            total[name] += number
-    for bank, cuts in record["cuts"].items():
-        known = closing["cut_bytes"].setdefault(bank, {"request": 0, "answer": 0, "of": 0})
-        known["request"] += cuts["request"]
-        known["answer"] += cuts["answer"]
-        known["of"] = max(known["of"], cuts["of"])
+                    return False
+            if tally.rounds % PROGRESS_ROUNDS == 0 or tally.rounds == given.rounds:
+                print(tally.progress(), flush=True)
+        statuses = [lane.wait() for lane in lanes]
+    return not any(statuses) and tally.rounds == given.rounds
 
 
 def _show(given: argparse.Namespace, record: dict[str, Any]) -> None:
