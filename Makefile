@@ -14,7 +14,7 @@ DRIVER := .build/driver.stamp
 ASYNC_OFF := ASYNC9,ASYNC109,ASYNC110,ASYNC114,ASYNC119,ASYNC121,ASYNC124,ASYNC128
 
 .PHONY: help setup demo test check format lint types layers lock clean bench-link bench-submit \
-	bench-queue bench-recovery bench-soak simulate
+	bench-queue bench-recovery bench-soak simulate crash
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ layers: setup ## import contracts
 
 simulate: setup ## the whole daemon in virtual time: SEEDS=300 FROM=0
 	@$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),300) --from $(or $(FROM),0)
+
+crash: setup ## real processes, killed and starved: ROUNDS=30 FROM=1 LANES=2
+	@$(BIN)/python -m tests.crash --rounds $(or $(ROUNDS),30) --from $(or $(FROM),1) \
+		--lanes $(or $(LANES),2)
 
 bench-link: setup ## added latency of a bank link over a raw socket
 	@$(BIN)/python -m bench.link $(BENCH)

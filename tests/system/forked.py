@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +30,10 @@ CONTEXT.set_forkserver_preload(
 )
 
 
+Entry = Callable[[list[str], str, Connection | None], None]
+"""Runs in the child with its arguments, its log file, and a pipe for its output."""
+
+
 class Forked:
     """One forked command, to be used like a ``subprocess.Popen``; see ``fep.sandbox.scene``."""
 
@@ -40,6 +44,7 @@ class Forked:
         *,
         pipe: bool,
         environment: Mapping[str, str],
+        entry: Entry | None = None,
     ) -> None:
         assert not environment
         self.stdout: IO[Any] | None = None
@@ -49,7 +54,9 @@ class Forked:
             self.stdout = os.fdopen(os.dup(ours.fileno()), "rb")
             ours.close()
         self._process = CONTEXT.Process(
-            target=_run, args=(list(arguments), str(log_file), theirs), daemon=True
+            target=entry or run_command,
+            args=(list(arguments), str(log_file), theirs),
+            daemon=True,
         )
         self._process.start()
         if theirs is not None:
@@ -79,7 +86,8 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def _run(arguments: list[str], log_file: str, output: Connection | None) -> None:
+def run_command(arguments: list[str], log_file: str, output: Connection | None) -> None:
+    """Be a ``fep`` command from here on; what a child does unless it is given another entry."""
     log = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.dup2(log if output is None else output.fileno(), 1)
     os.dup2(log, 2)
