@@ -716,7 +716,7 @@ class Lane:
         if task.state not in OPEN_AT_BANK or task.sent_at is None:
             return
         horizon_s = self.parts.card.inquiry.horizon_s
-        if evidence.overdue(self.parts.card, task.sent_at, self._service.certain_now()):
+        if evidence.overdue(self.parts.card, task.sent_at, self._service.clock.now()):
             cause = f"{task.state.value} for longer than {horizon_s:g} s"
             self._service.alarms.raise_alarm(AlarmKind.UNKNOWN_OVERDUE, task.task_id, cause)
         elif not self._may_ask:

@@ -315,7 +315,7 @@ def _read_request(codec: BankCodec, task: Task, one: Recorded) -> Reading:
 def _prepared_at(one: Recorded) -> dt.datetime:
     """Return when it was prepared: its number begins with the second (``ids.Sequence``)."""
     try:
-        local = dt.datetime.strptime(f"{one.correlation[:14]} +0800", "%Y%m%d%H%M%S %z")
+        local = dt.datetime.fromisoformat(f"{one.correlation[:8]}T{one.correlation[8:14]}+0800")
     except ValueError:
         return from_text(one.at)
     return local.astimezone(dt.UTC)
@@ -340,9 +340,9 @@ def _sealed_alike(codec: BankCodec, draft: Draft, length: int) -> Iterator[tuple
     """Yield pairs of frames of this length with two signatures that differ in every byte."""
     shortest = len(codec.seal(draft, b"\x00"))
     most = min(length - shortest + 1, SIGNATURE_BYTES_MAX)
-    # Raw, in hexadecimal digits, or in base64, whose last four digits stand for one to three bytes.
-    sizes = {most, (most + 1) // 2, *(most * 3 // 4 + more for more in range(-3, 7))}
-    for size in sorted(size for size in sizes if size > 0):
+    # Raw; in base64, whose last four digits stand for one to three bytes; in hexadecimal digits.
+    sizes = [most, *(most * 3 // 4 + more for more in range(-3, 7)), (most + 1) // 2]
+    for size in filter(lambda size: size > 0, dict.fromkeys(sizes)):
         one = codec.seal(draft, b"\x00" * size)
         if len(one) == length:
             yield one, codec.seal(draft, b"\xff" * size)
@@ -350,8 +350,14 @@ def _sealed_alike(codec: BankCodec, draft: Draft, length: int) -> Iterator[tuple
 
 def _common(one: bytes, other: bytes) -> int:
     """Return how many first bytes are the same."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _difference(then: bytes, now: bytes) -> str:

@@ -1010,10 +1010,12 @@ def ended(connection: sa.Connection, places: Sequence[int]) -> dict[int, Ended]:
 def recorded(connection: sa.Connection, places: Sequence[int]) -> dict[int, list[Recorded]]:
     """Return the messages of these tasks in the order they were kept, with what was noted then."""
     noted: dict[tuple[int, str], deque[list[Any]]] = {}
-    query = sa.select(task_event).where(
-        task_event.c.task_seq.in_(places), task_event.c.digest != ""
+    of_places = (task_event.c.task_seq.in_(places), task_event.c.digest != "")
+    # In the order of the events alone the whole table would be read.
+    query = (
+        sa.select(task_event).where(*of_places).order_by(task_event.c.task_seq, task_event.c.seq)
     )
-    for event in connection.execute(query.order_by(task_event.c.seq)):
+    for event in connection.execute(query):
         steps = noted.setdefault((event.task_seq, event.digest), deque())
         # The steps of one moment are kept with one message.
         if steps and (steps[-1][0].at, steps[-1][0].cause) == (event.at, event.cause):
@@ -1021,8 +1023,8 @@ def recorded(connection: sa.Connection, places: Sequence[int]) -> dict[int, list
         else:
             steps.append([event])
     found: dict[int, list[Recorded]] = {}
-    of_tasks = sa.select(message).where(message.c.task_seq.in_(places)).order_by(message.c.seq)
-    for row in connection.execute(of_tasks):
+    of_tasks = sa.select(message).where(message.c.task_seq.in_(places))
+    for row in connection.execute(of_tasks.order_by(message.c.task_seq, message.c.seq)):
         # What was kept without a step of its task bears the bank's name.
         steps = deque() if row.bank else noted.get((row.task_seq, row.digest), deque())
         one = _recorded(row, steps.popleft() if steps else [])

@@ -12,6 +12,7 @@ import socket
 import tempfile
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from fep.control.postman import Postman
 from fep.control.session import Peer, Session
 from fep.daemon.app import Daemon, Outside
 from fep.daemon.config import Config
+from fep.daemon.replay import Difference, opened
 from fep.daemon.verify import verify
 from fep.domain.ids import BankName, ClientName, TaskId, client_ref
 from fep.keys.routing import Insertion, View
@@ -549,6 +551,13 @@ class Run:
         if left:
             self.report.violations.append(f"{left} payments are watched for ever")
 
+    def _replayed(self) -> list[Difference]:
+        """Return what the same adapters make of the kept bytes that was not noted with them."""
+        with ExitStack() as stack:
+            made = opened(stack, self.setting.config, self._disk.directory / STORE_FILE)
+            made.all(None, _silent, _silent)
+        return made.report.differences
+
     async def _check(self) -> None:
         faults = self.report.violations
         assert self._daemon is not None
@@ -559,6 +568,7 @@ class Run:
         faults += self._book.check()
         looked = verify(self._disk.directory / STORE_FILE, enterprise=ENTERPRISE)
         faults += [f"the store is not sound: {one}" for one in looked.findings]
+        faults += [f"read otherwise than it was: {one}" for one in self._replayed()]
         booked: dict[str, int] = {}
         returned = self._returned()
         self.report.returned = len(returned)
@@ -595,6 +605,10 @@ class Run:
                         f"{task_id} was told as {client.results[task_id].state} and is"
                         f" {states[task_id].value}"
                     )
+
+
+def _silent(*_: object) -> None:
+    pass
 
 
 def _every_task(connection: Any) -> list[tuple[str, str, State]]:

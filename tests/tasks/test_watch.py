@@ -245,6 +245,19 @@ async def test_a_clock_that_was_behind_at_the_start_hides_no_return(world: World
         await fep.becomes("T1", State.RETURNED)
 
 
+async def test_a_clock_that_was_behind_at_the_start_hides_no_overdue_payment(world: World) -> None:
+    clock = MovedClock()
+    clock.moved = -dt.timedelta(days=400)
+    card = {"inquiry": {"no_record": "never", "horizon_s": 0.5}}
+    async with world.fep(card=card, clock=clock, reply_timeout_s=0.3) as fep:
+        await fep.ready()
+        clock.moved = dt.timedelta()
+        world.banks[PINGAN].faults[Fault.SILENT_BEFORE_BOOKING] = 1.0
+        await fep.submit("T1", body=money(PINGAN))
+        await fep.becomes("T1", State.UNKNOWN)
+        await until(lambda: AlarmKind.UNKNOWN_OVERDUE in fep.alarm_kinds())
+
+
 async def test_an_account_is_looked_at_once_for_all_its_successes(world: World) -> None:
     async with world.fep(card=WATCH) as fep:
         await fep.ready()
