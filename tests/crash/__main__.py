@@ -80,7 +80,7 @@ class _Tally:
         self.rounds = 0
         self.failed: list[int] = []
         self._began = time.monotonic()
-        self._slowest_s = 0.0
+        self._slowest: dict[str, Any] = {"seed": None, "seconds": 0.0, "faults": []}
         self._total: Counter[str] = Counter()
         self._faults: Counter[str] = Counter()
         self._not_run: Counter[str] = Counter()
@@ -101,7 +101,8 @@ class _Tally:
         self._total.update(record["violations"])
         self._faults.update(record["faults"])
         self._not_run.update(record["not_run"])
-        self._slowest_s = max(self._slowest_s, record["seconds"])
+        if record["seconds"] > self._slowest["seconds"]:
+            self._slowest = {name: record[name] for name in self._slowest}
         if record["violations"]:
             self.failed.append(record["seed"])
 
@@ -137,7 +138,7 @@ class _Tally:
             "failed": sorted(self.failed),
             "rounds_missing": self.wanted - self.rounds,
             "seconds": round(time.monotonic() - self._began, 1),
-            "slowest_s": self._slowest_s,
+            "slowest": self._slowest,
             **self._total,
             "faults": self._faults,
             "not_run": self._not_run,

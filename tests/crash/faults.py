@@ -183,7 +183,9 @@ def _attach(round_: Round, inject: str) -> None:
         return
     life.hurt = True
     trace = _trace_of(round_)
-    process = attach(life.process.pid, trace, inject)
+    # A socket is no file of the store, and neither is a library that Python loads meanwhile.
+    files = [] if inject.startswith("sendto:") else machine.store_files
+    process = attach(life.process.pid, trace, inject, files)
 
     def finish() -> None:
         detach(life.process.pid)
@@ -217,7 +219,7 @@ def store_error_starting(round_: Round, rng: random.Random) -> None:
 
     def begin() -> None:
         # As a grandchild, strace leaves the pid to the daemon.
-        strace, *options = injection(trace, inject)
+        strace, *options = injection(trace, inject, machine.store_files)
         machine.hurt_start = machine.wrapped([strace, "-D", *options])
         machine.kill_daemon()
 
@@ -241,7 +243,7 @@ def short_write(round_: Round, rng: random.Random) -> None:
         life = machine.life
         if life is None or life.killed or life.process.poll() is not None:
             return
-        wal = machine.state / "fep.sqlite-wal"
+        _, wal = machine.store_files
         size = wal.stat().st_size if wal.exists() else 0
         if size + room < life.log.stat().st_size + 65_536:
             # Its log would end there before its store.

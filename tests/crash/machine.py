@@ -94,6 +94,7 @@ class Machine:
         )
         self.directory = directory
         self.state = directory / "state"
+        self.store_files = [self.state / f"{STORE_FILE}{end}" for end in ("", "-wal")]
         self.proxies = {plan.name: Proxy(Protocol(plan.adapter)) for plan in self.scene.banks}
         self.counts: Counter[str] = Counter()
         self.events: Counter[str] = Counter()

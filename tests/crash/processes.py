@@ -147,8 +147,14 @@ def clock_environment(file: Path) -> dict[str, str]:
     }
 
 
-def injection(trace: Path, inject: str) -> list[str]:
-    """Return strace with one injection, such as ``fdatasync:error=EIO:when=3``."""
+def injection(trace: Path, inject: str, files: Sequence[Path] = ()) -> list[str]:
+    """Return strace with one injection, such as ``fdatasync:error=EIO:when=3``.
+
+    Args:
+        trace: gets what was done.
+        inject: as strace wants it.
+        files: only calls on these are counted and tampered with; none: on all.
+    """
     calls = inject.partition(":")[0]
     # A call that is not traced is not tampered with, and nothing is said.
     return [
@@ -161,13 +167,16 @@ def injection(trace: Path, inject: str) -> list[str]:
         f"trace={calls}",
         "-e",
         f"inject={inject}",
+        *(f"--trace-path={file}" for file in files),
     ]
 
 
-def attach(pid: int, trace: Path, inject: str) -> subprocess.Popen[bytes]:
+def attach(
+    pid: int, trace: Path, inject: str, files: Sequence[Path] = ()
+) -> subprocess.Popen[bytes]:
     """Attach strace to all threads of a process; returns it when it holds them."""
     process = subprocess.Popen(
-        [*WITH_US, *injection(trace, inject), "-p", str(pid)],
+        [*WITH_US, *injection(trace, inject, files), "-p", str(pid)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
