@@ -17,7 +17,14 @@ TEXT_BYTES_MAX = 4_000_000
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 LOGGERS = {"log", "_log"}
 
-CATCH_ALL = {"fep/daemon/supervisor.py", "fep/daemon/replay.py", "fep/store/database.py"}
+CATCH_ALL = {
+    "fep/daemon/supervisor.py",
+    "fep/daemon/replay.py",
+    "fep/store/database.py",
+    # These hand it to the task of the connection in which it came.
+    "fep/control/poller.py",
+    "fep/control/session.py",
+}
 """Where a defect may be caught whole; and in the sandbox, which stands for foreign systems."""
 
 SHIELD_SET_LATER = {"fep/keys/blocking.py"}

@@ -390,7 +390,7 @@ async def test_a_pull_inside_a_signature_fails_all_that_wait_at_once(
         slot = await bench.state(SlotState.READY)
         card.slow(5)
         boxes = [await in_background(slot, bench.nursery) for _ in range(4)]
-        await until(lambda: pins_sent(card) == 2)
+        await until(lambda: card.is_signing)
         card.pull()
         assert await until(lambda: all(boxes)) < EVENT_SECONDS_MAX
         assert [type(box[0]) for box in boxes] == [SignOutcomeUnknownError] + 3 * [SlotGoneError]
@@ -424,8 +424,7 @@ async def test_pcscd_killed_inside_a_signature(fresh_ukeys: UkeyRig, tmp_path: P
         slot = await bench.state(SlotState.READY)
         card.slow(1)
         box = await in_background(slot, bench.nursery)
-        # The PIN of this signature has been taken: the next command is the signature itself.
-        await until(lambda: pins_sent(card) == 2)
+        await until(lambda: card.is_signing)
         await trio.to_thread.run_sync(fresh_ukeys.kill_pcscd)
         await until(lambda: box)
         assert isinstance(box[0], SignOutcomeUnknownError)

@@ -137,6 +137,8 @@ class Ukey:
     muted: bool = False
     recognised: bool = False
     """pcscd has read its ATR, or failed to, and shown its clients that it is there."""
+    in_work: int | None = None
+    """The instruction byte of the command that it is working on."""
     trace: deque[TraceEntry] = attrs.field(factory=lambda: deque(maxlen=TRACE_ENTRIES_MAX))
 
     def renew(self) -> None:
@@ -157,6 +159,7 @@ class Ukey:
             "muted": self.muted,
             "slow_seconds": self.slow_seconds,
             "pin_tries_left": self.chip.pin_tries_left,
+            "in_work": self.in_work,
         }
 
     async def answer(self, message: bytes) -> bytes | None:
@@ -177,6 +180,13 @@ class Ukey:
             self.die_on_ins = None
             self.slot.take()
             return None
+        self.in_work = ins
+        try:
+            return await self._work(ins, apdu)
+        finally:
+            self.in_work = None
+
+    async def _work(self, ins: int | None, apdu: bytes) -> bytes:
         if ins == Ins.GENERAL_AUTHENTICATE and self.slow_seconds:
             await trio.sleep(self.slow_seconds)
         if ins in (Ins.GENERAL_AUTHENTICATE, Ins.GENERATE) and not apdu[0] & CHAINING:

@@ -34,6 +34,7 @@ from typing import Any, Final, Self
 import attrs
 
 from fep.domain.errors import FepError
+from fep.sandbox.ukey.apdu import Ins
 from fep.sandbox.ukey.build import COMPILER, build, default_directory
 from fep.sandbox.ukey.cards import SLOTS_MAX, default_names
 
@@ -137,6 +138,11 @@ class UkeyCard:
         If ``other`` is in a slot too, the two exchange their slots.
         """
         self._command("swap", other=self.number if other is None else other.number)
+
+    @property
+    def is_signing(self) -> bool:
+        """Whether it works on a GENERAL AUTHENTICATE at this moment (see :meth:`slow`)."""
+        return bool(self._state()["in_work"] == Ins.GENERAL_AUTHENTICATE)
 
     def slow(self, seconds: float) -> None:
         """Make each GENERAL AUTHENTICATE wait that long (a chained RSA signature has two)."""
