@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -69,12 +70,14 @@ def listeners(pid: int) -> list[Listener]:
     folder = PROC / str(pid)
     inodes = set()
     try:
-        for link in (folder / "fd").iterdir():
+        links = list((folder / "fd").iterdir())
+    except OSError:
+        return []  # it has just ended
+    for link in links:
+        with suppress(OSError):  # it closed this one meanwhile
             target = str(link.readlink())
             if target.startswith("socket:["):
                 inodes.add(target[8:-1])
-    except OSError:
-        return []  # it has just ended
     program = _read(folder / "cmdline").replace("\0", " ").strip()
     return [
         Listener(program, protocol, address, port)
