@@ -100,6 +100,8 @@ class LaneParts:
     slot: Slot
     workers: int
     reply_timeout_s: float
+    may_begin: Callable[[], bool] | None = None
+    """Whether a first byte may leave at this very moment; None: always, there is one machine."""
 
 
 class Lane:
@@ -383,6 +385,10 @@ class Lane:
             log.warning("task.not_signed", code=error.code, reason=str(error))
             self._put_back_later(task)
             return
+        if parts.may_begin is not None and not parts.may_begin():
+            # This machine's lease of the bank is about to run out, or has.
+            self._put_back_later(task)
+            return
         if self.drained:
             # An operator stopped the bank while this waited for its turn or for the key.
             self._put_back_later(task, 0.0)
@@ -433,7 +439,7 @@ class Lane:
         parts = self.parts
         try:
             with trio.fail_after(parts.reply_timeout_s):
-                reply = await parts.link.exchange(frame, correlation)
+                reply = await parts.link.exchange(frame, correlation, parts.may_begin)
         except NothingSentError as error:
             self._sent_as.pop(correlation, None)
             await self._change(task, (Event.NOTHING_SENT,), f"no byte left: {error}")
@@ -583,7 +589,7 @@ class Lane:
         try:
             frame = parts.codec.seal(draft, await self._sign(draft))
             with trio.move_on_after(parts.reply_timeout_s):
-                reply = await parts.link.exchange(frame, draft.correlation)
+                reply = await parts.link.exchange(frame, draft.correlation, parts.may_begin)
         except KeySlotError as error:
             raise QueryLostError(error.code, str(error), sent=False) from error
         except NothingSentError as error:
@@ -704,7 +710,7 @@ class Lane:
             if state is State.UNKNOWN:
                 store.keep_waited(connection, task.seq, self._sent(order, sent_at), waited_s)
 
-        await self._service.patiently(partial(self._service.store.write, note))
+        await self._service.patiently(partial(self._service.write_of, task, note))
 
     def _watch_horizon(self, task: Task) -> None:
         """Tell of a payment that is open for too long; look again while the bank can't be asked."""

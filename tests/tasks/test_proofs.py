@@ -160,7 +160,9 @@ async def test_an_answer_that_contradicts_the_end_is_an_alarm(world: World) -> N
         [alarm] = [one for one in fep.alarms.active() if one.kind is AlarmKind.EVIDENCE_CONFLICT]
         assert alarm.cause == "it is rejected, and a late answer says: done 000000"
         assert (await fep.get("T1"))["state"] == "rejected"
-        assert world.on_disk("select task_seq from message where bytes = ?", reply.raw) == [(1,)]
+        # The alarm comes before the bytes are on disk.
+        kept = "select task_seq from message where bytes = ?"
+        await until(lambda: world.on_disk(kept, reply.raw) == [(1,)])
 
 
 async def test_an_answer_told_twice_contradicts_nothing(world: World) -> None:
