@@ -548,7 +548,7 @@ class Daemon:
     # -- health -------------------------------------------------------------------------------
 
     def _healthy(self) -> bool:
-        return not self._store.failed
+        return not (self._store.failed or self._store.stalled)
 
     def status_line(self) -> str:
         """Return the line that ``systemctl status`` shows."""

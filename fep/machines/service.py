@@ -154,6 +154,7 @@ class Machines:
         self._answers: dict[str, tuple[trio.Event, list[Mapping[str, Any]]]] = {}
         self._answer: Answer | None = None
         self._post = trio.Event()
+        self._was_stalled = False
 
     # -- what others in this process give and ask -----------------------------------------------
 
@@ -556,6 +557,13 @@ class Machines:
             self._watch()
 
     def _watch(self) -> None:
+        if self._store.stalled != self._was_stalled:
+            self._was_stalled = self._store.stalled
+            if self._was_stalled:
+                cause = "it was asked and does not answer"
+                self._alarms.raise_alarm(AlarmKind.STORE_DOWN, "store", cause)
+            else:
+                self._alarms.clear(AlarmKind.STORE_DOWN, "store")
         now = self._steady()
         others = self.others()
         for want in self._wants.values():

@@ -9,6 +9,7 @@ and recovers.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,6 +35,8 @@ OPEN_SECONDS_MAX: Final = 10.0
 OPEN_RETRY_SECONDS: Final = 0.5
 AWAY_NOTE_SECONDS: Final = 60.0
 """The log is told so often that it does not answer still."""
+STALLED_SECONDS: Final = 10.0
+"""A group that takes so long: the server of a shared store does not answer, and may never."""
 HEAD_SECONDS: Final = 3600.0
 """So often the log is told the head of the chain, if there is a new one."""
 CLOSE_SECONDS_MAX: Final = 30.0
@@ -120,6 +123,8 @@ class Store:
         self._connection: sa.Connection | None = None
         self._head = self._noted = chain.Link()
         self._note_head_at = 0.0
+        self._began = math.inf
+        """When the group that is being written began."""
         self._full = False
         self._wrote = False
         """Whether the last group changed anything."""
@@ -154,6 +159,11 @@ class Store:
         return self._failed
 
     @property
+    def stalled(self) -> bool:
+        """True while a group of a shared store waits for an answer that does not come."""
+        return self.is_shared and trio.current_time() - self._began > STALLED_SECONDS
+
+    @property
     def full(self) -> bool:
         """True from a commit refused by a full disk until one that succeeds."""
         return self._full
@@ -162,13 +172,15 @@ class Store:
         """Queue work for the next group; ``done`` is called after its commit.
 
         Raises:
-            StoreBusyError: too much waits; nothing was queued.
+            StoreBusyError: too much waits, or the server does not answer; nothing was queued.
             StoreFailedError: the store has ended.
         """
         self._check_open()
         if len(self._waiting) >= WAITING_WORK_MAX:
             msg = f"{WAITING_WORK_MAX} changes wait for the disk; try again later"
             raise StoreBusyError(msg)
+        if self.stalled:
+            raise StoreBusyError("the shared database does not answer; try again later")
         self._waiting.append(_Item(work, done))
         self._wake.set()
 
@@ -361,12 +373,14 @@ class Store:
     async def _commit_group(self) -> None:
         group = [self._waiting.popleft() for _ in range(min(GROUP_WORK_MAX, len(self._waiting)))]
         # A commit can't be abandoned half-way: the shield lasts one sync.
+        self._began = trio.current_time()
         with trio.CancelScope(shield=True, relative_deadline=COMMIT_SECONDS_MAX):
             try:
                 await trio.to_thread.run_sync(self._commit, group, limiter=self._writer_limiter)
             except StoreFailedError as failure:
                 self._fail(group, failure)
                 raise
+        self._began = math.inf
         if all(isinstance(item.error, StoreBusyError) for item in group):
             log.warning("store.held", refused=len(group))
         else:

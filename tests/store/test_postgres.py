@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -20,6 +21,7 @@ import trio
 
 from fep.domain.errors import FepError
 from fep.sandbox.postgres import PostgresServer
+from fep.store import database as module
 from fep.store import schema
 from fep.store.database import Store, StoreBusyError, StoreFailedError, StoreFullError
 from fep.store.postgres import STALLED_WRITER_MS, WRITE_LOCK, Postgres
@@ -535,6 +537,35 @@ async def test_a_writer_that_stalls_holds_nobody_up_for_long(base: Base) -> None
         await both()
     assert "idle-in-transaction timeout" in told(failed)
     assert base.lanes().keys() == {"other"}
+
+
+async def test_a_server_that_does_not_answer_refuses_what_comes_and_nothing_is_lost(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with base.running() as store:
+        writer = await store.write(
+            lambda c: c.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        )
+        monkeypatch.setattr(module, "STALLED_SECONDS", 0.3)
+
+        def stalled() -> bool:
+            return store.stalled
+
+        answers = Answers()
+        os.kill(writer, signal.SIGSTOP)
+        try:
+            store.submit(put("asked"), answers.done)
+            with trio.fail_after(WAIT_SECONDS_MAX):
+                while not stalled():
+                    await trio.sleep(POLL_SECONDS)
+            with pytest.raises(StoreBusyError, match="does not answer"):
+                await store.write(put("refused"))
+        finally:
+            os.kill(writer, signal.SIGCONT)
+        assert await answers.all(1) == [None]
+        await store.write(put("later"))
+        assert not stalled()
+    assert base.lanes().keys() == {"asked", "later"}
 
 
 # -- the start -------------------------------------------------------------------------------------
