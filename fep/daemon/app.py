@@ -56,6 +56,8 @@ DRAIN_SECONDS_MAX: Final = 10.0
 """At a stop, requests in flight get this long to have their answers."""
 INSTANCE_FILE: Final = "fep.instance"
 LEAVE_SECONDS_MAX: Final = 10.0
+CLOSED_AFTER_SECONDS: Final = 5.0
+"""At the start a shared database has this long before everybody is told that it is away."""
 
 
 @attrs.define
@@ -167,8 +169,10 @@ class Daemon:
         status: list[trio.TaskStatus[list[str]]] = [task_status]
 
         async def wait() -> None:
-            await self._store.went_away.wait()
-            self.alarms.raise_alarm(AlarmKind.STORE_DOWN, "store", self._store.away)
+            # A server that drops what it is sent is given up late: the unit does not wait so long.
+            with trio.move_on_after(CLOSED_AFTER_SECONDS):
+                await self._store.went_away.wait()
+            self.alarms.raise_alarm(AlarmKind.STORE_DOWN, "store", self._why_away())
             closed = attrs.evolve(self.services, closed=self._why_closed)
             faces = self._outside.faces
             addresses = await waiting.start(faces, self.config.control, closed, guarded)
@@ -192,7 +196,10 @@ class Daemon:
         return later
 
     def _why_closed(self) -> str:
-        return f"nothing is taken or sent: {self._store.away or 'the shared database answers now'}"
+        return f"nothing is taken or sent: {self._why_away()}"
+
+    def _why_away(self) -> str:
+        return self._store.away or "the shared database has not answered yet"
 
     async def _live_among_others(
         self, machines: Machines, task_status: trio.TaskStatus[list[str]]

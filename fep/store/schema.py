@@ -272,7 +272,8 @@ Step = Callable[[sa.Connection], None]
 
 STEPS: Final[tuple[Step, ...]] = ()
 """The first brings a file of version 1 to version 2, and so on; ``metadata`` is what the last one
-leaves. A released version's step is never changed: ``tests/store/versions`` has a file of each."""
+leaves. A released version's step is never changed: ``tests/store/versions`` has a file of each.
+Each step is written in the words of both databases."""
 VERSION: Final = len(STEPS) + 1
 
 

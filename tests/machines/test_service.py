@@ -26,6 +26,7 @@ from fep.machines.service import (
     new_me,
 )
 from fep.sandbox.postgres import PostgresServer
+from fep.store import database as groups
 from fep.store import schema
 from fep.store.database import Store
 from fep.store.postgres import WRITE_LOCK, Postgres
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.req("FEP-22", "FEP-25")
 BANK = "bank:pingan"
 LEASE_S = 30.0
 WAIT_SECONDS_MAX = 30.0
+POLL_SECONDS = 0.01
 
 
 @attrs.define
@@ -173,6 +175,23 @@ async def test_a_machine_that_stood_still_begins_nothing_before_it_has_asked(bas
             with trio.fail_after(WAIT_SECONDS_MAX):
                 await held.over.wait()
         assert held.is_lost
+
+
+async def test_a_database_that_does_not_answer_is_an_alarm_until_it_does(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "STALLED_SECONDS", 0.3)
+    async with base.node("FEP-01") as one:
+        with base.server.connect(base.url.rpartition("/")[2]) as foreign:
+            foreign.execute("SELECT pg_advisory_lock(%s)", (WRITE_LOCK,))
+            one.machines.changed()
+            with trio.fail_after(WAIT_SECONDS_MAX):
+                while not one.alarms.active():
+                    await trio.sleep(POLL_SECONDS)
+            assert [a.kind for a in one.alarms.active()] == [AlarmKind.STORE_DOWN]
+        with trio.fail_after(WAIT_SECONDS_MAX):
+            while one.alarms.active():
+                await trio.sleep(POLL_SECONDS)
 
 
 async def test_a_key_that_goes_lets_the_bank_go_to_who_has_it(base: Base) -> None:

@@ -76,6 +76,11 @@ def payment(machines: Machines, bank: str, amount: str = "1.00") -> dict[str, An
     return transfer(scene, payer, payee, amount)
 
 
+def assert_sound(scene: Scene) -> None:
+    """Have ``fep verify-store`` look at the shared store: whatever happened, all of it fits."""
+    assert main(["verify-store", "--config", str(scene.config)]) == 0
+
+
 def settled(machines: Machines) -> bool:
     """Say whether every task on disk is at its end."""
     states = machines.states()
@@ -362,6 +367,7 @@ def test_machines_killed_at_random_moments_lose_and_double_nothing(
             tasks = settle(machines, scene, client)
         assert acknowledged <= {task["task_id"] for task in tasks}
         assert violations(scene, tasks) == []
+        assert_sound(scene)
 
 
 def all_served(client: BlockingClient) -> bool:
@@ -446,6 +452,7 @@ def test_a_machine_that_stood_still_sends_nothing_when_its_lease_has_run_out(
             tasks = settle(machines, one, client)
         assert {task["task_id"] for task in tasks} == acknowledged
         assert violations(one, tasks) == []
+        assert_sound(one)
 
 
 def has_noticed(scene: Scene) -> bool:
@@ -477,6 +484,7 @@ def test_a_machine_that_was_taken_over_unawares_sends_nothing(
             tasks = settle(machines, scene, client)
         assert violations(scene, tasks) == []
         assert [task["state"] for task in tasks] == ["succeeded"]
+        assert_sound(scene)
 
 
 def test_a_database_that_is_killed_ends_the_machines_and_no_payment_is_lost_or_doubled(
@@ -518,6 +526,7 @@ def test_a_database_that_is_killed_ends_the_machines_and_no_payment_is_lost_or_d
         assert [one["state"] for one in alarms if one["kind"] == "STORE_DOWN"] == ["cleared"] * 2
         assert acknowledged <= {task["task_id"] for task in tasks}
         assert violations(scene, tasks) == []
+        assert_sound(scene)
         assert sum(caught.values()) > 0, "something was under way when it died"
 
 
