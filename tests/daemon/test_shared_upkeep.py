@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,15 @@ import trio
 
 from fep.daemon.main import main
 from fep.daemon.verify import verify
-from fep.sandbox.postgres import PostgresServer
+from fep.sandbox.postgres import PROGRAMS, PostgresServer
 from fep.sandbox.scene import write_secret
 from fep.store import files
 from fep.store.database import Store
 from fep.store.postgres import Postgres
 from fep.tasks import store as rows
+from fep.tasks.state import State
 from tests.daemon.files import GOOD, changed, written
-from tests.store.made import EVERY, make, work_of
+from tests.store.made import EVERY, Made, make, work_of
 from tests.store.postgres import database, postgres  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.req("FEP-22", "FEP-23")
@@ -165,6 +169,29 @@ def test_a_database_that_was_put_back_is_marked_so_that_no_payment_leaves(desk: 
     assert last[0] in told
     # Twice is once.
     assert desk.run("restore") == told
+
+
+def test_the_commands_that_are_named_put_a_database_back(desk: Desk) -> None:
+    """As they are told, but for the password: what was stored since is gone, and that is seen."""
+    dump = desk.directory / "fep.dump"
+    environment = {**os.environ, "PGPASSWORD": desk.server.password}
+
+    def run(told: str, begin: str, end: str) -> None:
+        words = shlex.split(begin + told.partition(begin)[2].partition(end)[0])
+        command = [str(PROGRAMS / words[0]), *words[1:]]
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+
+    run(desk.run("backup", dump, status=1), "pg_dump", "\n")
+    desk.in_store(work_of([Made("PAY-since", State.SUCCEEDED)]))
+    head = json.loads(desk.run("verify-store", "--json"))["head"]
+    run(desk.run("restore", dump, status=1), "pg_restore", " ; then")
+    told = json.loads(desk.run("verify-store", "--json", "--head", head, status=1))
+    assert [one["where"] for one in told["findings"]] == [f"head {head}"]
+    assert "marked as restored" in desk.run("restore")
+    assert json.loads(desk.run("verify-store", "--json"))["sound"]
+    # And it takes new tasks: the numbers go on behind those that are there.
+    desk.in_store(work_of([Made("PAY-after", State.SUCCEEDED)]))
+    assert json.loads(desk.run("verify-store", "--json"))["sound"]
 
 
 def test_a_file_can_not_be_restored_without_its_name(
