@@ -56,6 +56,7 @@ from fep.domain.order import (
 )
 from fep.keys.service import Slot
 from fep.links.service import Link
+from fep.machines.service import PlaceLostError
 from fep.store.database import StoreBusyError, StoreFullError
 from fep.tasks import evidence, store
 from fep.tasks.look import Look
@@ -738,7 +739,11 @@ class Lane:
             self._late[task] = reply
             return task, False
         if task.state in OPEN_AT_BANK and not task.claimed:
-            return task, await self._take_late_answer(task, reply)
+            try:
+                return task, await self._take_late_answer(task, reply)
+            except PlaceLostError:
+                # Who serves the bank by now asks it; the bytes are kept for whoever looks.
+                return task, False
         self._compare(task, reply)
         return task, False
 

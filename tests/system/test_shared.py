@@ -481,9 +481,20 @@ def test_a_machine_that_was_taken_over_unawares_sends_nothing(
             assert book.payments() == []
             book.close()
             machines.free("pingan")
+            settle(machines, scene, client)
+            # And while the answer is waited for: it is not written down, and found out anew.
+            with held_up(scene, "pingan"):
+                pay(machines, client, "pingan", "pingan-2")
+                scene.wait(client, lambda _: machines.states()["sending"] == 1, "at the bank")
+                machines.take_away("pingan")
+            scene.wait(client, lambda _: log.read_text("utf-8").count("place.lost") > 1, "again")
+            assert machines.states() == {"succeeded": 1, "sending": 1}
+            machines.free("pingan")
             tasks = settle(machines, scene, client)
+            chain = causes(client, tasks)
         assert violations(scene, tasks) == []
-        assert [task["state"] for task in tasks] == ["succeeded"]
+        assert [task["state"] for task in tasks] == ["succeeded", "succeeded"]
+        assert chain["outcome_lost: the process ended while it was being sent"] == 1
         assert_sound(scene)
 
 
