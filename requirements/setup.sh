@@ -16,6 +16,14 @@ missing_packages() {
     done
 }
 
+# PostgreSQL's packages make and start a server when they are installed; nobody here wants it.
+no_cluster() {
+    file=/etc/postgresql-common/createcluster.conf
+    [ ! -e "$file" ] || return 0
+    mkdir -p "${file%/*}"
+    printf 'create_main_cluster = false\n' >"$file"
+}
+
 debian() {
     if ! command -v dpkg-query >/dev/null; then
         say "this is not Debian; install the like of requirements/debian.txt yourself"
@@ -34,7 +42,8 @@ debian() {
     fi
     begun=$(seconds)
     say "Debian packages: installing $missing"
-    export DEBIAN_FRONTEND=noninteractive
+    export DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1
+    no_cluster
     apt-get update -qq
     # shellcheck disable=SC2086 # one word a package
     apt-get install -y -qq --no-install-recommends $missing >/dev/null

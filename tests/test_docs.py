@@ -255,6 +255,12 @@ def _read_keys(directory: Path) -> set[tuple[str, str]]:
         raw = tomllib.loads(text)
         raw["pool"][0]["member"][0]["rule"] = {"kind": kind, **members}
         found |= _known_keys(raw, directory)
+    shared = tomllib.loads(text)
+    shared["store"] = {
+        "url": "postgresql+psycopg://fep@127.0.0.1/fep",
+        "password": {"file": "password"},
+    }
+    found |= _known_keys(shared, directory)
     soft = tomllib.loads(text)
     soft["slot"].append({"name": "soft", "backend": "software", "key": {"file": "soft.pem"}})
     return found | _known_keys(soft, directory)

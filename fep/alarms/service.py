@@ -37,12 +37,12 @@ class Alarms:
         self._unstored: dict[str, Alarm] = {}
 
     async def load(self) -> None:
-        """Take over what was active when the last process ended.
+        """Take over what was active when this machine's last process ended.
 
         Of two for one kind and subject (the end of the older one met a full disk) the newer stays
         and the older is cleared; what was raised since this process began is newer than both.
         """
-        for alarm in await self._store.read(store.active):
+        for alarm in await self._store.read(partial(store.active, scope=self._store.scope)):
             known = self._active.setdefault((alarm.kind, alarm.subject), alarm)
             if known is alarm:
                 continue
@@ -62,7 +62,8 @@ class Alarms:
         now = self._clock.now()
         alarm = self._active.get((kind, subject))
         if alarm is None:
-            alarm = Alarm(new_session_id()[:ID_CHARS], kind, subject, cause, now, now)
+            alarm_id = self._store.scope + new_session_id()[:ID_CHARS]
+            alarm = Alarm(alarm_id, kind, subject, cause, now, now)
             self._active[kind, subject] = alarm
         else:
             alarm.seen_again(cause, now)
@@ -81,6 +82,12 @@ class Alarms:
             "alarm.cleared", alarm_id=alarm.id, kind=kind.value, subject=subject, count=alarm.count
         )
         self._keep(alarm)
+
+    def clear_all(self, kind: AlarmKind) -> None:
+        """Note that it is over for every subject."""
+        for alarm in self.active():
+            if alarm.kind is kind:
+                self.clear(kind, alarm.subject)
 
     async def acknowledge(self, alarm_id: str, who: str) -> Alarm:
         """Note on disk that a person acts on it; one that is only an event is over with that.

@@ -36,6 +36,8 @@ class AlarmKind(StrEnum):
     LANE_FAILED = "LANE_FAILED"
     POOL_BLOCKED = "POOL_BLOCKED"
     UNMATCHED_REPLY = "UNMATCHED_REPLY"
+    MACHINE_LOST = "MACHINE_LOST"
+    STORE_DOWN = "STORE_DOWN"
 
 
 class Severity(StrEnum):
@@ -189,6 +191,18 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         Severity.MINOR,
         "Its bytes are kept as evidence; look at it beside the payments that are unknown.",
         momentary=True,
+    ),
+    AlarmKind.MACHINE_LOST: Meaning(
+        "Another front-end machine is silent",
+        "另一台前置机失联",
+        Severity.CRITICAL,
+        "Start it again; whoever has the keys serves its banks meanwhile. Move keys if need be.",
+    ),
+    AlarmKind.STORE_DOWN: Meaning(
+        "The shared database does not answer",
+        "共享数据库无应答",
+        Severity.CRITICAL,
+        "See to the database. Until it answers nothing is taken and nothing is sent.",
     ),
 }
 

@@ -59,11 +59,19 @@ def _alarm(row: Any) -> Alarm:  # noqa: ANN401 - a row is untyped by nature
     )
 
 
-def active(connection: sa.Connection) -> list[Alarm]:
-    """Return the alarms that are not cleared, oldest first."""
+def active(connection: sa.Connection, scope: str = "") -> list[Alarm]:
+    """Return the alarms that are not cleared, oldest first.
+
+    Args:
+        connection: a reader's.
+        scope: only those whose id begins so.
+    """
     rows = connection.execute(
         sa.select(alarm)
-        .where(alarm.c.state != AlarmState.CLEARED.value)
+        .where(
+            alarm.c.state != AlarmState.CLEARED.value,
+            alarm.c.id.startswith(scope, autoescape=True),
+        )
         .order_by(alarm.c.raised_at)
     )
     return [_alarm(row) for row in rows]

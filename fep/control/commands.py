@@ -22,9 +22,11 @@ from fep.keys.piv import PIN_CHARS_MAX, PIN_CHARS_MIN
 from fep.keys.service import KeyRing
 from fep.links.service import Link
 from fep.logs import Followers
+from fep.machines.service import Machines
+from fep.machines.state import POOLING, Machine, bank_place
 from fep.pooling.service import PoolService
 from fep.tasks.service import TaskService
-from fep.tasks.state import State
+from fep.tasks.state import FINAL, State
 from fep.tasks.task import PRIORITY_DEFAULT, PRIORITY_MAX, PRIORITY_MIN
 
 PROTOCOL_VERSION: Final = 1
@@ -89,6 +91,10 @@ class Services:
     check_config: Callable[[], Awaitable[list[str]]]
     apply_config: Callable[[str], Awaitable[dict[str, Any]]]
     """Takes who applies it; returns what changed."""
+    closed: Callable[[], str] | None = None
+    """Says why no session opens at this moment; None: they open."""
+    machines: Machines | None = None
+    """None: this machine shares its store with no other."""
 
 
 class NoParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -209,6 +215,8 @@ class RoundParams(msgspec.Struct, forbid_unknown_fields=True):
 
 
 Handler = Callable[[Services, Caller, Any], Awaitable[Any]]
+Where = Callable[[Services, Machines, Caller, Any], Awaitable[Machine | None]]
+"""Returns the other machine that must do it, None when this one does."""
 
 
 @attrs.frozen
@@ -222,6 +230,76 @@ class Method:
     """None: the session itself answers."""
     acts: bool = False
     """It changes something: once begun it is done, also when its client hangs up."""
+    where: Where | None = None
+    """Of several machines, which one does it; None: any."""
+
+
+async def _at_task(
+    services: Services, machines: Machines, caller: Caller, params: TaskParams | ResolveParams
+) -> Machine | None:
+    """Return the machine that serves the bank of a task: it alone changes the task."""
+    found = await services.tasks.get(caller.owner, params.task_id)
+    bank = BankName(found["bank"])
+    if State(found["state"]) in FINAL or services.tasks.is_here(bank):
+        return None
+    to = _holder(machines, bank_place(bank), f"bank {bank}")
+    if to is None:
+        msg = f"this machine is just taking over bank {bank}; try again"
+        raise ProtocolRefusal("BAD_STATE", msg)
+    return to
+
+
+async def _at_pooling(
+    _services: Services,
+    machines: Machines,
+    _caller: Caller,
+    _params: Any,  # noqa: ANN401
+) -> Machine | None:
+    return _holder(machines, POOLING, "pooling")
+
+
+async def _at_alarm(
+    _services: Services, machines: Machines, _caller: Caller, params: AlarmParams
+) -> Machine | None:
+    """Return the machine that raised an alarm: its id begins with the machine's number."""
+    number = params.alarm_id.rpartition("/")[0]
+    return next((one for one in machines.others() if one.number == number), None)
+
+
+def _holder(machines: Machines, place: str, what: str) -> Machine | None:
+    holder = machines.holder(place)
+    if holder is None:
+        msg = f"no machine serves {what} at this moment; try again"
+        raise ProtocolRefusal("BAD_STATE", msg)
+    return None if holder.number == machines.me.number else holder
+
+
+async def perform(services: Services, caller: Caller, method: str, params: msgspec.Struct) -> Any:  # noqa: ANN401
+    """Do what is asked, or have the machine do it that must; return its value.
+
+    Raises:
+        FepError: it was refused.
+    """
+    row = METHODS[method]
+    assert row.handle is not None
+    if services.machines is not None and row.where is not None:
+        to = await row.where(services, services.machines, caller, params)
+        if to is not None:
+            ask = {"method": method, "params": msgspec.to_builtins(params)}
+            return await services.machines.ask(to, ask | {"name": caller.name, "role": caller.role})
+    return await row.handle(services, caller, params)
+
+
+async def answer(services: Services, ask: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """Do what another machine asks for a caller of its own; its session checked the role.
+
+    Raises:
+        FepError: it was refused.
+    """
+    row = METHODS[ask["method"]]
+    assert row.handle is not None
+    caller = Caller(ClientName(ask["name"]), Role(ask["role"]), "")
+    return await row.handle(services, caller, msgspec.convert(ask["params"], row.params))
 
 
 async def _task_get(services: Services, caller: Caller, params: TaskParams) -> Any:  # noqa: ANN401
@@ -269,7 +347,9 @@ async def _status(services: Services, _caller: Caller, _params: NoParams) -> Any
     slots = [slot.snapshot() for slot in services.ring.slots.values()]
     links = [link.snapshot() for link in services.links.values()]
     now, held_since = services.clock.now(), services.tasks.held_since
+    shared = {} if services.machines is None else _machines(services.machines)
     return {
+        **shared,
         "version": services.version,
         "protocol": PROTOCOL_VERSION,
         "time": to_text(now),
@@ -282,6 +362,17 @@ async def _status(services: Services, _caller: Caller, _params: NoParams) -> Any
         "store_full": services.tasks.store.full,
         "held_since": None if held_since is None else to_text(held_since),
     }
+
+
+def _machines(machines: Machines) -> dict[str, Any]:
+    """Return this machine's number, and what the machines that share the store serve."""
+    look = machines.look
+    served: dict[str, list[str]] = {one.number: [] for one in look.alive()}
+    for what in sorted(look.places):
+        holder = look.holder(what)
+        if holder is not None:
+            served[holder.number].append(what)
+    return {"machine": machines.me.number, "machines": served}
 
 
 async def _slot_list(services: Services, _caller: Caller, _params: NoParams) -> Any:  # noqa: ANN401
@@ -319,7 +410,7 @@ async def _link_resume(services: Services, _caller: Caller, params: BankParams) 
 
 
 async def _restore_show(services: Services, _caller: Caller, _params: NoParams) -> Any:  # noqa: ANN401
-    return services.tasks.restored()
+    return await services.tasks.restored()
 
 
 async def _restore_release(services: Services, caller: Caller, params: ReleaseParams) -> Any:  # noqa: ANN401
@@ -375,14 +466,29 @@ METHODS: Final[dict[str, Method]] = {
     "task.get": Method(TaskParams, ALL, "one task", _task_get),
     "task.list": Method(ListParams, ALL, "tasks, newest first", _task_list),
     "task.cancel": Method(
-        TaskParams, SUBMITTING, "cancel before the first byte", _task_cancel, acts=True
+        TaskParams,
+        SUBMITTING,
+        "cancel before the first byte",
+        _task_cancel,
+        acts=True,
+        where=_at_task,
     ),
     "task.why": Method(TaskParams, ALL, "the causal chain of a task", _task_why),
     "task.resolve": Method(
-        ResolveParams, ACTING, "propose an unknown's end", _task_resolve, acts=True
+        ResolveParams,
+        ACTING,
+        "propose an unknown's end",
+        _task_resolve,
+        acts=True,
+        where=_at_task,
     ),
     "task.confirm": Method(
-        ConfirmParams, ACTING, "confirm another's proposal", _task_confirm, acts=True
+        ConfirmParams,
+        ACTING,
+        "confirm another's proposal",
+        _task_confirm,
+        acts=True,
+        where=_at_task,
     ),
     "status": Method(NoParams, ALL, "the daemon at a glance", _status),
     "slot.list": Method(NoParams, ALL, "key slots and their states", _slot_list),
@@ -400,7 +506,7 @@ METHODS: Final[dict[str, Method]] = {
     ),
     "alarm.list": Method(AlarmListParams, ALL, "alarms", _alarm_list),
     "alarm.acknowledge": Method(
-        AlarmParams, ACTING, "say that you act", _alarm_acknowledge, acts=True
+        AlarmParams, ACTING, "say that you act", _alarm_acknowledge, acts=True, where=_at_alarm
     ),
     "config.show": Method(NoParams, PEOPLE, "the configuration in force", _config_show),
     "config.check": Method(NoParams, PEOPLE, "faults of the file on disk", _config_check),
@@ -410,9 +516,15 @@ METHODS: Final[dict[str, Method]] = {
     "events.follow": Method(FollowParams, PEOPLE, "then `event` notifications"),
     "events.unfollow": Method(NoParams, PEOPLE, "no more `event` notifications"),
     "pool.list": Method(NoParams, PEOPLE, "pools and their last rounds", _pool_list),
-    "pool.plan": Method(PoolParams, PEOPLE, "what a round would do now", _pool_plan),
-    "pool.run": Method(PoolParams, ACTING, "start a round now", _pool_run, acts=True),
-    "pool.round": Method(RoundParams, PEOPLE, "one round and its accounts", _pool_round),
+    "pool.plan": Method(
+        PoolParams, PEOPLE, "what a round would do now", _pool_plan, where=_at_pooling
+    ),
+    "pool.run": Method(
+        PoolParams, ACTING, "start a round now", _pool_run, acts=True, where=_at_pooling
+    ),
+    "pool.round": Method(
+        RoundParams, PEOPLE, "one round and its accounts", _pool_round, where=_at_pooling
+    ),
 }
 
 

@@ -32,6 +32,7 @@ from fep.control.commands import (
     Role,
     Services,
     SubmitParams,
+    perform,
 )
 from fep.control.poller import Poller
 from fep.control.postman import Postman
@@ -349,6 +350,9 @@ class Session:
             where = "[control.clients]" if peer.names or peer.token else "[control.users]"
             msg = f"this connection may not open as {name!r}; check {where}"
             raise ProtocolRefusal("NOT_PERMITTED", msg)
+        if self._services.closed is not None:
+            # Said to who may know it, and before anything is taken.
+            raise ProtocolRefusal("STORE_AWAY", self._services.closed())
         return Caller(name, role, new_session_id())
 
     def _welcome(self) -> dict[str, Any]:
@@ -502,9 +506,9 @@ class Session:
 
     def _inline_body(self, params: SubmitParams) -> Body | None:
         bank = BankName(params.bank)
-        lane = self._services.tasks.lanes.get(bank)
+        can = self._services.tasks.capabilities(bank)
         assert params.body is not None
-        if lane is None or params.kind not in lane.parts.capabilities:
+        if can is None or params.kind not in can:
             # Admission refuses what the bank can't carry, with a code that says so.
             return None
         if params.body.kind != params.kind.value:
@@ -601,12 +605,10 @@ class Session:
     async def _serve(self, request: Request, params: msgspec.Struct) -> None:
         assert self._caller is not None
         assert request.id is not None
-        row = METHODS[request.method]
-        assert row.handle is not None
         try:
-            if not row.acts:
+            if not METHODS[request.method].acts:
                 await self._outbox.room()
-            value = await row.handle(self._services, self._caller, params)
+            value = await perform(self._services, self._caller, request.method, params)
         except KeySlotError as error:
             line = jsonrpc.refusal(request.id, "KEY_UNAVAILABLE", str(error))
         except FepError as error:

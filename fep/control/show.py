@@ -226,6 +226,10 @@ def status(value: Value) -> None:
         words.append("the disk is full: new tasks are refused 磁盘已满")
     if value["held_since"] is not None:
         words.append("a backup was restored: no payment is sent; see fepctl restored 暂停付款")
+    for number, places in value.get("machines", {}).items():
+        here = " (this one 本机)" if number == value["machine"] else ""
+        served = ", ".join(one.removeprefix("bank:") for one in places) or "nothing 无"
+        words.append(f"machine 前置机 {number}{here} serves 负责: {served}")
     slots = [{"slot": name, "state": state} for name, state in value["slots"].items()]
     console = _console()
     tables = _table(console, BANKS, banks), _table(console, KEYS, slots)

@@ -8,13 +8,15 @@ will not be done). One nursery a key slot, one a bank's connection.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NoReturn
 
 import attrs
 import structlog
@@ -22,25 +24,29 @@ import trio
 
 from fep.adapters.api import BankProfile
 from fep.alarms.service import Alarms
-from fep.control.commands import ProtocolRefusal, Services
+from fep.alarms.state import AlarmKind
+from fep.control.commands import ProtocolRefusal, Services, answer
 from fep.control.config import ControlConfig
 from fep.control.service import Guard, run_control
 from fep.daemon import config as configuration
 from fep.daemon import notify
 from fep.daemon.config import BankConfig, Config, ConfigFaultsError
+from fep.daemon.store_section import database_of
 from fep.daemon.supervisor import guarded, supervise
 from fep.domain.account import Account
 from fep.domain.clock import Clock
 from fep.domain.errors import ConfigError
 from fep.domain.ids import AccountNumber, BankName, Sequence
-from fep.keys.service import KeyRing, run_monitor, run_slot
+from fep.keys.service import KeyRing, Slot, run_monitor, run_slot
 from fep.links.mux import UnmatchedReply
 from fep.links.service import Connect, Link, connect_tcp, run_link
 from fep.logs import Followers
+from fep.machines.service import GuardedStore, Machines, PlaceLostError, Tenure, new_me
+from fep.machines.state import POOLING, bank_place
 from fep.pooling.service import PoolService
 from fep.store.database import Store
 from fep.store.files import LOCK_FILE, RESTORING_FILE, STORE_FILE
-from fep.tasks.lane import LaneParts
+from fep.tasks.lane import Lane, LaneParts
 from fep.tasks.service import TaskService
 
 log = structlog.get_logger()
@@ -48,6 +54,10 @@ log = structlog.get_logger()
 UNMATCHED_WAITING_MAX: Final = 64
 DRAIN_SECONDS_MAX: Final = 10.0
 """At a stop, requests in flight get this long to have their answers."""
+INSTANCE_FILE: Final = "fep.instance"
+LEAVE_SECONDS_MAX: Final = 10.0
+CLOSED_AFTER_SECONDS: Final = 5.0
+"""At the start a shared database has this long before everybody is told that it is away."""
 
 
 @attrs.define
@@ -66,7 +76,15 @@ addresses it listens on."""
 
 
 def _store_of(config: Config) -> Store:
-    return Store.at(config.state_dir / STORE_FILE)
+    """Return the store of the configuration, not opened yet.
+
+    Raises:
+        KeyFileError, ConfigError: the password of a shared one can't be read.
+    """
+    shared = config.store
+    if shared is None:
+        return Store.at(config.state_dir / STORE_FILE)
+    return Store(database_of(shared, config.enterprise.fep_number), open_seconds_max=math.inf)
 
 
 async def _run_faces(
@@ -133,9 +151,64 @@ class Daemon:
             self._store = self._outside.open_store(config)
             self._assemble()
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._store.run)
-                await self._live(task_status)
+                if self.machines is None:
+                    await nursery.start(self._store.run)
+                    await self._live(task_status)
+                elif (status := await self._open_shared(nursery, task_status)) is not None:
+                    await self._live_among_others(self.machines, status)
                 nursery.cancel_scope.cancel()
+
+    async def _open_shared(
+        self, nursery: trio.Nursery, task_status: trio.TaskStatus[list[str]]
+    ) -> trio.TaskStatus[list[str]] | None:
+        """Start the store, however long its server does not answer.
+
+        Returns:
+            What is to be told once all is up; None when the daemon was stopped while it waited.
+        """
+        status: list[trio.TaskStatus[list[str]]] = [task_status]
+
+        async def wait() -> None:
+            # A server that drops what it is sent is given up late: the unit does not wait so long.
+            with trio.move_on_after(CLOSED_AFTER_SECONDS):
+                await self._store.went_away.wait()
+            self.alarms.raise_alarm(AlarmKind.STORE_DOWN, "store", self._why_away())
+            closed = attrs.evolve(self.services, closed=self._why_closed)
+            faces = self._outside.faces
+            addresses = await waiting.start(faces, self.config.control, closed, guarded)
+            waiting.start_soon(notify.watchdog, self._healthy, self.status_line)
+            # Up as far as it can be: who waits for us may ask us why.
+            status.pop().started(addresses)
+
+        async def obey() -> None:
+            await self._stop.wait()
+            waiting.cancel_scope.cancel()
+
+        async with trio.open_nursery() as waiting:
+            waiting.start_soon(wait)
+            waiting.start_soon(obey)
+            await nursery.start(self._store.run)
+            waiting.cancel_scope.cancel()
+        later = status[0] if status else trio.TASK_STATUS_IGNORED
+        if self._stop.is_set():
+            later.started([])
+            return None
+        return later
+
+    def _why_closed(self) -> str:
+        return f"nothing is taken or sent: {self._why_away()}"
+
+    def _why_away(self) -> str:
+        return self._store.away or "the shared database has not answered yet"
+
+    async def _live_among_others(
+        self, machines: Machines, task_status: trio.TaskStatus[list[str]]
+    ) -> None:
+        """Be one of the machines that share the store: they know of us before anything begins."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(machines.run)
+            await self._live(task_status)
+            nursery.cancel_scope.cancel()
 
     def _assemble(self) -> None:
         config, clock = self.config, self._clock
@@ -152,10 +225,25 @@ class Daemon:
             accounts=self._accounts,
             configuration=config.digest,
         )
+        self.machines: Machines | None = None
+        guarded_store = None
+        if config.store is not None:
+            me = new_me(
+                config.enterprise.fep_number,
+                config.enterprise.id,
+                version("fep"),
+                config.store.lease_s,
+            )
+            before = _instance_before(config.state_dir / INSTANCE_FILE, me.instance)
+            self.machines = Machines(self._store, self.alarms, me, before)
+            self.tasks.share(self.machines)
+            guarded_store = GuardedStore(self._store, self.machines, POOLING)
         self._unmatched, self._replies = trio.open_memory_channel[UnmatchedReply](
             UNMATCHED_WAITING_MAX
         )
-        self.pools = PoolService(config.pools, self._accounts, self.tasks, self.alarms, clock)
+        self.pools = PoolService(
+            config.pools, self._accounts, self.tasks, self.alarms, clock, guarded_store
+        )
         self.services = Services(
             tasks=self.tasks,
             ring=self.ring,
@@ -169,10 +257,14 @@ class Daemon:
             show_config=lambda: configuration.redacted(self.config),
             check_config=self._check_config,
             apply_config=self.apply,
+            machines=self.machines,
         )
+        if self.machines is not None:
+            self.machines.answer(partial(answer, self.services))
 
     async def _live(self, task_status: trio.TaskStatus[list[str]]) -> None:
         await self.alarms.load()
+        self.alarms.clear(AlarmKind.STORE_DOWN, "store")
         for bank in self.config.banks:
             self._make(bank)
         await self.tasks.load()
@@ -180,13 +272,19 @@ class Daemon:
             self._lanes_nursery = lanes
             await lanes.start(self.tasks.run)
             await lanes.start(partial(self.tasks.run_unmatched, self._replies))
+            if self.tasks.sharing is not None:
+                await lanes.start(self.tasks.sharing.run)
             if self.ring.needs_monitor:
                 await lanes.start(self._supervised, "keys", partial(run_monitor, self.ring))
             for name, slot in self.ring.slots.items():
                 await lanes.start(self._supervised, f"slot:{name}", partial(run_slot, slot))
             for bank in self.config.banks:
-                await lanes.start(self._run_unit, bank)
-            await lanes.start(self._supervised, "pooling", self.pools.run)
+                if bank.name in self._units:
+                    await lanes.start(self._run_unit, bank)
+            if self.machines is None:
+                await lanes.start(self._supervised, "pooling", self.pools.run)
+            else:
+                lanes.start_soon(partial(self._pool_in_turns, self.machines))
             async with trio.open_nursery() as faces:
                 addresses = await faces.start(
                     self._outside.faces, self.config.control, self.services, guarded
@@ -230,8 +328,12 @@ class Daemon:
 
     # -- banks --------------------------------------------------------------------------------
 
-    def _make(self, bank: BankConfig) -> _Unit:
-        """Make a bank's connection and lane, not started yet."""
+    def _make(self, bank: BankConfig) -> None:
+        """Make a bank's connection and lane, not started yet; none without a key slot here."""
+        if bank.slot is None:
+            assert self.tasks.sharing is not None
+            self.tasks.sharing.know_foreign(bank.name, bank.adapter.capabilities)
+            return
         codec = bank.adapter.open(
             BankProfile(
                 bank=bank.name,
@@ -262,37 +364,102 @@ class Daemon:
                 slot=self.ring.slots[bank.slot],
                 workers=min(bank.workers, most) if most else bank.workers,
                 reply_timeout_s=bank.link.reply_timeout_s,
+                may_begin=(
+                    None
+                    if self.machines is None
+                    else partial(self.machines.may_begin, bank_place(bank.name))
+                ),
             )
         )
-        unit = self._units[bank.name] = _Unit(bank, link, trio.CancelScope(), trio.Event())
+        self._units[bank.name] = _Unit(bank, link, trio.CancelScope(), trio.Event())
         self.links[bank.name] = link
-        return unit
 
     async def _run_unit(
         self, bank: BankConfig, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Run a bank's connection and lane until the bank is taken out of force."""
         unit = self._units[bank.name]
+        assert bank.slot is not None
         slot = self.ring.slots[bank.slot]
-        lane = self.tasks.lanes[bank.name]
         try:
             with unit.scope:
+                if self.machines is not None:
+                    task_status.started()
+                    await self._serve_in_turns(self.machines, bank, unit, slot)
                 async with trio.open_nursery() as nursery:
                     await nursery.start(
                         self._supervised, f"link:{bank.name}", partial(run_link, unit.link, slot)
                     )
+                    lane = self.tasks.lanes[bank.name]
                     await nursery.start(self._supervised, f"bank:{bank.name}", lane.run)
                     task_status.started()
         finally:
             unit.ended.set()
 
-    async def _end_unit(self, name: BankName) -> None:
-        """Take a bank out of force: nothing new leaves, answers come home, then it ends."""
-        unit = self._units.pop(name)
-        lane = self.tasks.lanes[name]
+    async def _serve_in_turns(
+        self, machines: Machines, bank: BankConfig, unit: _Unit, slot: Slot
+    ) -> NoReturn:
+        """Serve a bank whenever it is this machine's turn, until cancelled."""
+        sharing = self.tasks.sharing
+        assert sharing is not None
+        while True:
+            tenure = await machines.win(
+                bank_place(bank.name), lambda: slot.is_open, lambda: unit.link.is_open
+            )
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._serve, bank, unit, slot, tenure)
+                    await tenure.over.wait()
+                    if not tenure.is_lost:
+                        # Left to another machine: what is at the bank may come home first.
+                        await self._empty(self.tasks.lanes[bank.name])
+                    nursery.cancel_scope.cancel()
+            finally:
+                with trio.CancelScope(shield=True, relative_deadline=LEAVE_SECONDS_MAX):
+                    await machines.give_up(tenure)
+
+    async def _serve(self, bank: BankConfig, unit: _Unit, slot: Slot, tenure: Tenure) -> None:
+        """Run a bank's connection and lane while this machine holds its place."""
+        sharing = self.tasks.sharing
+        assert sharing is not None
+        try:
+            await sharing.take_bank(bank.name)
+            lane = self.tasks.lanes[bank.name]
+            async with trio.open_nursery() as nursery:
+                await nursery.start(
+                    self._supervised, f"link:{bank.name}", partial(run_link, unit.link, slot)
+                )
+                await nursery.start(
+                    self._supervised, f"bank:{bank.name}", partial(_while_held, tenure, lane.run)
+                )
+        finally:
+            sharing.drop_bank(bank.name)
+
+    async def _pool_in_turns(self, machines: Machines) -> NoReturn:
+        """Run the pools whenever it is this machine's turn, until cancelled."""
+        while True:
+            tenure = await machines.win(POOLING, lambda: True)
+            try:
+                async with trio.open_nursery() as nursery:
+                    run = partial(_while_held, tenure, self.pools.run)
+                    nursery.start_soon(self._supervised, "pooling", run)
+                    await tenure.over.wait()
+                    nursery.cancel_scope.cancel()
+            finally:
+                with trio.CancelScope(shield=True, relative_deadline=LEAVE_SECONDS_MAX):
+                    await machines.give_up(tenure)
+
+    @staticmethod
+    async def _empty(lane: Lane) -> None:
+        """Let nothing new leave, and wait for the answers to what has left."""
         lane.drain()
         with trio.move_on_after(DRAIN_SECONDS_MAX):
             await lane.wait_idle()
+
+    async def _end_unit(self, name: BankName) -> None:
+        """Take a bank out of force: nothing new leaves, answers come home, then it ends."""
+        unit = self._units.pop(name)
+        await self._empty(self.tasks.lanes[name])
         unit.scope.cancel()
         await unit.ended.wait()
 
@@ -306,8 +473,11 @@ class Daemon:
         """Take the file on disk into force, bank by bank; other banks do not notice.
 
         Raises:
-            ProtocolRefusal: BAD_STATE, the file has faults (they are listed); nothing was changed.
+            ProtocolRefusal: BAD_STATE, the file has faults (they are listed), or the daemon is not
+                up yet; nothing was changed.
         """
+        if self._lanes_nursery is None:
+            raise ProtocolRefusal("BAD_STATE", "the daemon is still starting; nothing was changed")
         async with self._reloading:
             try:
                 new = await trio.to_thread.run_sync(configuration.load, self.config.path)
@@ -328,11 +498,16 @@ class Daemon:
                 ("control", old.control == new.control),
                 ("enterprise", old.enterprise == new.enterprise),
                 ("state_dir", old.state_dir == new.state_dir),
+                ("store", old.store == new.store),
                 ("tasks", old.tasks == new.tasks),
             )
             if not same
         ]
-        waiting = {name for name, bank in after.items() if bank.slot not in self.ring.slots}
+        waiting = {
+            name
+            for name, bank in after.items()
+            if bank.slot is not None and bank.slot not in self.ring.slots
+        }
         removed = sorted(before.keys() - after.keys())
         changed = sorted(
             name
@@ -345,14 +520,20 @@ class Daemon:
         for name in (*removed, *changed):
             if name in self._units:
                 await self._end_unit(name)
-        for name in removed:
+        for name in (*removed, *(name for name in changed if after[name].slot is None)):
             self.links.pop(name, None)
-            await self.tasks.remove_lane(name)
+            if self.tasks.sharing is not None:
+                self.tasks.sharing.forget_foreign(name)
+            if name in self.tasks.lanes:
+                await self.tasks.remove_lane(name)
         assert self._lanes_nursery is not None
         for name in changed:
             self._make(after[name])
             await self.tasks.keep_drained()
-            await self._lanes_nursery.start(self._run_unit, after[name])
+            if name in self._units:
+                if self.tasks.sharing is not None:
+                    self.tasks.sharing.forget_foreign(name)
+                await self._lanes_nursery.start(self._run_unit, after[name])
         self.config = new
         self.tasks.configuration = new.digest
         log.warning(
@@ -374,10 +555,12 @@ class Daemon:
     # -- health -------------------------------------------------------------------------------
 
     def _healthy(self) -> bool:
-        return not self._store.failed
+        return not (self._store.failed or self._store.stalled)
 
     def status_line(self) -> str:
         """Return the line that ``systemctl status`` shows."""
+        if self._store.away:
+            return self._why_closed()
         status = self.tasks.status()
         down = sorted(bank for bank, link in self.links.items() if not link.is_open)
         keys = sorted(name for name, slot in self.ring.slots.items() if not slot.is_open)
@@ -389,6 +572,38 @@ class Daemon:
         if keys:
             parts.append(f"keys not ready: {', '.join(keys)}")
         return "; ".join(parts)
+
+
+async def _while_held(
+    tenure: Tenure,
+    run: Callable[..., Awaitable[None]],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run something of a place; that another machine holds it by now is no defect, but its end."""
+    try:
+        await run(task_status=task_status)
+    except* PlaceLostError:
+        tenure.lose()
+        await trio.sleep_forever()
+
+
+def _instance_before(path: Path, instance: str) -> str:
+    """Return the instance of this machine's last process, and note the present one's.
+
+    That process is dead: its state directory is ours. Empty where there was none.
+    """
+    try:
+        before = path.read_text("utf-8").strip()
+    except FileNotFoundError:
+        before = ""
+    fresh = path.with_suffix(".new")
+    with fresh.open("w", encoding="utf-8") as file:
+        file.write(instance)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    return before
 
 
 @contextmanager

@@ -45,7 +45,8 @@ class BankConfig:
     direct_connect_number: str
     """银企直联编号."""
     link: LinkConfig
-    slot: SlotName
+    slot: SlotName | None
+    """None: another of the machines that share the store has the bank's key."""
     workers: int
     """线程数: requests worked on at once."""
     digest: str
@@ -63,13 +64,14 @@ class BankConfig:
 
 
 def read_banks(
-    top: Table, slots: frozenset[str]
+    top: Table, slots: frozenset[str], *, shared: bool
 ) -> tuple[tuple[BankConfig, ...], frozenset[str], dict[BankName, Table]]:
     """Return the banks that can be used, the names of all, and each one's table.
 
     Args:
         top: the whole file.
         slots: the names of all slots, faulty ones too.
+        shared: other machines share the store; only then a bank may have no slot here.
     """
     found: dict[BankName, BankConfig] = {}
     names: dict[str, Table] = {}
@@ -78,19 +80,21 @@ def read_banks(
         if name and name in names:
             table.fault("name", f"bank {name!r} is there twice")
         names[name] = table
-        bank = _bank(table, BankName(name), slots)
+        bank = _bank(table, BankName(name), slots, shared=shared)
         if bank is not None:
             found.setdefault(bank.name, bank)
     tables = {BankName(name): table for name, table in names.items()}
     return tuple(found.values()), frozenset(names), tables
 
 
-def _bank(table: Table, name: BankName, slots: frozenset[str]) -> BankConfig | None:
+def _bank(
+    table: Table, name: BankName, slots: frozenset[str], *, shared: bool
+) -> BankConfig | None:
     adapter = table.parsed("adapter", _adapter)
     bank_class = table.text("class")
     version = table.text("version", "")
     number = table.text("direct_connect_number")
-    slot = table.text("slot")
+    slot = table.text("slot", "" if shared else None)
     if slot and slot not in slots:
         table.fault("slot", f"there is no [[slot]] named {slot!r}{hint(slot, slots)}")
     workers = table.integer("workers", 4, 1, WORKERS_MAX)
@@ -114,7 +118,7 @@ def _bank(table: Table, name: BankName, slots: frozenset[str]) -> BankConfig | N
         version=adapter.version,
         direct_connect_number=number,
         link=link,
-        slot=SlotName(slot),
+        slot=SlotName(slot) if slot else None,
         workers=workers,
         digest=hashlib.sha256(repr(sorted(table.values.items())).encode()).hexdigest(),
     )

@@ -30,6 +30,7 @@ from fep.control.config import (
 )
 from fep.daemon.bank_section import BankConfig, read_banks, try_codecs
 from fep.daemon.pool_section import read_pools
+from fep.daemon.store_section import StoreConfig, read_store
 from fep.daemon.tables import ConfigFaultsError, Fault, Reader, Table, hint, without_secrets
 from fep.domain.account import Account
 from fep.domain.ids import (
@@ -94,6 +95,8 @@ class Config:
     """First 12 hex digits of the file's SHA-256: every event of a task bears it."""
     mode: Literal["production", "demo"]
     state_dir: Path
+    store: StoreConfig | None
+    """None: the store is an SQLite file in ``state_dir``."""
     log_level: str
     enterprise: Enterprise
     control: ControlConfig
@@ -145,6 +148,8 @@ def secret_faults(config: Config) -> list[str]:
         for reference in (slot.pin, slot.key)
         if reference is not None and reference.file is not None
     ]
+    if config.store is not None and config.store.password is not None:
+        secrets += [config.store.password.file] if config.store.password.file else []
     secrets += [one.token_file for one in config.control.tcp if one.token_file is not None]
     tls = [one.tls for one in config.control.tcp if one.tls is not None]
     secrets += [one.key for one in tls]
@@ -232,12 +237,14 @@ def _config(reader: Reader, raw: dict[str, Any], path: Path, digest: str) -> Con
     # With a fault in the mode it is not known which slots it forbids.
     strict = mode == "production" and not in_words and reader.is_clean(("mode",))
     state_dir = top.path_of("state_dir")
+    store = read_store(top, _secret, strict=mode == "production")
     log_level = top.choice("log_level", ("debug", "info", "warning", "error"), "info")
     enterprise = _enterprise(top)
     control = _control(top)
     tasks = _tasks(top)
     slots, slot_names = _slots(top, strict=strict)
-    banks, bank_names, bank_tables = read_banks(top, slot_names)
+    shared = "store" in raw
+    banks, bank_names, bank_tables = read_banks(top, slot_names, shared=shared)
     accounts = _accounts(top, bank_names)
     pools = read_pools(top, accounts)
     try_codecs(banks, accounts, bank_tables)
@@ -247,6 +254,7 @@ def _config(reader: Reader, raw: dict[str, Any], path: Path, digest: str) -> Con
         digest=digest,
         mode="demo" if mode == "demo" else "production",
         state_dir=state_dir,
+        store=store,
         log_level=log_level,
         enterprise=enterprise,
         control=control,

@@ -95,7 +95,13 @@ def _add_upkeep(commands: Any) -> None:  # noqa: ANN401 - argparse does not name
     one.add_argument("target", type=Path, metavar="DEST", help="a new file, or a folder for one")
     one.add_argument("--force", action="store_true", help="in the place of a file that is there")
     one = add("restore", "restore", "put a copy in the place of the store; the daemon is stopped")
-    one.add_argument("backup", type=Path, metavar="BACKUP", help="a file that fep backup made")
+    one.add_argument(
+        "backup",
+        type=Path,
+        nargs="?",
+        metavar="BACKUP",
+        help="a file that fep backup made; none for a shared store that pg_restore has put back",
+    )
     one = add("archive", "archive_tasks", "move tasks that are over to yearly files")
     one.add_argument(
         "--before", type=_day, required=True, metavar="YYYY-MM-DD", help="that ended before it"

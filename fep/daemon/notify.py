@@ -67,7 +67,7 @@ async def watchdog(healthy: Callable[[], bool], status: Callable[[], str]) -> No
 def inherited_sockets() -> dict[str, list[socket.socket]]:
     """Return the sockets the service manager opened, by their ``FileDescriptorName=``.
 
-    Call it once: each socket belongs to whoever asked. They are not passed on to child processes.
+    Each is a copy that belongs to whoever asked. They are not passed on to child processes.
     """
     found: dict[str, list[socket.socket]] = {}
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
@@ -77,5 +77,5 @@ def inherited_sockets() -> dict[str, list[socket.socket]]:
     for place in range(count):
         name = (names[place] if place < len(names) else "") or "unknown"
         os.set_inheritable(FIRST_FD + place, False)  # noqa: FBT003 - its only form
-        found.setdefault(name, []).append(socket.socket(fileno=FIRST_FD + place))
+        found.setdefault(name, []).append(socket.socket(fileno=os.dup(FIRST_FD + place)))
     return found

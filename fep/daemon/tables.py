@@ -38,13 +38,16 @@ _SECRET: Final = re.compile(
 )
 
 
+_IN_URL: Final = re.compile(r"://[^\s/@:\"']*:([^\s/\"']+)(?=@)")
+
+
 def without_secrets(source: str) -> str:
     """Return the line with each secret written as stars, as long as it was."""
 
     def stars(found: re.Match[str]) -> str:
         return found[0][: -len(found[1])] + "*" * len(found[1])
 
-    return _SECRET.sub(stars, source)
+    return _IN_URL.sub(stars, _SECRET.sub(stars, source))
 
 
 def _width(text: str) -> int:

@@ -28,7 +28,8 @@ from fep.daemon.config import Config, ConfigFaultsError, load
 from fep.daemon.replay import Difference, Replay
 from fep.daemon.replay import Report as ReplayReport
 from fep.daemon.replay import opened as opened_replay
-from fep.daemon.verify import Report, UnreadableStoreError, verify
+from fep.daemon.store_section import StoreConfig, database_of
+from fep.daemon.verify import Report, UnreadableStoreError, reaching, verify, verify_shared
 from fep.domain.clock import SHANGHAI, SystemClock
 from fep.domain.errors import FepError
 from fep.domain.order import MOVES_MONEY
@@ -48,6 +49,12 @@ class NotSoundError(FepError):
     """A copy of the store is not sound; it was thrown away."""
 
     code = "NOT_SOUND"
+
+
+class SharedStoreError(FepError):
+    """The store is a database that several machines share: the command is not for it."""
+
+    code = "STORE_SHARED"
 
 
 class StateHeldError(FepError):
@@ -126,16 +133,22 @@ def _told(error: Exception) -> str:
 
 
 def _verify_store(given: argparse.Namespace) -> int:
-    path, enterprise = given.path, None
-    if path is None:
-        config = load(given.config)
-        path, enterprise = config.state_dir / files.STORE_FILE, config.enterprise.id
+    config = load(given.config) if given.path is None else None
     with _progress("verify-store") as tell:
-        report = verify(
-            path, full=given.full, enterprise=enterprise, head=given.head, progress=tell
-        )
+        report = _looked_at(given, config, tell)
     _answer(given, report.value(), partial(_show, report))
     return int(not report.sound)
+
+
+def _looked_at(given: argparse.Namespace, config: Config | None, tell: Tell) -> Report:
+    if config is None:
+        return verify(given.path, full=given.full, head=given.head, progress=tell)
+    enterprise = config.enterprise.id
+    if config.store is not None:
+        database = database_of(config.store, config.enterprise.fep_number)
+        return verify_shared(database, enterprise=enterprise, head=given.head, progress=tell)
+    path = config.state_dir / files.STORE_FILE
+    return verify(path, full=given.full, enterprise=enterprise, head=given.head, progress=tell)
 
 
 def _show(report: Report) -> None:
@@ -158,6 +171,13 @@ def _back_up(given: argparse.Namespace) -> int:
     config = load(given.config)
     now = SystemClock().now()
     target: Path = given.target
+    if config.store is not None:
+        address = database_of(config.store, config.enterprise.fep_number).address
+        msg = (
+            "this store is a PostgreSQL database; back it up with its own tools:"
+            f" pg_dump --format=custom --file={target} '{address}'"
+        )
+        raise SharedStoreError(msg)
     if target.is_dir():
         target /= f"fep-{now.astimezone(SHANGHAI):%Y%m%d-%H%M%S}.sqlite"
     seen: list[Report] = []
@@ -204,6 +224,10 @@ Start the daemon: it asks and answers, and sends no payment. Then:
 
 def _restore(given: argparse.Namespace) -> int:
     config = load(given.config)
+    if config.store is not None:
+        return _restore_shared(given, config, config.store)
+    if given.backup is None:
+        raise UnreadableStoreError("say which file that fep backup made is to be restored")
     with _held(config.state_dir / files.LOCK_FILE, "the daemon runs; stop it first"):
         with _progress("restore") as tell:
             former = backup.restore(
@@ -215,14 +239,47 @@ def _restore(given: argparse.Namespace) -> int:
             )
         place = config.state_dir / files.STORE_FILE
         with files.reading(place) as connection:
-            taken_at = connection.execute(
-                sa.select(sa.func.min(schema.restored.c.taken_at)).where(
-                    schema.restored.c.released_at.is_(None)
-                )
-            ).scalar_one()
+            taken_at = connection.execute(_TAKEN_AT).scalar_one()
     value = {"store": str(place), "former": str(former), "taken_at": taken_at}
     _answer(given, value, lambda: print(RESTORED.format(place=place, **value)))
     return 0
+
+
+MARKED: Final = """\
+{store}: marked as restored 已标记为恢复
+This database does not know what was sent after {taken_at}.
+Start the daemons: they ask and answer, and send no payment. Then, on one of them:
+  fepctl restored             what waits, with our references
+  fepctl release --evidence …  when it was compared with the banks' statements"""
+
+
+def _restore_shared(given: argparse.Namespace, config: Config, store: StoreConfig) -> int:
+    """Mark a database that its own tools have put back: no payment leaves until a person looked."""
+    database = database_of(store, config.enterprise.fep_number)
+    if given.backup is not None:
+        msg = (
+            "this store is a PostgreSQL database. Stop fep on all machines; put it back with its"
+            " own tools, such as: pg_restore --clean --if-exists --single-transaction"
+            f" --dbname='{database.address}' {given.backup} ; then run fep restore without a file"
+        )
+        raise SharedStoreError(msg)
+    with reaching(database) as connection:
+        driver: Any = connection.connection.dbapi_connection
+        database.execute(driver, database.begin)
+        if alive := schema.alive(connection):
+            msg = f"machines run on this store: {', '.join(alive)}; stop fep on all of them first"
+            raise StateHeldError(msg)
+        backup.mark_restored(connection, SystemClock().now())
+        taken_at = connection.execute(_TAKEN_AT).scalar_one()
+        database.commit(driver)
+    value = {"store": database.address, "former": None, "taken_at": taken_at}
+    _answer(given, value, lambda: print(MARKED.format(**value)))
+    return 0
+
+
+_TAKEN_AT: Final = sa.select(sa.func.min(schema.restored.c.taken_at)).where(
+    schema.restored.c.released_at.is_(None)
+)
 
 
 # -- archive ----------------------------------------------------------------------------------
@@ -230,6 +287,12 @@ def _restore(given: argparse.Namespace) -> int:
 
 def _archive(given: argparse.Namespace) -> int:
     config, now = load(given.config), SystemClock().now()
+    if config.store is not None:
+        msg = (
+            "archives are files beside a store that is a file; a PostgreSQL database keeps all"
+            " tasks: give it room, or partitions of its own"
+        )
+        raise SharedStoreError(msg)
     before = dt.datetime.combine(given.before, dt.time(), SHANGHAI)
     if before > now:
         msg = f"--before {given.before} is not over yet"

@@ -11,10 +11,10 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import sqlalchemy as sa
@@ -33,6 +33,9 @@ from fep.daemon.invariants import (
 )
 from fep.domain.errors import FepError
 from fep.store import chain, files, schema
+
+if TYPE_CHECKING:
+    from fep.store.postgres import Postgres
 
 STORE_EVENTS: Final = frozenset({chain.ARCHIVED, chain.RELEASED})
 FINDINGS_MAX: Final = 50
@@ -73,7 +76,8 @@ class Check:
 class Report:
     """What was looked at, and what is wrong."""
 
-    path: Path
+    path: Path | str
+    """The file, or the database's address."""
     head: chain.Link = attrs.Factory(chain.Link)
     checks: dict[str, Check] = attrs.Factory(dict)
     findings: list[Finding] = attrs.Factory(list)
@@ -160,6 +164,56 @@ def verify(
     return report
 
 
+def verify_shared(
+    database: Postgres,
+    *,
+    enterprise: str | None = None,
+    head: str | None = None,
+    progress: Progress = _silent,
+) -> Report:
+    """Return what is wrong with a store that several machines share; see :func:`verify`.
+
+    Raises:
+        UnreadableStoreError: the database can't be reached, or has another release's store.
+    """
+    began = time.monotonic()
+    report = Report(database.address)
+    report.notes.append("the server's own files are looked at by pg_amcheck, and not here")
+    with reaching(database) as connection:
+        database.begin_read(connection)
+        # Row by row from the server; and no text of ours is taken for one with values in it.
+        connection.execution_options(
+            stream_results=True, max_row_buffer=TELL_ROWS, no_parameters=True
+        )
+        look = _Look(report, connection, progress, enterprise)
+        look.run_shared(head=head)
+    report.seconds = time.monotonic() - began
+    return report
+
+
+@contextmanager
+def reaching(database: Postgres) -> Iterator[sa.Connection]:
+    """Connect to a shared store of this release, outside of the daemon.
+
+    Raises:
+        UnreadableStoreError: the database can't be reached, or has another release's store.
+    """
+    engine = database.engine(1)
+    try:
+        with engine.connect() as connection:
+            if (version := database.version(connection)) != schema.VERSION:
+                msg = f"{database.address} has version {version}, this release {schema.VERSION}"
+                raise UnreadableStoreError(msg)
+            yield connection
+            # What was not committed is not wanted.
+            connection.invalidate()
+    except database.errors as error:
+        msg = f"{database.address}: {database.told(error)}"
+        raise UnreadableStoreError(msg) from error
+    finally:
+        engine.dispose()
+
+
 class _Look:
     """One look at a store."""
 
@@ -195,7 +249,7 @@ class _Look:
 
     def run(self, *, full: bool, head: str | None) -> None:
         """Look at everything."""
-        self._look_at_file(self._main, self.report.path.name, full=full)
+        self._look_at_file(self._main, Path(self.report.path).name, full=full)
         for year, connection in self.archives.items():
             self._look_at_file(connection, files.archive_name(year), full=full)
         self._look_at_archives()
@@ -206,6 +260,15 @@ class _Look:
             last = self._look_at_archive_chain(year, connection)
             if not self._left_over.get(year):
                 self._compare_archive_head(files.archive_name(year), last)
+        self._look_at_rows()
+
+    def run_shared(self, *, head: str | None) -> None:
+        """Look at everything but the files, which are the server's."""
+        self._look_at_chain(head)
+        self._look_at_tasks("tasks", self._main, "")
+        self._look_at_rows()
+
+    def _look_at_rows(self) -> None:
         self._look_at_references()
         self._look_at_payments()
         self._look_at_strays()
@@ -214,7 +277,7 @@ class _Look:
 
     def run_archive(self, year: str, *, full: bool) -> None:
         """Look at everything in an archive, the file that was given."""
-        self._look_at_file(self._main, self.report.path.name, full=full)
+        self._look_at_file(self._main, Path(self.report.path).name, full=full)
         self._look_at_tasks(files.archive_name(year), self._main, year)
         self.report.head = self._look_at_archive_chain(year, self._main)
         self._look_at_strays()
@@ -312,9 +375,9 @@ class _Look:
         check = self._check("tasks")
         total = self._count(connection, "task")
         skipped = self._left_over.get(year, set()) if year else set()
-        events = _Grouped(connection.exec_driver_sql(_EVENTS), EventRow)
-        messages = _Grouped(connection.exec_driver_sql(_MESSAGES), _message)
-        for place, row in enumerate(connection.exec_driver_sql(_TASKS)):
+        events = _Grouped(_query(connection, _EVENTS), EventRow)
+        messages = _Grouped(_query(connection, _MESSAGES), _message)
+        for place, row in enumerate(_query(connection, _TASKS)):
             if place % TELL_ROWS == 0:
                 self._progress(name, place, total)
             task = TaskRow(*row)
@@ -415,16 +478,18 @@ class _Look:
 
     def _look_at_alarms(self) -> None:
         check = self._check("alarms")
-        active: set[tuple[str, str]] = set()
+        active: set[tuple[str, str, str]] = set()
         for row in self._main.execute(sa.select(schema.alarm)):
             check.looked_at += 1
             for message in alarm_faults(row):
                 self.find("alarms", row.id, message)
             if row.cleared_at is None:
-                if (row.kind, row.subject) in active:
+                # On a shared store each machine has its own, whose ids begin with its number.
+                one = (str(row.id).rpartition("/")[0], row.kind, row.subject)
+                if one in active:
                     told = f"{row.kind} of {row.subject} is active twice"
                     self.find("alarms", row.id, told)
-                active.add((row.kind, row.subject))
+                active.add(one)
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -438,7 +503,7 @@ class _Look:
             self.report.findings.append(Finding(check, where, message))
 
     def _rows(self, query: str) -> Iterator[Any]:
-        return iter(self._main.exec_driver_sql(query))
+        return iter(_query(self._main, query))
 
     @staticmethod
     def _count(connection: sa.Connection, table: str) -> int:
@@ -476,6 +541,13 @@ _ITEMS: Final = (
     " JOIN pool_round AS r ON r.round_id = i.round_id"
     " LEFT JOIN task AS t ON t.task_id = i.sweep_task"
 )
+
+
+def _query(connection: sa.Connection, query: str) -> Iterable[Any]:
+    """Run one of our queries, in the words of either database."""
+    if connection.dialect.name == "postgresql":
+        query = query.replace(" AS BLOB)", " AS BYTEA)")
+    return connection.exec_driver_sql(query)
 
 
 def _message(direction: str, digest: str, data: bytes) -> MessageRow:

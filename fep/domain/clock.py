@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections.abc import Callable
 from typing import Final, NewType, Protocol
 
@@ -27,6 +28,11 @@ class SystemClock:
     def now(self) -> dt.datetime:
         """Return the present moment, aware, in UTC."""
         return dt.datetime.now(dt.UTC)
+
+
+def steady_seconds() -> float:
+    """Return a clock that is never set, and does not stand still while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class PatientClock:

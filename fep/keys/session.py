@@ -217,7 +217,7 @@ class _Session:
             known = await self._in_thread(partial(_source, slot.config))
             counter = await self._call(self._device.pin_counter)
             offered = await self._offered_pin()
-            bar = await slot.store.read(partial(load_bar, slot=slot.name))
+            bar = await slot.store.read(partial(load_bar, slot=slot.stored_as))
             decision = decide(counter, slot.pin, offered, bar)
             match decision:
                 case Blocked():
@@ -381,9 +381,9 @@ class _Session:
         """Store it (None: forget); say whether that worked."""
         slot = self._slot
         work: Callable[[Any], None] = (
-            partial(lift_bar, slot=slot.name)
+            partial(lift_bar, slot=slot.stored_as)
             if bar is None
-            else partial(save_bar, slot=slot.name, bar=bar, at=slot.clock.now())
+            else partial(save_bar, slot=slot.stored_as, bar=bar, at=slot.clock.now())
         )
         try:
             await slot.store.write(work)

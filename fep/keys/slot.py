@@ -157,6 +157,11 @@ class Slot:
         return self.config.name
 
     @property
+    def stored_as(self) -> SlotName:
+        """Its name in the store, where another machine may have a slot of the same name."""
+        return SlotName(f"{self.store.scope}{self.name}")
+
+    @property
     def reader(self) -> str:
         """The reader the slot's card is in, or empty."""
         return self.view.card.reader if self.view.card is not None else self.view.mute_reader

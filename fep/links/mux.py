@@ -12,6 +12,7 @@ Pure: the shell writes, reads and wakes; ``waiter`` is whatever it wakes.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from enum import Enum
 from itertools import islice
 from typing import Final, Generic, TypeVar
@@ -66,6 +67,8 @@ class Request(Generic[W]):
     waiter: W = attrs.field(repr=False)
     probe: bool = False
     """True for the link's own log-on and heartbeat."""
+    may_begin: Callable[[], bool] | None = attrs.field(default=None, repr=False)
+    """Asked at the moment of the first byte; False: it does not leave any more."""
     written: int = 0
     """Bytes the socket took so far."""
 
@@ -104,7 +107,13 @@ class Mux(Generic[W]):
         return len(self._unwritten)
 
     def register(
-        self, correlation: str, frame: bytes, waiter: W, *, probe: bool = False
+        self,
+        correlation: str,
+        frame: bytes,
+        waiter: W,
+        *,
+        probe: bool = False,
+        may_begin: Callable[[], bool] | None = None,
     ) -> Request[W]:
         """Take a request, before any byte of it is written: an answer can be that fast.
 
@@ -121,7 +130,7 @@ class Mux(Generic[W]):
         if len(self._waiting) >= IN_FLIGHT_MAX:
             msg = f"{IN_FLIGHT_MAX} requests are in flight"
             raise LocalProtocolError(msg)
-        request = Request(correlation, frame, waiter, probe)
+        request = Request(correlation, frame, waiter, probe, may_begin)
         self._waiting[correlation] = request
         self._unwritten.append(request)
         return request
@@ -172,7 +181,18 @@ class Mux(Generic[W]):
 
     def withdraw(self) -> list[Request[W]]:
         """End and return the requests of which no byte has left."""
-        withdrawn = [request for request in self._unwritten if not request.began]
+        return self._withdraw([request for request in self._unwritten if not request.began])
+
+    def withdraw_late(self) -> list[Request[W]]:
+        """End and return the requests that may not begin any more; ask before each write."""
+        late = [
+            request
+            for request in self._unwritten
+            if request.may_begin is not None and not request.began and not request.may_begin()
+        ]
+        return self._withdraw(late) if late else late
+
+    def _withdraw(self, withdrawn: list[Request[W]]) -> list[Request[W]]:
         for request in withdrawn:
             self._unwritten.remove(request)
             del self._waiting[request.correlation]

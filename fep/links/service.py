@@ -43,6 +43,7 @@ act while data are under way, and this alone does not act on an idle connection.
 RECEIVE_BYTES_MAX: Final = 65_536
 UNMATCHED_WAITING_MAX: Final = 256
 """Answers nobody waits for that are kept for a slow receiver before the link stops reading."""
+TOO_LATE: Final = "it was not permitted any more to begin"
 SAID_CHARS_MAX: Final = 120
 """Of a bank's own words, in logs and alarms."""
 
@@ -202,16 +203,25 @@ class _Connection:
         """Requests that wait for their answers, probes included."""
         return self._mux.in_flight
 
-    async def exchange(self, frame: bytes, correlation: str, *, probe: bool = False) -> Reply:
+    async def exchange(
+        self,
+        frame: bytes,
+        correlation: str,
+        may_begin: Callable[[], bool] | None = None,
+        *,
+        probe: bool = False,
+    ) -> Reply:
         """Send one request and return its answer; see ``Link.exchange``."""
         if self.reason:
             raise NothingSentError(self.reason)
         if trio.current_effective_deadline() <= trio.current_time():
             raise NothingSentError("the deadline passed before the request was sent")
+        if may_begin is not None and not may_begin():
+            raise NothingSentError(TOO_LATE)
         task = trio.lowlevel.current_task()
-        request = self._mux.register(correlation, frame, task, probe=probe)
+        request = self._mux.register(correlation, frame, task, probe=probe, may_begin=may_begin)
         if self._mux.in_flight == 1:
-            self._flush()
+            self._flush(is_asked=True)
         else:
             # Others are under way, so the bank is the slower one: let the writer join this tick's.
             self._writer.unpark()
@@ -283,9 +293,18 @@ class _Connection:
         if self._draining and not self._mux.callers:
             self._drained.set()
 
-    def _flush(self) -> None:
+    def _flush(self, *, is_asked: bool = False) -> None:
+        """Write what the socket takes.
+
+        Args:
+            is_asked: of the only request it was just asked whether it may begin.
+        """
         try:
-            while buffers := self._mux.buffers():
+            while self._mux.unwritten:
+                if not is_asked:
+                    self._withdraw_late()
+                if not (buffers := self._mux.buffers()):
+                    break
                 alone = len(buffers) == 1
                 sent = self._sock.send(buffers[0]) if alone else self._sock.sendmsg(buffers)
                 self._mux.wrote(sent)
@@ -294,6 +313,13 @@ class _Connection:
             self._writer.unpark()
         except OSError as error:
             self.end(f"write: {error}")
+
+    def _withdraw_late(self) -> None:
+        """End what waited for the socket until it may not begin any more."""
+        for late in self._mux.withdraw_late():
+            error = outcome.Error(NothingSentError(TOO_LATE))
+            trio.lowlevel.reschedule(late.waiter, error)
+            self._note_ended()
 
     async def _write(self) -> None:
         while not self.reason:
@@ -428,7 +454,9 @@ class Link:
         while self.is_open:
             await self._changed.wait()
 
-    async def exchange(self, frame: bytes, correlation: str) -> Reply:
+    async def exchange(
+        self, frame: bytes, correlation: str, may_begin: Callable[[], bool] | None = None
+    ) -> Reply:
         """Send a frame and return the bank's answer to it; the caller sets the deadline.
 
         A caller cancelled after the first byte gets ``Cancelled`` (``TooSlowError`` from its
@@ -438,6 +466,8 @@ class Link:
         Args:
             frame: exactly what the adapter sealed.
             correlation: what the answer will echo; unique among the requests in flight.
+            may_begin: asked just before the first byte is handed to the socket, which may be some
+                time after the call; False: none is, ever.
 
         Raises:
             NothingSentError: no byte of the frame was handed to the socket, nor ever will be.
@@ -449,7 +479,7 @@ class Link:
             msg = f"the link to {self.config.bank} takes no requests: {self.state}"
             raise NothingSentError(msg)
         self._traffic.requests += 1
-        return await connection.exchange(frame, correlation)
+        return await connection.exchange(frame, correlation, may_begin)
 
     def drain(self) -> None:
         """Take no more requests, let those in flight end, close, stay so until ``resume``."""

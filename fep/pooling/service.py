@@ -25,12 +25,13 @@ from fep.domain.errors import FepError
 from fep.domain.ids import AccountNumber, BankName, ClientName, TaskId
 from fep.domain.money import ZERO, Cny
 from fep.domain.order import Kind
+from fep.machines.service import GuardedStore
 from fep.pooling import plan, store
 from fep.pooling.config import MemberConfig, PoolConfig
 from fep.pooling.plan import TO_SWEEP, Item, ItemState, Round, RoundState
 from fep.pooling.rules import Reason
 from fep.pooling.schedule import last_due, next_due, parse_schedule
-from fep.store.database import Store, StoreBusyError, StoreFullError
+from fep.store.database import StoreBusyError, StoreFullError
 from fep.tasks.service import TaskService
 from fep.tasks.state import State
 from fep.tasks.task import Admitted, Delivery, Fetch, Refused, Submission
@@ -73,8 +74,10 @@ class PoolService:
         tasks: TaskService,
         alarms: Alarms,
         clock: Clock,
+        database: GuardedStore | None = None,
     ) -> None:
         self._tasks = tasks
+        self._store = tasks.store if database is None else database
         self._alarms = alarms
         self._clock = clock
         self._rounds: dict[str, Round] = {}
@@ -85,6 +88,8 @@ class PoolService:
         self._due: list[tuple[Round, list[Item]]] = []
         """What the pusher looks at next; the ids of these items may be due."""
         self._due_added = trio.Event()
+        self._spent: dict[AccountNumber, Cny] = {}
+        """Of the accounts whose balances are being told, where several machines pay."""
         self._paid_before: dict[TaskId, Cny] = {}
         """By balance task: what our payments had taken from the account when it was asked for."""
         self.configure(pools, accounts)
@@ -96,10 +101,6 @@ class PoolService:
         self._pools = {pool.name: pool for pool in pools}
         self._accounts = dict(accounts)
         self._clear_alarms()
-
-    @property
-    def _store(self) -> Store:
-        return self._tasks.store
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -317,11 +318,7 @@ class PoolService:
 
     def _check_keys(self, pool: PoolConfig, banks: frozenset[BankName]) -> frozenset[BankName]:
         """Return the banks whose UKey is not in, and raise or clear the alarm (FEP-27, FEP-28)."""
-        keyless = frozenset(
-            bank
-            for bank in banks
-            if bank not in self._tasks.lanes or not self._tasks.lanes[bank].parts.slot.is_open
-        )
+        keyless = frozenset(bank for bank in banks if not self._tasks.has_key(bank))
         if keyless:
             missing = ", ".join(sorted(keyless))
             self._alarms.raise_alarm(
@@ -406,6 +403,7 @@ class PoolService:
                 return
 
     async def _handle(self, messages: Sequence[Fetch | Delivery]) -> None:
+        await self._read_spent(messages)
         bodies: list[tuple[TaskId, Any]] = []
         told: list[TaskId] = []
         changed: dict[str, tuple[Round, list[Item]]] = {}
@@ -430,6 +428,19 @@ class PoolService:
             await self._tasks.fetched(CLIENT, bodies)
         if told:
             self._tasks.acknowledge(CLIENT, told)
+
+    async def _read_spent(self, messages: Sequence[Fetch | Delivery]) -> None:
+        """Learn what other machines' payments took from the accounts whose balances are told."""
+        if self._tasks.sharing is None:
+            return
+        balances = {
+            message.task_id: found[1].account
+            for message in messages
+            if isinstance(message, Delivery)
+            and (found := self._by_task.get(message.task_id)) is not None
+            and message.task_id == found[1].balance_task
+        }
+        self._spent = await self._tasks.sharing.spent(balances, CLIENT) if balances else {}
 
     async def _reload(self, task_id: TaskId) -> tuple[Round, Item] | None:
         """Find the round of a task that came back after its round was finished (退票)."""
@@ -505,8 +516,12 @@ class PoolService:
         """
         account = item.account
         before = self._paid_before.pop(item.balance_task, ZERO)
-        fen = self._tasks.under_way(but=CLIENT).get(account, ZERO).fen
-        fen += (self._tasks.paid(account) - before).fen
+        if self._tasks.sharing is None:
+            fen = self._tasks.under_way(but=CLIENT).get(account, ZERO).fen
+            fen += (self._tasks.paid(account) - before).fen
+        else:
+            # Payments of a bank that another machine serves are not in this one's memory.
+            fen = self._spent.get(account, ZERO).fen
         for one in self._rounds.values():
             for other in one.items:
                 planned = other.state in TO_SWEEP and not one.plan_only

@@ -338,6 +338,8 @@ class Scene:
         self._start_command = start_command
         self.workers = 4
         self.reply_timeout_s = 5.0
+        self.store: Mapping[str, Any] | None = None
+        """``[store]`` of the configuration; None: a file of this daemon's own."""
         self.card_changes: dict[str, Any] = json.loads(json.dumps(CARD_CHANGES))
         directory.mkdir(parents=True, exist_ok=True)
         self.accounts = [
@@ -445,6 +447,7 @@ class Scene:
         return {
             "mode": "demo",
             "state_dir": "state",
+            **({} if self.store is None else {"store": dict(self.store)}),
             "enterprise": {"id": "E0001", "fep_number": "FEP-01"},
             "control": {
                 "socket": self.socket.name,

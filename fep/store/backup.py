@@ -96,7 +96,8 @@ def restore(source: Path, directory: Path, now: dt.datetime, check: Check, tell:
         copy(source, unfinished, tell)
         with files.writing(unfinished, alone=True) as connection:
             schema.migrate(connection)
-            _mark_restored(connection, now)
+            with files.transaction(connection):
+                mark_restored(connection, now)
         _finish(unfinished)
         check(unfinished)
         files.give_to_owner(unfinished, directory)
@@ -166,18 +167,18 @@ def _mark(connection: sa.Connection, now: dt.datetime) -> None:
         )
 
 
-def _mark_restored(connection: sa.Connection, now: dt.datetime) -> None:
-    with files.transaction(connection):
-        held = sa.update(restored).where(restored.c.released_at.is_(None))
-        if connection.execute(held.values(restored_at=to_text(now))).rowcount:
-            return
-        # A copy made by other means: it knows nothing that is later than its last event.
-        last = connection.execute(sa.select(sa.func.max(task_event.c.at))).scalar()
-        connection.execute(
-            sa.insert(restored).values(
-                taken_at=last or NEVER, link=str(chain.head(connection)), restored_at=to_text(now)
-            )
+def mark_restored(connection: sa.Connection, now: dt.datetime) -> None:
+    """Note in a store, in the caller's transaction, that it is a copy: no payment leaves then."""
+    held = sa.update(restored).where(restored.c.released_at.is_(None))
+    if connection.execute(held.values(restored_at=to_text(now))).rowcount:
+        return
+    # A copy made by other means: it knows nothing that is later than its last event.
+    last = connection.execute(sa.select(sa.func.max(task_event.c.at))).scalar()
+    connection.execute(
+        sa.insert(restored).values(
+            taken_at=last or NEVER, link=str(chain.head(connection)), restored_at=to_text(now)
         )
+    )
 
 
 def _finish(path: Path) -> None:

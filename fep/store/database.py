@@ -9,7 +9,7 @@ and recovers.
 
 from __future__ import annotations
 
-import sqlite3
+import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,14 +23,20 @@ import trio
 
 from fep.domain.errors import FepError
 from fep.store import chain, files, schema
+from fep.store.dialect import Dialect, NotYetError, Sqlite, Trouble
 
 log = structlog.get_logger()
 
 GROUP_WORK_MAX: Final = 512
 WAITING_WORK_MAX: Final = 8192
 READERS_MAX: Final = 2
-BUSY_TIMEOUT_MS: Final = 5000
-"""How long another program, such as a backup, may hold the file before work is refused."""
+OPEN_SECONDS_MAX: Final = 10.0
+"""How long a server that does not answer is asked again at the start: it may be starting too."""
+OPEN_RETRY_SECONDS: Final = 0.5
+AWAY_NOTE_SECONDS: Final = 60.0
+"""The log is told so often that it does not answer still."""
+STALLED_SECONDS: Final = 10.0
+"""A group that takes so long: the server of a shared store does not answer, and may never."""
 HEAD_SECONDS: Final = 3600.0
 """So often the log is told the head of the chain, if there is a new one."""
 CLOSE_SECONDS_MAX: Final = 30.0
@@ -56,12 +62,27 @@ class StoreBusyError(FepError):
     code = "STORE_BUSY"
 
 
-FATAL: Final = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-"""What no work can be blamed for, even where SQLite would go on with the next statement."""
-
 Work = Callable[[sa.Connection], Any]
 Done = Callable[[Any, Exception | None], None]
 """Called in the trio thread after the commit with (result, None) or (None, error)."""
+
+
+NOTE_BYTES_MAX: Final = 7900
+"""Of what :func:`tell` takes: the database carries no longer ones."""
+_NOTES: Final = "fep.notes"
+_SCRATCH: Final = "fep.scratch"
+
+
+def tell(connection: sa.Connection, note: str) -> None:
+    """Have every machine that listens told this, if and when this work is stored."""
+    assert len(note.encode()) <= NOTE_BYTES_MAX
+    connection.info[_NOTES].append(note)
+
+
+def scratch(connection: sa.Connection) -> dict[str, Any]:
+    """Return what the works of one group know together; empty when the group begins."""
+    found: dict[str, Any] = connection.info[_SCRATCH]
+    return found
 
 
 @attrs.define(eq=False)
@@ -72,41 +93,26 @@ class _Item:
     error: Exception | None = None
 
 
-def _refusal(error: Exception) -> FepError | None:
-    """Return what to tell the submitters when nothing was lost, None when the store has failed."""
-    match _code(error):
-        case sqlite3.SQLITE_FULL:
-            return StoreFullError("the disk is full; free space, nothing stored is lost")
-        case sqlite3.SQLITE_BUSY:
-            return StoreBusyError("another program holds the store; end it, nothing stored is lost")
-        case _:
-            return None
-
-
-def _code(error: Exception) -> int | None:
-    """Return SQLite's primary result code, None of what is no error of the database."""
-    origin = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-    code: int | None = getattr(origin, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
-
-
 class Store:
     """Owns the database file; everybody else hands it functions that take a connection.
 
     Start :meth:`run` in the daemon's nursery; it is ``started()`` when the schema is current. It
     ends when cancelled, after the work that was accepted is committed, and raises
     ``StoreFailedError`` when a commit fails for any reason but a full or busy disk. It runs once.
+
+    Args:
+        dialect: of the database.
+        open_seconds_max: how long the server of a shared store is asked again at the start.
     """
 
-    def __init__(self, url: str | sa.URL) -> None:
-        self._engine = sa.create_engine(
-            url,
-            isolation_level="AUTOCOMMIT",
-            poolclass=sa.QueuePool,
-            pool_size=READERS_MAX + 1,
-            connect_args={"check_same_thread": False},
-        )
-        sa.event.listen(self._engine, "connect", _prepare_connection)
+    def __init__(self, dialect: Dialect, open_seconds_max: float = OPEN_SECONDS_MAX) -> None:
+        self.dialect = dialect
+        self.away = ""
+        """Why the server of a shared store can't be used; empty once it is open."""
+        self.went_away = trio.Event()
+        """Set when it did not answer at the start."""
+        self._open_seconds_max = open_seconds_max
+        self._engine = dialect.engine(READERS_MAX + 2)
         self._waiting: deque[_Item] = deque()
         self._committed: deque[list[_Item]] = deque()
         """Groups that are on disk and not answered yet."""
@@ -117,6 +123,8 @@ class Store:
         self._connection: sa.Connection | None = None
         self._head = self._noted = chain.Link()
         self._note_head_at = 0.0
+        self._began = math.inf
+        """When the group that is being written began."""
         self._full = False
         self._wrote = False
         """Whether the last group changed anything."""
@@ -127,18 +135,33 @@ class Store:
     @classmethod
     def at(cls, path: Path) -> Store:
         """Return the store of an SQLite file, made when it is not there."""
-        return cls(sa.URL.create("sqlite", database=str(path)))
+        return cls(Sqlite(sa.URL.create("sqlite", database=str(path))))
+
+    @property
+    def is_shared(self) -> bool:
+        """True where other machines may write to it too."""
+        return self.dialect.is_shared
+
+    @property
+    def scope(self) -> str:
+        """What stands before the names of this machine's own things; empty where all is its own."""
+        return self.dialect.scope
 
     @property
     def directory(self) -> Path | None:
         """Where the file and its archives are; None of a store that is no file."""
-        database = self._engine.url.database
+        database = None if self.is_shared else self._engine.url.database
         return Path(database).parent if database else None
 
     @property
     def failed(self) -> bool:
         """True after a commit that failed for good: this process must end."""
         return self._failed
+
+    @property
+    def stalled(self) -> bool:
+        """True while a group of a shared store waits for an answer that does not come."""
+        return self.is_shared and trio.current_time() - self._began > STALLED_SECONDS
 
     @property
     def full(self) -> bool:
@@ -149,13 +172,15 @@ class Store:
         """Queue work for the next group; ``done`` is called after its commit.
 
         Raises:
-            StoreBusyError: too much waits; nothing was queued.
+            StoreBusyError: too much waits, or the server does not answer; nothing was queued.
             StoreFailedError: the store has ended.
         """
         self._check_open()
         if len(self._waiting) >= WAITING_WORK_MAX:
             msg = f"{WAITING_WORK_MAX} changes wait for the disk; try again later"
             raise StoreBusyError(msg)
+        if self.stalled:
+            raise StoreBusyError("the shared database does not answer; try again later")
         self._waiting.append(_Item(work, done))
         self._wake.set()
 
@@ -188,23 +213,67 @@ class Store:
         They see committed data only, and all of them the same moment. They can't write.
 
         Raises:
-            StoreFailedError: the store has ended.
+            StoreFailedError: the store has ended, or the server is lost, which ends it.
             sqlalchemy.exc.DBAPIError: the file can't be read.
             Exception: whatever the work itself raised.
         """
 
         def run() -> Any:  # noqa: ANN401
             with self._engine.connect() as connection:
-                connection.exec_driver_sql("PRAGMA query_only=ON")
-                connection.exec_driver_sql("BEGIN")
+                # Now: of a connection that was lost SQLAlchemy shows nothing any more.
+                raw = _raw(connection)
+                self.dialect.begin_read(connection)
                 try:
                     return work(connection)
                 finally:
-                    if _in_transaction(connection):
+                    if self.dialect.in_transaction(raw):
                         connection.exec_driver_sql("ROLLBACK")
 
         self._check_open()
-        return await trio.to_thread.run_sync(run, limiter=self._reader_limiter)
+        try:
+            return await trio.to_thread.run_sync(run, limiter=self._reader_limiter)
+        except sa.exc.DBAPIError as error:
+            if not self.is_shared or self.dialect.trouble(error) is not Trouble.FATAL:
+                raise
+            # Who can't read can't write either, and will not find out where nothing is to write.
+            failure = StoreFailedError(self.dialect.told(error))
+            self._end(failure)
+            raise failure from error
+
+    async def listen(
+        self,
+        hear: Callable[[str], None],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Give ``hear`` what is told by any machine, in the order of commits, until cancelled.
+
+        What was told before ``started()`` is stored by then: who reads after it misses nothing.
+
+        Raises:
+            StoreFailedError: the connection is lost, and what was told since with it.
+        """
+
+        def open_ear() -> sa.Connection:
+            connection = self._engine.connect()
+            self.dialect.listen(_raw(connection))
+            return connection
+
+        try:
+            ear = await trio.to_thread.run_sync(open_ear)
+            try:
+                raw = _raw(ear)
+                task_status.started()
+                while True:
+                    await trio.lowlevel.wait_readable(raw.fileno())
+                    for note in self.dialect.heard(raw):
+                        hear(note)
+            finally:
+                # Not to be lent to anybody: it hears still.
+                ear.invalidate()
+                ear.close()
+        except self.dialect.errors as error:
+            raise StoreFailedError(self.dialect.told(error)) from error
 
     async def read_archive(self, year: str, work: Callable[[sa.Connection], Any]) -> Any:  # noqa: ANN401
         """Run queries on the archive of a year in a reader thread; None when it can't be read.
@@ -250,12 +319,26 @@ class Store:
                 await self._finish()
 
     async def _start(self) -> None:
-        try:
-            await trio.to_thread.run_sync(self._open, limiter=self._writer_limiter)
-        except FepError as failure:
-            self._fail([], failure)
-            raise
-        self._opened = True
+        patience = trio.current_time() + (self._open_seconds_max if self.is_shared else 0.0)
+        note_at = 0.0
+        while not self._opened:
+            try:
+                await trio.to_thread.run_sync(self._open, limiter=self._writer_limiter)
+            except StoreFailedError as failure:
+                if trio.current_time() >= patience:
+                    self._fail([], failure)
+                    raise
+                if str(failure) != self.away or trio.current_time() >= note_at:
+                    log.warning("store.unreachable", reason=str(failure))
+                    note_at = trio.current_time() + AWAY_NOTE_SECONDS
+                self.away = str(failure)
+                self.went_away.set()
+                await trio.sleep(OPEN_RETRY_SECONDS)
+            except FepError as failure:
+                self._fail([], failure)
+                raise
+            else:
+                self._opened, self.away = True, ""
         self._note_head()
 
     async def _finish(self) -> None:
@@ -290,12 +373,14 @@ class Store:
     async def _commit_group(self) -> None:
         group = [self._waiting.popleft() for _ in range(min(GROUP_WORK_MAX, len(self._waiting)))]
         # A commit can't be abandoned half-way: the shield lasts one sync.
+        self._began = trio.current_time()
         with trio.CancelScope(shield=True, relative_deadline=COMMIT_SECONDS_MAX):
             try:
                 await trio.to_thread.run_sync(self._commit, group, limiter=self._writer_limiter)
             except StoreFailedError as failure:
                 self._fail(group, failure)
                 raise
+        self._began = math.inf
         if all(isinstance(item.error, StoreBusyError) for item in group):
             log.warning("store.held", refused=len(group))
         else:
@@ -322,8 +407,12 @@ class Store:
                 try:
                     item.done(item.result, item.error)
                 except Exception as error:  # noqa: BLE001 - a defect: raised by ``run``
-                    self._defect = error
-                    self._wake.set()
+                    self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        """Let ``run`` raise this."""
+        self._defect = error
+        self._wake.set()
 
     def _note_head(self) -> None:
         """Have the log know the head of the chain: outside of the file that it proves."""
@@ -341,18 +430,25 @@ class Store:
 
     def _open(self) -> None:
         try:
-            self._connection = self._engine.connect()
-            # A reader may have been here before the start: a pooled connection keeps its pragmas.
-            self._connection.exec_driver_sql("PRAGMA query_only=OFF")
-            schema.migrate(self._connection)
-            self._head = chain.head(self._connection)
-        except (sa.exc.DBAPIError, sqlite3.Error) as error:
-            msg = f"the store can't be opened: {_told(error)}"
+            connection = self._engine.connect()
+            try:
+                self.dialect.check(connection)
+                schema.migrate(connection, dialect=self.dialect)
+                self._head = chain.head(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        except self.dialect.errors as error:
+            msg = f"the store can't be opened: {self.dialect.told(error)}"
             raise StoreFailedError(msg) from error
+        except NotYetError as error:
+            raise StoreFailedError(str(error)) from error
 
     def _close(self) -> None:
         if self._connection is not None:
-            self._connection.close()
+            with suppress(*self.dialect.errors):
+                self._connection.close()
         self._engine.dispose()
 
     def _commit(self, group: list[_Item]) -> None:
@@ -361,74 +457,84 @@ class Store:
         Raises:
             StoreFailedError: what of the group is on disk is not known.
         """
+        refusal = self._try_commit(group)
+        if refusal is Trouble.AGAIN:
+            # Nothing of it is stored and nobody was answered: it may be done a second time.
+            refusal = self._try_commit(group)
+        match refusal:
+            case None:
+                return
+            case Trouble.FULL:
+                error: FepError = StoreFullError(self.dialect.full)
+            case _:
+                error = StoreBusyError(self.dialect.busy)
+        for item in group:
+            item.result, item.error = None, error
+
+    def _try_commit(self, group: list[_Item]) -> Trouble | None:
+        """Run one group in one transaction; return why nothing of it is stored, None if it is."""
         connection = self._connection
         assert connection is not None
         raw = _raw(connection)
-        changes = raw.total_changes
+        changes = self.dialect.changes(raw)
+        notes: list[str] = []
+        connection.info.update({_NOTES: notes, _SCRATCH: {}})
         try:
-            raw.execute("BEGIN IMMEDIATE")
-            for item in group:
-                _run_in_savepoint(connection, raw, item)
+            self.dialect.execute(raw, self.dialect.begin, "SAVEPOINT work")
+            for left, item in zip(range(len(group) - 1, -1, -1), group, strict=True):
+                item.result = item.error = None
+                self._run_in_savepoint(connection, raw, item)
+                # Fails when the group's transaction is gone, whatever the work made of that.
+                after = ("RELEASE work", "SAVEPOINT work") if left else ("RELEASE work",)
+                self.dialect.execute(raw, *after)
             head = chain.extend(connection)
-            raw.execute("COMMIT")
+            if notes:
+                self.dialect.publish(raw, notes)
+            self.dialect.commit(raw)
             self._head = head or self._head
-        except (sa.exc.DBAPIError, sqlite3.Error) as error:
-            if _in_transaction(connection):
+        except self.dialect.errors as error:
+            if self.dialect.in_transaction(raw):
                 with suppress(sa.exc.DBAPIError):
                     connection.exec_driver_sql("ROLLBACK")
-            refusal = _refusal(error)
-            if refusal is None:
-                raise StoreFailedError(_told(error)) from error
-            for item in group:
-                item.result, item.error = None, refusal
-        self._wrote = raw.total_changes > changes
+            trouble = self.dialect.trouble(error)
+            if trouble in (Trouble.FULL, Trouble.BUSY, Trouble.AGAIN):
+                self._wrote = False
+                return trouble
+            raise StoreFailedError(self.dialect.told(error)) from error
+        self._wrote = self.dialect.changes(raw) > changes
+        return None
+
+    def _run_in_savepoint(self, connection: sa.Connection, raw: Any, item: _Item) -> None:  # noqa: ANN401
+        """Do one piece of work; what it raises is kept for its submitter, and the group lives on.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError, the driver's errors: the database rolled the whole group back
+                (full disk, I/O error), or is broken, or the group is to be done again.
+        """
+        notes: list[str] = connection.info[_NOTES]
+        told = len(notes)
+        try:
+            item.result = item.work(connection)
+        except Exception as error:  # belongs to its submitter: see above
+            trouble = None
+            if isinstance(error, self.dialect.errors):
+                trouble = self.dialect.trouble(error)
+            in_transaction = self.dialect.in_transaction(raw)
+            if trouble in (Trouble.FATAL, Trouble.AGAIN) or (trouble and not in_transaction):
+                raise
+            if in_transaction:
+                self.dialect.execute(raw, "ROLLBACK TO work")
+            del notes[told:]
+            # The database may undo only the one statement that found the disk full.
+            match trouble:
+                case Trouble.FULL:
+                    item.error = StoreFullError(self.dialect.full)
+                case Trouble.BUSY:
+                    item.error = StoreBusyError(self.dialect.busy)
+                case _:
+                    item.error = error
 
 
-def _run_in_savepoint(connection: sa.Connection, raw: sqlite3.Connection, item: _Item) -> None:
-    """Do one piece of work; what it raises is kept for its submitter, and the group lives on.
-
-    Raises:
-        sqlite3.Error, sqlalchemy.exc.DBAPIError: the database rolled the whole group back (full
-            disk, I/O error), or is broken.
-    """
-    raw.execute("SAVEPOINT work")
-    try:
-        item.result = item.work(connection)
-    except Exception as error:  # belongs to its submitter: see above
-        if _code(error) in FATAL or (_code(error) and not _in_transaction(connection)):
-            raise
-        if _in_transaction(connection):
-            raw.execute("ROLLBACK TO work")
-        # SQLite may undo only the one statement that found the disk full.
-        item.error = _refusal(error) or error
-    # Fails when the group's transaction is gone, whatever the work made of that.
-    raw.execute("RELEASE work")
-
-
-def _told(error: Exception) -> str:
-    """Return SQLite's own words, without the statement and its values."""
-    origin = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-    return f"{origin} ({getattr(origin, 'sqlite_errorname', type(origin).__name__)})"
-
-
-def _raw(connection: sa.Connection) -> sqlite3.Connection:
+def _raw(connection: sa.Connection) -> Any:  # noqa: ANN401
     """Return the driver's own connection: a statement without a row needs no more."""
-    raw: Any = connection.connection.dbapi_connection
-    assert isinstance(raw, sqlite3.Connection)
-    return raw
-
-
-def _in_transaction(connection: sa.Connection) -> bool:
-    return _raw(connection).in_transaction
-
-
-def _prepare_connection(raw: sqlite3.Connection, _record: object) -> None:
-    """Set what makes a commit durable: WAL with a sync at every commit."""
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        f"busy_timeout={BUSY_TIMEOUT_MS}",
-        "foreign_keys=ON",
-        "wal_autocheckpoint=4000",
-    ):
-        raw.execute(f"PRAGMA {pragma}")
+    return connection.connection.dbapi_connection

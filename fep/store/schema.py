@@ -12,6 +12,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from fep.domain.errors import FepError
+from fep.store.dialect import Dialect, Sqlite
 
 metadata: Final = sa.MetaData()
 
@@ -227,11 +228,52 @@ restored: Final = sa.Table(
 
 While a row is not released, no payment leaves."""
 
+shared: Final = sa.MetaData()
+"""What only a store of several machines has."""
+
+machine: Final = sa.Table(
+    "machine",
+    shared,
+    sa.Column("number", sa.Text, primary_key=True),
+    sa.Column("instance", sa.Text, nullable=False),
+    sa.Column("enterprise", sa.Text, nullable=False),
+    sa.Column("release", sa.Text, nullable=False),
+    sa.Column("said", sa.Text, nullable=False),
+    sa.Column("until_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("has_left", sa.Boolean, nullable=False),
+)
+"""The front-end machines; one lives while ``until_at`` is to come, by the database's clock."""
+
+place: Final = sa.Table(
+    "place",
+    shared,
+    sa.Column("what", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("instance", sa.Text, nullable=False),
+    sa.Column("fence", sa.BigInteger, nullable=False),
+    sa.Column("until_at", sa.DateTime(timezone=True), nullable=False),
+)
+"""What one machine at a time serves: a bank, pooling."""
+
+letter: Final = sa.Table(
+    "letter",
+    shared,
+    sa.Column("seq", sa.BigInteger, primary_key=True),
+    sa.Column("addressee", sa.Text, nullable=False),
+    sa.Column("sender", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+    sa.Index("letter_addressee", "addressee", "seq"),
+)
+"""From one machine's process to another's, until it has been read."""
+
 Step = Callable[[sa.Connection], None]
 
 STEPS: Final[tuple[Step, ...]] = ()
 """The first brings a file of version 1 to version 2, and so on; ``metadata`` is what the last one
-leaves. A released version's step is never changed: ``tests/store/versions`` has a file of each."""
+leaves. A released version's step is never changed: ``tests/store/versions`` has a file of each.
+Each step is written in the words of both databases."""
 VERSION: Final = len(STEPS) + 1
 
 
@@ -241,35 +283,68 @@ class NewerStoreError(FepError):
     code = "STORE_NEWER"
 
 
-def migrate(connection: sa.Connection, steps: Sequence[Step] = STEPS) -> None:
-    """Make the tables, or bring an older file's to the present version, in one transaction.
+def migrate(
+    connection: sa.Connection, steps: Sequence[Step] = STEPS, dialect: Dialect | None = None
+) -> None:
+    """Make the tables, or bring an older store's to the present version, in one transaction.
+
+    Args:
+        connection: to the store, outside of a transaction.
+        steps: from each version to the next.
+        dialect: None: the store is an SQLite file.
 
     Raises:
-        NewerStoreError: the file was written by a newer release; nothing was touched.
-        sqlalchemy.exc.DBAPIError: the file is no database, or can't be written; nothing changed.
+        NewerStoreError: a newer release wrote the store; nothing was touched.
+        sqlalchemy.exc.DBAPIError: it is no database, or can't be written; nothing changed.
     """
+    database = dialect or Sqlite("sqlite://")
     present = len(steps) + 1
-    version = version_of(connection)
-    if version > present:
-        msg = f"the store has version {version}, this release knows {present}; run a newer release"
-        raise NewerStoreError(msg)
-    if version == present:
+    if _is_current(database.version(connection), present):
         return
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    database.begin_migration(connection)
     try:
-        if version == 0:
-            metadata.create_all(connection)
-        for step in steps[version - 1 :] if version else ():
-            step(connection)
-        connection.exec_driver_sql(f"PRAGMA user_version={present}")
+        # Looked at again: another machine may have made them since.
+        version = database.version(connection)
+        if not _is_current(version, present):
+            if version == 0:
+                metadata.create_all(connection)
+            if version == 0 and database.is_shared:
+                shared.create_all(connection)
+            if version and database.is_shared:
+                _check_alone(connection)
+            for step in steps[version - 1 :] if version else ():
+                step(connection)
+            database.set_version(connection, present)
         connection.exec_driver_sql("COMMIT")
-    except sa.exc.DBAPIError:
+    except (sa.exc.DBAPIError, NewerStoreError):
         # A full disk has rolled it back already.
         with suppress(sa.exc.DBAPIError):
             connection.exec_driver_sql("ROLLBACK")
         raise
 
 
+def _is_current(version: int, present: int) -> bool:
+    if version > present:
+        msg = f"the store has version {version}, this release knows {present}; run a newer release"
+        raise NewerStoreError(msg)
+    return version == present
+
+
+def _check_alone(connection: sa.Connection) -> None:
+    """Refuse to change tables under a machine that knows only the older ones."""
+    if numbers := ", ".join(alive(connection)):
+        msg = (
+            f"the tables are to be updated, and an older release runs on: {numbers}; stop it first"
+        )
+        raise NewerStoreError(msg)
+
+
+def alive(connection: sa.Connection) -> list[str]:
+    """Return the numbers of the machines that live on a shared store at this moment."""
+    living = machine.c.until_at > sa.func.clock_timestamp()
+    return sorted(connection.execute(sa.select(machine.c.number).where(living)).scalars())
+
+
 def version_of(connection: sa.Connection) -> int:
     """Return the version of a file's tables, 0 of one that has none yet."""
-    return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+    return Sqlite("sqlite://").version(connection)

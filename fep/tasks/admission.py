@@ -76,6 +76,9 @@ class Admission:
         self._age_max_s = age_max_s
         self._keep = keep
         self._full = full
+        self.tell: Callable[[sa.Connection, Sequence[Task]], None] | None = None
+        """Called in the commit with the new tasks, in order, where other machines share the queue.
+        """
         self._seq = 0
         self._arrivals: deque[Arrival] = deque()
         self._is_queued = False
@@ -101,14 +104,20 @@ class Admission:
         # In this order: what arrives from here on either joins now or queues another group.
         self._is_queued = False
         group.is_taken = True
-        group.arrivals = list(_drained(self._arrivals))
+        group.arrivals += _drained(self._arrivals)
 
     def _admit(self, group: _Group, connection: sa.Connection) -> None:
-        """Write the group (writer thread)."""
+        """Write the group (writer thread); once more where the first time was undone."""
         self._take(group)
+        group.answers, group.fresh = [], []
+        if self.tell is not None:
+            # Other machines give places too; nobody does until this group is stored.
+            self._seq = rows.last_seq(connection)
         made = [self._new(arrival) for arrival in group.arrivals]
         new = [one for several in made for one in several if one is not None]
         written = rows.insert(connection, new, group.configuration)
+        if self.tell is not None and written:
+            self.tell(connection, [one.task for one in new])
         if written == len(new) and all(None not in several for several in made):
             group.fresh = [one.task for one in new]
             group.answers = [

@@ -15,7 +15,8 @@ import attrs
 import sqlalchemy as sa
 
 from fep.domain.errors import FepError
-from fep.store.database import Store
+from fep.machines.service import PlaceLostError
+from fep.store.database import Store, Work
 from fep.tasks import store as rows
 
 Done = Callable[[Exception | None], None]
@@ -30,6 +31,8 @@ class _Entry:
     changes: Sequence[rows.Change]
     acknowledged: Sequence[tuple[str, str]]
     done: Done
+    also: Work | None = None
+    """Done with them; what it raises undoes them."""
 
 
 class Changes:
@@ -45,13 +48,25 @@ class Changes:
         self._is_queued = False
         """True while a group waits for its turn: what comes joins it."""
 
-    def submit(self, changes: Sequence[rows.Change], configuration: str, done: Done) -> None:
+    def submit(
+        self,
+        changes: Sequence[rows.Change],
+        configuration: str,
+        done: Done,
+        also: Work | None = None,
+    ) -> None:
         """Put changes into the next group, behind all that were put before.
+
+        Args:
+            changes: they stand or fall together.
+            configuration: in force.
+            done: called once they are on disk, or are not.
+            also: done with them; what it raises undoes them.
 
         Raises:
             StoreBusyError, StoreFailedError: nothing was put.
         """
-        self._put(_Entry(configuration, changes, (), done))
+        self._put(_Entry(configuration, changes, (), done, also))
 
     def acknowledge(self, given: Sequence[tuple[str, str]], done: Done) -> None:
         """Note with the next group that a client has these results.
@@ -92,7 +107,7 @@ class Changes:
         if not group:
             # The store refused it before its turn came.
             self._take(group)
-        alone = isinstance(error, rows.StaleTaskError) and len(group) > 1
+        alone = isinstance(error, (rows.StaleTaskError, PlaceLostError)) and len(group) > 1
         self._answer(iter(group), error, alone=alone)
 
     def _answer(self, entries: Iterator[_Entry], error: Exception | None, *, alone: bool) -> None:
@@ -124,7 +139,11 @@ def _write(group: Sequence[_Entry], connection: sa.Connection) -> None:
 
     Raises:
         StaleTaskError: one is not what its submitter took it for.
+        PlaceLostError: another machine serves a bank by now.
     """
+    for entry in group:
+        if entry.also is not None:
+            entry.also(connection)
     changing = [entry for entry in group if entry.changes]
     for configuration, entries in itertools.groupby(changing, _configuration):
         changes = [change for entry in entries for change in entry.changes]

@@ -55,6 +55,7 @@ from fep.domain.order import (
 )
 from fep.keys.service import Slot
 from fep.links.service import Link
+from fep.machines.service import PlaceLostError
 from fep.store.database import StoreBusyError, StoreFullError
 from fep.tasks import evidence, store
 from fep.tasks.look import Look
@@ -97,6 +98,8 @@ class LaneParts:
     slot: Slot
     workers: int
     reply_timeout_s: float
+    may_begin: Callable[[], bool] | None = None
+    """Whether a first byte may leave at this very moment; None: always, there is one machine."""
 
 
 class Lane:
@@ -391,6 +394,10 @@ class Lane:
             log.warning("task.not_signed", code=error.code, reason=str(error))
             self._put_back_later(task)
             return
+        if parts.may_begin is not None and not parts.may_begin():
+            # This machine's lease of the bank is about to run out, or has.
+            self._put_back_later(task)
+            return
         if self.drained:
             # An operator stopped the bank while this waited for its turn or for the key.
             self._put_back_later(task, 0.0)
@@ -441,7 +448,7 @@ class Lane:
         parts = self.parts
         try:
             with trio.fail_after(parts.reply_timeout_s):
-                reply = await parts.link.exchange(frame, correlation)
+                reply = await parts.link.exchange(frame, correlation, parts.may_begin)
         except NothingSentError as error:
             self._sent_as.pop(correlation, None)
             await self._change(task, (Event.NOTHING_SENT,), f"no byte left: {error}")
@@ -588,7 +595,7 @@ class Lane:
         try:
             frame = parts.codec.seal(draft, await self._sign(draft))
             with trio.move_on_after(parts.reply_timeout_s):
-                reply = await parts.link.exchange(frame, draft.correlation)
+                reply = await parts.link.exchange(frame, draft.correlation, parts.may_begin)
         except KeySlotError as error:
             raise QueryLostError(error.code, str(error), sent=False) from error
         except NothingSentError as error:
@@ -709,7 +716,7 @@ class Lane:
             if state is State.UNKNOWN:
                 store.keep_waited(connection, task.seq, self._sent(order, sent_at), waited_s)
 
-        await self._service.patiently(partial(self._service.store.write, note))
+        await self._service.patiently(partial(self._service.write_of, task, note))
 
     def _watch_horizon(self, task: Task) -> None:
         """Tell of a payment that is open for too long; look again while the bank can't be asked."""
@@ -737,7 +744,11 @@ class Lane:
             self._late[task] = reply
             return task, False
         if task.state in OPEN_AT_BANK and not task.claimed:
-            return task, await self._take_late_answer(task, reply)
+            try:
+                return task, await self._take_late_answer(task, reply)
+            except PlaceLostError:
+                # Who serves the bank by now asks it; the bytes are kept for whoever looks.
+                return task, False
         self._compare(task, reply)
         return task, False
 

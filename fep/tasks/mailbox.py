@@ -49,6 +49,19 @@ class ClientBox:
         self.results[delivery.task_id] = delivery if soon else None
         self.wake()
 
+    def owe(self, task_ids: Iterable[TaskId]) -> None:
+        """Have these results read from the store and told, but for those on their way."""
+        for task_id in task_ids:
+            if task_id not in self.told and task_id not in self.reading:
+                self.results.setdefault(task_id, None)
+        self.wake()
+
+    def forget_results(self) -> None:
+        """Drop all results: they are owed still, and told from the store."""
+        self.results.clear()
+        self.reading.clear()
+        self.told.clear()
+
     def forget_fetch(self, task_id: TaskId) -> None:
         """Drop a fetch that was answered or lapsed."""
         self.fetches.pop(task_id, None)

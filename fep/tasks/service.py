@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Self
@@ -36,7 +36,9 @@ from fep.domain.order import (
     parse_body,
 )
 from fep.links.mux import UnmatchedReply
-from fep.store.database import Store, StoreBusyError, StoreFullError
+from fep.machines.service import Machines, PlaceLostError
+from fep.machines.state import bank_place
+from fep.store.database import Store, StoreBusyError, StoreFullError, Work
 from fep.tasks import store
 from fep.tasks.admission import Admission, Arrival
 from fep.tasks.changes import Changes, Done
@@ -44,6 +46,7 @@ from fep.tasks.config import TasksConfig
 from fep.tasks.lane import Lane, LaneParts
 from fep.tasks.mailbox import ClientBox, Mailbox
 from fep.tasks.register import Register
+from fep.tasks.sharing import Sharing
 from fep.tasks.state import BEFORE_SENDING, FINAL, OPEN_AT_BANK, Event, State, step
 from fep.tasks.task import (
     Answer,
@@ -118,12 +121,16 @@ class TaskService:
         self.configuration = configuration
         """Digest of the configuration in force; every event bears it."""
         self.lanes: dict[BankName, Lane] = {}
+        self._stopped: set[BankName] = set()
+        """Banks that an operator stopped."""
         self._retired: dict[BankName, Lane] = {}
         """Of banks taken out of the configuration; a bank that comes back goes on where it was."""
         self.present: set[ClientName] = set()
         self._open = Register()
         self._boxes: dict[ClientName, ClientBox] = {}
         self._paid: dict[AccountNumber, Cny] = {}
+        self.sharing: Sharing | None = None
+        """None: this machine is the only one."""
         self._admission = Admission(store, config.age_max_s, self._admitted, self.note_full)
         self._changes = Changes(store)
         self._unanswered: set[object] = set()
@@ -142,6 +149,12 @@ class TaskService:
         """While set no payment is sent: the store is a copy of that moment that was put back."""
 
     # -- start and stop -----------------------------------------------------------------------
+
+    def share(self, machines: Machines) -> Sharing:
+        """Be one of several machines; before :meth:`load`."""
+        sharing = self.sharing = Sharing(self, machines)
+        self._admission.tell = sharing.tell_admitted
+        return sharing
 
     def add_lane(self, parts: LaneParts) -> Lane:
         """Make the lane of a bank; the daemon starts its ``run`` under its supervisor."""
@@ -165,21 +178,26 @@ class TaskService:
 
     async def keep_drained(self) -> None:
         """Hold the lanes that an operator stopped: that outlives the lane, and the process."""
-        drained = await self.store.read(store.drained)
-        for bank in drained & self.lanes.keys():
+        self._stopped = await self.store.read(store.drained)
+        for bank in self._stopped & self.lanes.keys():
             self.lanes[bank].drain()
 
     async def load(self) -> None:
-        """Read what was open when the last process ended."""
+        """Read what was open when the last process ended.
+
+        Of several machines each reads the tasks of a bank when it takes the bank over.
+        """
+        if self.sharing is not None:
+            # What was overdue here may have ended elsewhere; who serves the bank raises it anew.
+            self.alarms.clear_all(AlarmKind.UNKNOWN_OVERDUE)
+            await self.keep_drained()
+            await self._hold()
+            return
         tasks, last_seq, owed = await self.store.read(
             lambda c: (store.open_tasks(c), store.last_seq(c), store.owed(c))
         )
         self._admission.begin_after(last_seq)
-        unknown = [task for task in tasks if task.state is State.UNKNOWN]
-        waited = await self.store.read(lambda c: store.waited(c, [task.seq for task in unknown]))
-        for task in unknown:
-            task.wait_from(trio.current_time(), waited.get(task.seq, 0.0))
-        self._open.keep_all(tasks)
+        await self.know(tasks)
         for client, task_id in owed:
             self._box(client).results[task_id] = None
         await self.keep_drained()
@@ -200,7 +218,7 @@ class TaskService:
             self.alarms.clear(AlarmKind.STORE_RESTORED, "store")
             return
         taken_at = to_text(self.held_since)
-        log.error("payments.held", taken_at=taken_at, count=len(self._held()))
+        log.error("payments.held", taken_at=taken_at, count=len(await self._held()))
         self.alarms.raise_alarm(
             AlarmKind.STORE_RESTORED, "store", f"what was sent since {taken_at} is not known here"
         )
@@ -209,13 +227,18 @@ class TaskService:
         """Say whether a payment must not be sent, since it may have been."""
         return self.held_since is not None and task.moves_money and task.state in BEFORE_SENDING
 
-    def _held(self) -> list[Task]:
-        found = [task for task in self._open if self.is_held(task)]
-        return sorted(found, key=lambda task: task.seq)
+    async def _held(self) -> list[Task]:
+        """Return the payments that are held, those of other machines' banks too."""
+        found: Iterable[Task] = self._open
+        if self.sharing is not None:
+            stored: list[Task] = await self.store.read(store.open_tasks)
+            found = [self._open.get(task.task_id) or task for task in stored]
+        held = [task for task in found if self.is_held(task)]
+        return sorted(held, key=lambda task: task.seq)
 
-    def restored(self) -> dict[str, Any]:
+    async def restored(self) -> dict[str, Any]:
         """Return what waits for a person after a restore, in the order of admission."""
-        held = self._held()
+        held = await self._held()
         return {
             "held": self.held_since is not None,
             "taken_at": None if self.held_since is None else to_text(self.held_since),
@@ -250,14 +273,24 @@ class TaskService:
             raise TaskRefusedError(Refused("BAD_STATE", "no payments are held"))
         _check_evidence(evidence)
         now = self.clock.now()
-        await self.store.write(lambda c: store.release(c, who, evidence, now, self.configuration))
-        held = self._held()
+
+        def write(connection: Any) -> None:  # noqa: ANN401
+            store.release(connection, who, evidence, now, self.configuration)
+            if self.sharing is not None:
+                self.sharing.tell_released(connection)
+
+        held = await self._held()
+        await self.store.write(write)
+        self.know_released()
+        log.warning("payments.released", who=who, count=len(held))
+        return len(held)
+
+    def know_released(self) -> None:
+        """Take what is stored: payments may be sent again."""
         self.held_since = None
         self.alarms.clear(AlarmKind.STORE_RESTORED, "store")
-        log.warning("payments.released", who=who, count=len(held))
         for lane in [*self.lanes.values(), *self._retired.values()]:
             lane.put_back_held()
-        return len(held)
 
     async def _settle_orphans(self) -> None:
         """Tell of banks whose tasks are open and who are not configured any more.
@@ -291,8 +324,11 @@ class TaskService:
             with trio.move_on_after(self._quiet_seconds()):
                 await self._look.wait()
             self._watch_disk()
-            await self._lapse()
-            await self._expire()
+            # A bank that another machine serves by now: its tasks are forgotten in a moment.
+            with suppress(PlaceLostError):
+                await self._lapse()
+            with suppress(PlaceLostError):
+                await self._expire()
 
     def _quiet_seconds(self) -> float:
         """Return for how long nothing lapses or expires; the wall clock may be set meanwhile.
@@ -336,7 +372,7 @@ class TaskService:
             msg = "the daemon is stopping; submit again after restart"
             done([Refused("SHUTTING_DOWN", msg) for _ in submissions])
             return
-        room = self.config.queue_max - len(self._open) - self._admitting
+        room = self.config.queue_max - len(self._open) - self._admitting - self._elsewhere()
         refusals: list[Refused | None] = []
         taken = 0
         for one in submissions:
@@ -357,8 +393,9 @@ class TaskService:
     def _admitted(self, fresh: list[Task]) -> None:
         """Know the tasks that are on disk now, and let their lanes have them."""
         expiry = self._open.next_expiry
-        self._open.keep_all(fresh)
-        for bank, several in itertools.groupby(fresh, _bank):
+        mine = fresh if self.sharing is None else self.sharing.mine(fresh)
+        self._open.keep_all(mine)
+        for bank, several in itertools.groupby(mine, _bank):
             if (lane := self._lane(bank)) is not None:
                 lane.add_new(list(several))
         if self._open.next_expiry < expiry:
@@ -366,14 +403,32 @@ class TaskService:
         self._watch_fill()
 
     def _unacceptable(self, one: Submission) -> Refused | None:
-        lane = self.lanes.get(one.bank)
-        if lane is None:
-            banks = ", ".join(sorted(self.lanes))
+        can = self.capabilities(one.bank)
+        if can is None:
+            foreign = () if self.sharing is None else self.sharing.foreign
+            banks = ", ".join(sorted([*self.lanes, *foreign]))
             return Refused("UNKNOWN_BANK", f"no bank {one.bank!r}; there are: {banks}")
-        if one.kind not in lane.parts.capabilities:
-            kinds = ", ".join(sorted(lane.parts.capabilities))
+        if one.kind not in can:
+            kinds = ", ".join(sorted(can))
             return Refused("UNSUPPORTED_KIND", f"bank {one.bank} can't {one.kind}; it has: {kinds}")
         return None
+
+    def is_here(self, bank: BankName) -> bool:
+        """Say whether the tasks of a bank are this machine's."""
+        return self.sharing is None or self.sharing.holds(bank)
+
+    def capabilities(self, bank: BankName) -> frozenset[Kind] | None:
+        """Return what can be asked of a bank, None when there is no such bank."""
+        lane = self.lanes.get(bank)
+        if lane is not None:
+            return lane.parts.capabilities
+        return None if self.sharing is None else self.sharing.foreign.get(bank)
+
+    def _elsewhere(self) -> int:
+        """Return how many tasks of other machines' banks are open, as they said last."""
+        if self.sharing is None:
+            return 0
+        return sum(sum(states.values()) for states in self.sharing.open_elsewhere().values())
 
     def _queue_full(self) -> Refused:
         return Refused("QUEUE_FULL", f"{self.config.queue_max} tasks are open; try again later")
@@ -411,16 +466,38 @@ class TaskService:
         mailbox = Mailbox(self._box(client), note)
         self.present.add(client)
         self._leaving.pop(client, None)
+        if self.sharing is not None:
+            self.sharing.attached(client)
         self._wake_offers()
         return mailbox
 
     def detach(self, mailbox: Mailbox) -> None:
         """End a connection; what it did not answer goes to the client's next one."""
         mailbox.close()
-        if not mailbox.box.present:
-            self.present.discard(mailbox.box.client)
-            self._leaving[mailbox.box.client] = trio.current_time() + ABSENT_SECONDS
-            self._look.set()
+        if mailbox.box.present:
+            return
+        client = mailbox.box.client
+        if self.sharing is not None:
+            self.sharing.detached(client)
+            if self.sharing.is_away(client):
+                return
+        self._gone(client)
+
+    def _gone(self, client: ClientName) -> None:
+        self.present.discard(client)
+        self._leaving[client] = trio.current_time() + ABSENT_SECONDS
+        self._look.set()
+
+    def see_clients(self, came: Collection[ClientName], went: Collection[ClientName]) -> None:
+        """Take which clients other machines have by now, and have not any more."""
+        for client in came:
+            self.present.add(client)
+            self._leaving.pop(client, None)
+        for client in went:
+            if not self._box(client).present:
+                self._gone(client)
+        if came:
+            self._wake_offers()
 
     async def take(self, mailbox: Mailbox) -> list[Message]:
         """Wait for what this connection must ask and tell, and return it, never empty."""
@@ -434,7 +511,9 @@ class TaskService:
 
     async def read_results(self, mailbox: Mailbox, unread: list[TaskId]) -> list[Delivery]:
         """Return of results that a draw named those that are this connection's to tell."""
-        found: list[Delivery] = await self.store.read(partial(store.deliveries, ids=unread))
+        owed_only = self.sharing is not None
+        read = partial(store.deliveries, ids=unread, owed_only=owed_only)
+        found: list[Delivery] = await self.store.read(read)
         return mailbox.read(found)
 
     async def offer(self, lane: Lane, tasks: list[Task]) -> None:
@@ -462,7 +541,8 @@ class TaskService:
                 self._open.turn(task, State.OFFERED)
                 task.offers += 1
                 lane.offered[task] = lapses
-                self._box(task.client).ask(task.task_id, task.offers)
+                if self._is_here(task.client):
+                    self._box(task.client).ask(task.task_id, task.offers)
                 log.debug("task.offered", task_id=task.task_id, attempt=task.offers)
 
         with _Claim(tasks, self._put_back) as claim:
@@ -488,9 +568,12 @@ class TaskService:
         """
         taken: dict[Task, Body] = {}
         refused: dict[Task, str] = {}
+        foreign: list[tuple[TaskId, Any]] = []
         for task_id, answer in answers:
             self._box(client).forget_fetch(task_id)
             task = self._open.get(task_id)
+            if task is None:
+                foreign.append((task_id, answer))
             if (
                 task is None
                 or task.client != client
@@ -506,9 +589,22 @@ class TaskService:
                 taken[task] = self._parse_answer(task, answer)
             except BodyError as error:
                 refused[task] = str(error)[:REASON_CHARS_MAX]
+        parts: list[Callable[[Callable[[], None]], None]] = []
         if taken or refused:
-            self._note_bodies(client, taken, refused, done)
-        else:
+            parts.append(partial(self._note_bodies, client, taken, refused))
+        if foreign and self.sharing is not None:
+            parts.append(partial(self.sharing.hand_over, client, foreign))
+        left = len(parts)
+
+        def part_done() -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                done()
+
+        for part in parts:
+            part(part_done)
+        if not parts:
             done()
 
     def _note_bodies(
@@ -565,7 +661,8 @@ class TaskService:
         """Note that the client can't give a body now: it is asked again when the offer lapses."""
         self._box(client).forget_fetch(task_id)
         task = self._open.get(task_id)
-        if task is not None and task.client == client:
+        is_foreign = self.sharing is not None and self.sharing.refused(client, task_id)
+        if is_foreign or (task is not None and task.client == client):
             log.warning("task.fetch_refused", task_id=task_id, reason=reason)
 
     def acknowledge(self, client: ClientName, task_ids: Sequence[TaskId]) -> None:
@@ -702,7 +799,7 @@ class TaskService:
             store.note(connection, task.seq, task.state, "proposed", cause, now, self.configuration)
             return True
 
-        if not await self.store.write(propose):
+        if not await self.write_of(task, propose):
             msg = "the task was closed at this very moment: there is nothing to resolve"
             raise TaskRefusedError(Refused("BAD_STATE", msg))
         log.warning("task.resolution_proposed", task_id=task_id, who=who, outcome=outcome.value)
@@ -807,12 +904,30 @@ class TaskService:
         Raises:
             TaskRefusedError: UNKNOWN_BANK.
         """
-        lane = self.lanes.get(bank)
-        if lane is None:
+        if self.capabilities(bank) is None:
             raise TaskRefusedError(Refused("UNKNOWN_BANK", f"no bank {bank!r}"))
-        await self.store.write(lambda c: store.set_drained(c, bank, value=value))
-        lane.drain() if value else lane.resume()
+
+        def write(connection: Any) -> None:  # noqa: ANN401
+            store.set_drained(connection, bank, value=value)
+            if self.sharing is not None:
+                self.sharing.tell_drained(connection, bank, value=value)
+
+        await self.store.write(write)
+        self.know_drained(bank, value=value)
         log.warning("lane.drained" if value else "lane.resumed", bank=bank)
+
+    def know_drained(self, bank: BankName, *, value: bool) -> None:
+        """Take what is stored of a bank: an operator stopped or started it."""
+        (self._stopped.add if value else self._stopped.discard)(bank)
+        if (lane := self.lanes.get(bank)) is not None:
+            lane.drain() if value else lane.resume()
+
+    def has_key(self, bank: BankName) -> bool:
+        """Say whether a bank's key is in, here or at another machine."""
+        if self.sharing is not None:
+            return self.sharing.has_key(bank)
+        lane = self.lanes.get(bank)
+        return lane is not None and lane.parts.slot.is_open
 
     def under_way(self, but: ClientName | None = None) -> dict[AccountNumber, Cny]:
         """Return by payer what our payments that are not at their end will or may take.
@@ -832,22 +947,28 @@ class TaskService:
     def status(self) -> dict[str, Any]:
         """Return the queue's figures by bank."""
         counts = self._open.counts()
-        banks = {
+        banks: dict[BankName, Mapping[str, int]] = {
             bank: {state.value: number for state, number in counts.get(bank, {}).items()}
             for bank in [*self.lanes, *(counts.keys() - self.lanes.keys())]
             if bank in self.lanes or counts[bank]
         }
+        if self.sharing is not None:
+            banks |= {bank: {} for bank in self.sharing.foreign} | self.sharing.open_elsewhere()
+        shown: dict[BankName, dict[str, Any]] = {
+            bank: {
+                "open": states,
+                "drained": bank in self.lanes and self.lanes[bank].drained,
+                "in_flight": self.lanes[bank].in_flight if bank in self.lanes else 0,
+            }
+            for bank, states in banks.items()
+        }
+        if self.sharing is not None:
+            for bank, one in shown.items():
+                one["served_by"] = self.sharing.served_by(bank)
         return {
-            "open": len(self._open),
+            "open": len(self._open) + self._elsewhere(),
             "queue_max": self.config.queue_max,
-            "banks": {
-                bank: {
-                    "open": states,
-                    "drained": bank in self.lanes and self.lanes[bank].drained,
-                    "in_flight": self.lanes[bank].in_flight if bank in self.lanes else 0,
-                }
-                for bank, states in banks.items()
-            },
+            "banks": shown,
         }
 
     # -- inside -------------------------------------------------------------------------------
@@ -855,6 +976,36 @@ class TaskService:
     def tasks_of(self, bank: BankName) -> list[Task]:
         """Return the open tasks of a bank, in the order of admission."""
         return self._open.of_bank(bank)
+
+    def open_counts(self) -> dict[BankName, dict[State, int]]:
+        """Return how many open tasks here are in each state, by bank."""
+        return self._open.counts()
+
+    async def know(self, tasks: list[Task]) -> None:
+        """Take in open tasks that were read from the store."""
+        unknown = [task for task in tasks if task.state is State.UNKNOWN]
+        waited = await self.store.read(lambda c: store.waited(c, [task.seq for task in unknown]))
+        for task in unknown:
+            task.wait_from(trio.current_time(), waited.get(task.seq, 0.0))
+        self._open.keep_all(tasks)
+        self._look.set()
+        self._watch_fill()
+
+    def put_all_back(self, tasks: Iterable[Task]) -> None:
+        """Put tasks where they wait."""
+        for task in tasks:
+            self._put_back(task)
+
+    def forget_bank(self, bank: BankName) -> None:
+        """Let go of all tasks of a bank that another machine serves, whatever became of them."""
+        for task in self._open.of_bank(bank):
+            self._box(task.client).forget_fetch(task.task_id)
+            self.alarms.clear(AlarmKind.UNKNOWN_OVERDUE, task.task_id)
+            self._open.drop(task)
+        if (lane := self.lanes.get(bank)) is not None:
+            fresh = self.lanes[bank] = Lane(lane.parts, self)
+            if bank in self._stopped:
+                fresh.drain()
 
     def know_body(self, task: Task, body: Body) -> None:
         """Note a body that was read from the store."""
@@ -945,7 +1096,7 @@ class TaskService:
 
         # A store that takes no more leaves it to the next process, for which it is unknown.
         with suppress(FepError):
-            self._hand_over(partial(self._changes.submit, [change], self.configuration), done)
+            self._hand_over(self._putting([task], [change]), done)
 
     async def patiently(self, write: Callable[[], Awaitable[None]]) -> None:
         """Write; while the disk is full wait, for a task in flight can't be refused."""
@@ -1026,7 +1177,7 @@ class TaskService:
     def _put_back(self, task: Task) -> None:
         """Put a task where it waits: it may have come up and been skipped while it was held."""
         lane = self._lane(task.bank)
-        if lane is None:
+        if lane is None or self._open.get(task.task_id) is not task:
             return
         if task.state is State.OFFERED:
             lane.offered.setdefault(task, trio.current_time() + self.config.fetch_timeout_s)
@@ -1083,13 +1234,68 @@ class TaskService:
                 known()
             else:
                 claim.failed()
+                if isinstance(error, PlaceLostError) and self.sharing is not None:
+                    self.sharing.lost(claim.tasks)
             stored(error)
 
-        put = partial(self._changes.submit, changes, self.configuration)
-        if only_if is not None:
-            put = partial(self._submit_if, partial(self._write_if, only_if, changes))
+        if only_if is None:
+            put = self._putting(claim.tasks, changes)
+        else:
+            write = partial(self._write_if, only_if, changes)
+            put = partial(self._submit_if, self._guarded(claim.tasks, changes, write))
         self._hand_over(put, done)
         claim.committing = True
+
+    def _putting(
+        self, tasks: Sequence[Task], changes: Sequence[store.Change]
+    ) -> Callable[[Done], None]:
+        """Return what puts changes of these tasks into the next group.
+
+        Raises:
+            PlaceLostError: another machine serves their bank.
+        """
+        also = None if self.sharing is None else self.sharing.guarded(tasks, changes)
+        return partial(self._changes.submit, changes, self.configuration, also=also)
+
+    def _guarded(self, tasks: Sequence[Task], changes: Sequence[store.Change], work: Work) -> Work:
+        """Return the work, done only while this machine serves the tasks' banks.
+
+        Raises:
+            PlaceLostError: another machine serves them.
+        """
+        if self.sharing is None:
+            return work
+        also = self.sharing.guarded(tasks, changes)
+
+        def guarded(connection: Any) -> Any:  # noqa: ANN401
+            also(connection)
+            return work(connection)
+
+        return guarded
+
+    async def write_of(self, task: Task, work: Work) -> Any:  # noqa: ANN401
+        """Write something of a task that does not change its state; return the work's result.
+
+        Raises:
+            PlaceLostError: another machine serves its bank; nothing was written.
+            StoreFullError, StoreBusyError: nor was anything then.
+        """
+        return await self.store.write(self._guarded([task], [], work))
+
+    async def write_at(self, bank: BankName, work: Work) -> Any:  # noqa: ANN401
+        """Write something of a bank that is no task's; return the work's result.
+
+        Raises:
+            PlaceLostError: another machine serves it; nothing was written.
+            StoreFullError, StoreBusyError: nor was anything then.
+        """
+        if self.sharing is not None:
+            work = self.sharing.machines.guarded([bank_place(bank)], work)
+        return await self.store.write(work)
+
+    def _is_here(self, client: ClientName) -> bool:
+        """Say whether a client is asked and told from here."""
+        return self.sharing is None or self.sharing.is_here(client)
 
     def _submit_if(self, write: Callable[[Any], None], done: Done) -> None:
         self.store.submit(write, lambda _result, error: done(error))
@@ -1128,7 +1334,7 @@ class TaskService:
             inquiries=task.inquiries,
             seconds=round((now - task.submitted_at).total_seconds(), 3),
         )
-        if values.get("delivery") == store.OWED:
+        if values.get("delivery") == store.OWED and self._is_here(task.client):
             result = values.get("result")
             self._box(task.client).tell(
                 Delivery(
@@ -1140,6 +1346,10 @@ class TaskService:
                     store.text_of(now),
                 )
             )
+
+    def box(self, client: ClientName) -> ClientBox:
+        """Return what a client must still be asked and told from here."""
+        return self._box(client)
 
     def _tell_returned(self, task: Task, cause: str) -> None:
         amount = f"{task.body.amount} yuan" if isinstance(task.body, Order) else "a payment"
@@ -1274,6 +1484,7 @@ class _Claim:
     """
 
     def __init__(self, tasks: Sequence[Task], put_back: Callable[[Task], None]) -> None:
+        self.tasks = tuple(tasks)
         self._held = [(task, task.claimed) for task in tasks]
         self._put_back = put_back
         self._left = False

@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from fep.adapters.api import Reply
 from fep.domain.clock import from_text, to_text
 from fep.domain.ids import AccountNumber, BankName, ClientName, ClientRef, TaskId
-from fep.domain.money import Cny
-from fep.domain.order import Body, Kind, parse_body
+from fep.domain.money import ZERO, Cny
+from fep.domain.order import MOVES_MONEY, Body, Kind, Order, parse_body
 from fep.store import chain
 from fep.store.files import archive_name
 from fep.store.schema import lane, message, payment, resolution, restored, task, task_event
@@ -464,23 +464,48 @@ _OPEN_ROWS: Final = (
 )
 
 
-def open_tasks(connection: sa.Connection) -> list[Task]:
-    """Return every task that is not at its end, in the order of admission."""
+_OPEN_ROWS_BETWEEN: Final = _OPEN_ROWS.where(
+    task.c.seq.between(sa.bindparam("first"), sa.bindparam("last"))
+)
+
+
+def open_tasks(
+    connection: sa.Connection, bank: BankName | None = None, between: tuple[int, int] | None = None
+) -> list[Task]:
+    """Return every task that is not at its end, in the order of admission.
+
+    Args:
+        connection: a reader's.
+        bank: only this one's; None: all banks'.
+        between: only those with a place in the queue from the first to the last.
+    """
     found: list[Task] = []
-    for (bank,) in connection.execute(_BANKS).all():
+    banks = [bank] if bank is not None else [row[0] for row in connection.execute(_BANKS)]
+    for one_bank in banks:
         for state in OPEN_STATES:
-            _read_open(connection, BankName(bank), State(state), found)
+            _read_open(connection, BankName(one_bank), State(state), found, between)
     # A few runs that are in order each: merged quickly.
     found.sort(key=attrgetter("seq"))
     return found
 
 
-def _read_open(connection: sa.Connection, bank: BankName, state: State, found: list[Task]) -> None:
+def _read_open(
+    connection: sa.Connection,
+    bank: BankName,
+    state: State,
+    found: list[Task],
+    between: tuple[int, int] | None,
+) -> None:
     """Add the tasks of one bank in one state: there may be a million, so this is all by hand."""
     moment = functools.lru_cache(maxsize=4096)(dt.datetime.fromisoformat)
     kinds = {kind.value: kind for kind in Kind}
     clients: dict[str, ClientName] = {}
-    result = connection.execute(_OPEN_ROWS, {"bank": bank, "state": state.value})
+    values: dict[str, Any] = {"bank": bank, "state": state.value}
+    if between is None:
+        result = connection.execute(_OPEN_ROWS, values)
+    else:
+        first, last = between
+        result = connection.execute(_OPEN_ROWS_BETWEEN, values | {"first": first, "last": last})
     # The driver's own rows: the columns' names are of no use here.
     while rows := result.cursor.fetchmany(ROWS_READ_AT_ONCE):
         for (
@@ -522,19 +547,35 @@ def last_seq(connection: sa.Connection) -> int:
     return int(found.scalar_one())
 
 
-def owed(connection: sa.Connection) -> list[tuple[ClientName, TaskId]]:
-    """Return whose result was not acknowledged yet, oldest first."""
-    rows = connection.execute(
+def owed(
+    connection: sa.Connection, client: ClientName | None = None
+) -> list[tuple[ClientName, TaskId]]:
+    """Return whose result was not acknowledged yet, oldest first; of one client or of all."""
+    query = (
         sa.select(task.c.client, task.c.task_id).where(task.c.delivery == OWED).order_by(task.c.seq)
     )
+    if client is not None:
+        query = query.where(task.c.client == client)
+    rows = connection.execute(query)
     return [(ClientName(row[0]), TaskId(row[1])) for row in rows]
 
 
-def deliveries(connection: sa.Connection, ids: Sequence[str]) -> list[Delivery]:
-    """Return the results of these tasks as the client is told them."""
+def deliveries(
+    connection: sa.Connection, ids: Sequence[str], *, owed_only: bool = False
+) -> list[Delivery]:
+    """Return the results of these tasks as the client is told them.
+
+    Args:
+        connection: a reader's.
+        ids: the tasks.
+        owed_only: leave out what the client has got, elsewhere and meanwhile.
+    """
+    query = sa.select(task)
+    if owed_only:
+        query = query.where(task.c.delivery == OWED)
     found = []
     for chunk in _chunks(ids):
-        for row in connection.execute(sa.select(task).where(task.c.task_id.in_(chunk))):
+        for row in connection.execute(query.where(task.c.task_id.in_(chunk))):
             found.append(  # noqa: PERF401 - rows of several chunks
                 Delivery(
                     task_id=TaskId(row.task_id),
@@ -571,6 +612,60 @@ def _acknowledge_sql(paramstyle: str, rows: int) -> str:
         f"UPDATE task SET delivery = {ACKNOWLEDGED} FROM (VALUES {pairs}) AS given"  # noqa: S608
         f" WHERE task_id = given.column1 AND state = given.column2 AND delivery = {OWED}"
     )
+
+
+_DONE: Final = (Event.BANK_DONE.value, Event.PROVED_DONE.value)
+
+
+def spent(
+    connection: sa.Connection, balances: Mapping[TaskId, AccountNumber], but: ClientName
+) -> dict[AccountNumber, Cny]:
+    """Return by payer the payments that are open, and those done since a balance was asked for.
+
+    Events have the order of their commits, so no clock takes part in this.
+
+    Args:
+        connection: a reader's.
+        balances: queries for balances, and whose each is.
+        but: leave this client's payments out.
+    """
+    asked = dict(
+        connection.execute(
+            sa.select(task.c.task_id, sa.func.max(task_event.c.seq))
+            .join(task_event, task_event.c.task_seq == task.c.seq)
+            .where(task.c.task_id.in_(list(balances)), task_event.c.event == Event.BODY_TAKEN.value)
+            .group_by(task.c.task_id)
+        )
+        .tuples()
+        .all()
+    )
+    since = {account: asked.get(task_id, 0) for task_id, account in balances.items()}
+    payments = sa.and_(
+        task.c.kind.in_([kind.value for kind in MOVES_MONEY]),
+        task.c.client != but,
+        task.c.body.is_not(None),
+    )
+    none = sa.literal(None, sa.BigInteger)
+    under_way = sa.select(task.c.kind, task.c.body, none).where(
+        payments, task.c.state.in_(OPEN_STATES)
+    )
+    done = (
+        sa.select(task.c.kind, task.c.body, task_event.c.seq)
+        .join(task, task.c.seq == task_event.c.task_seq)
+        .where(
+            task_event.c.seq > min(since.values(), default=0),
+            task_event.c.event.in_(_DONE),
+            payments,
+        )
+    )
+    sums: dict[AccountNumber, Cny] = {}
+    for kind, body, seq in (*connection.execute(under_way), *connection.execute(done)):
+        order = stored_body(Kind(kind), body)
+        assert isinstance(order, Order)
+        account = order.payer
+        if account in since and (seq is None or seq > since[account]):
+            sums[account] = sums.get(account, ZERO) + order.amount
+    return sums
 
 
 def _view(row: Any) -> dict[str, Any]:  # noqa: ANN401

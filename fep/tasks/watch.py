@@ -253,8 +253,8 @@ class Watch:
 
         async def write() -> None:
             left[:] = [
-                await self._service.store.write(
-                    lambda c: store.note_look(c, lane.bank, one.payer, passed_s, span_s)
+                await self._service.write_at(
+                    lane.bank, lambda c: store.note_look(c, lane.bank, one.payer, passed_s, span_s)
                 )
             ]
 
@@ -349,7 +349,7 @@ class Watch:
                 connection, task.seq, task.state, "searched", cause, now, service.configuration
             )
 
-        await service.patiently(partial(service.store.write, write))
+        await service.patiently(partial(service.write_of, task, write))
         log.info("task.searched", task_id=task.task_id, cause=cause)
 
     async def take_status(self, task: Task, outcome: Outcome, reply: Reply) -> None:

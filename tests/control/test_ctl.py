@@ -295,6 +295,18 @@ def test_status_for_people_and_programs(ctl: Ctl):
     assert ctl("--json", "status").value["version"] == value["version"]
 
 
+def test_status_of_machines_that_share_a_store(ctl: Ctl, capsys: pytest.CaptureFixture[str]):
+    value = ctl("status", "--json").value
+    value["machine"] = "FEP-01"
+    value["machines"] = {"FEP-01": ["bank:pingan", "pooling"], "FEP-02": []}
+    value["queue"]["banks"]["far"] = {"open": {"queued": 2}, "drained": False, "in_flight": 0}
+    show.status(value)
+    shown = capsys.readouterr().out
+    assert "machine 前置机 FEP-01 (this one 本机) serves 负责: pingan, pooling" in shown
+    assert "machine 前置机 FEP-02 serves 负责: nothing 无" in shown
+    assert re.search(r"^far ", shown, re.MULTILINE)
+
+
 def test_slots_and_links(ctl: Ctl):
     ran = ctl("slots")
     assert ran.status == 0

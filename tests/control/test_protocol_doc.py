@@ -309,12 +309,14 @@ INSIDE = {
     "BAD_CONFIG": "at the start only; a reload answers BAD_STATE with the faults",
     "KEY_FAULT": "never leaves fep.keys",
     "STORE_NEWER": "at the start only",
+    "STORE_SHARED": "of fep backup, restore and archive",
     "STORE_UNREADABLE": "of fep verify-store, backup, archive and replay",
     "NOT_SOUND": "of fep backup and restore",
     "STATE_HELD": "of fep restore and archive",
     "BACKUP_REFUSED": "of fep backup and restore",
     "ARCHIVE_CONFLICT": "of fep archive",
     "NO_REPLAY": "of fep replay",
+    "STORE_NOT_YET": "at the start only, and tried again",
 }
 """Codes of errors that no session is answered with, and why not."""
 OTHERS = ("fep.client", "fep.sandbox", "fep.control.ctl", "fep.control.show")
@@ -442,9 +444,9 @@ def test_methods_that_the_session_answers_itself_have_its_errors() -> None:
     themselves = {name for name, row in METHODS.items() if row.handle is None}
     errors = {name: set(errors_of(CLIENT_METHODS[name])) for name in themselves - {"task.submit"}}
     with_errors = {name: codes for name, codes in errors.items() if codes}
-    assert with_errors == {"session.open": {"NOT_PERMITTED", "BAD_STATE"}}
+    assert with_errors == {"session.open": {"NOT_PERMITTED", "BAD_STATE", "STORE_AWAY"}}
     written = set(_named_codes(ast.parse(inspect.getsource(session))))
-    assert written == {"NOT_PERMITTED", "BAD_STATE", "KEY_UNAVAILABLE"}
+    assert written == {"NOT_PERMITTED", "BAD_STATE", "KEY_UNAVAILABLE", "STORE_AWAY"}
 
 
 # -- bodies and results ----------------------------------------------------------------------------

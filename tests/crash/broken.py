@@ -74,10 +74,12 @@ def sends_again() -> None:
     """Take no answer for no: what may have left is sent again."""
     exchange = Link.exchange
 
-    async def impatient(self: Link, frame: bytes, correlation: str) -> Reply:
+    async def impatient(
+        self: Link, frame: bytes, correlation: str, may_begin: Callable[[], bool] | None = None
+    ) -> Reply:
         try:
             with trio.fail_after(PATIENCE_SECONDS):
-                return await exchange(self, frame, correlation)
+                return await exchange(self, frame, correlation, may_begin)
         except (LinkLostError, trio.TooSlowError) as error:
             msg = "surely the bank has nothing"
             raise NothingSentError(msg) from error

@@ -156,7 +156,7 @@ def _when_bytes_leave(count: _Count, share: int | None) -> None:
         payments.add(frame)
         await send(self, task, frame, correlation)
 
-    def watched(self: _Connection) -> None:
+    def watched(self: _Connection, *, is_asked: bool = False) -> None:
         buffers = self._mux.buffers()
         hit = None
         for place, frame in enumerate(buffers):
@@ -168,7 +168,7 @@ def _when_bytes_leave(count: _Count, share: int | None) -> None:
             size = max(1, (len(buffers[hit]) - 1) * share // SHARES)
             self._sock.send(b"".join([*buffers[:hit], buffers[hit][:size]]))
             _die()
-        flush(self)
+        flush(self, is_asked=is_asked)
         if hit is not None:
             _die()
 

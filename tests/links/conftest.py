@@ -295,9 +295,16 @@ class Rig:
         """Wait until so many requests are under way; trio starts tasks in any order."""
         await self.until(lambda: self.link.snapshot().in_flight == count)
 
-    def ask(self, correlation: str, frame: bytes = b"", deadline_s: float = 30.0) -> Asked:
+    def ask(
+        self,
+        correlation: str,
+        frame: bytes = b"",
+        deadline_s: float = 30.0,
+        may_begin: Callable[[], bool] | None = None,
+    ) -> Asked:
         """Begin an exchange in the background."""
-        asked = Asked(self.link, frame or toy_frame(correlation), correlation, deadline_s)
+        sealed = frame or toy_frame(correlation)
+        asked = Asked(self.link, sealed, correlation, deadline_s, may_begin)
         self.nursery.start_soon(asked.run)
         return asked
 
@@ -314,8 +321,16 @@ class Rig:
 class Asked:
     """One exchange and how it ended."""
 
-    def __init__(self, link: Link, frame: bytes, correlation: str, deadline_s: float) -> None:
+    def __init__(
+        self,
+        link: Link,
+        frame: bytes,
+        correlation: str,
+        deadline_s: float,
+        may_begin: Callable[[], bool] | None = None,
+    ) -> None:
         self.scope = trio.CancelScope()
+        self._may_begin = may_begin
         self._link = link
         self._frame = frame
         self._correlation = correlation
@@ -326,7 +341,8 @@ class Asked:
     async def run(self) -> None:
         try:
             with self.scope, trio.fail_after(self._deadline_s):
-                self._ends.append(await self._link.exchange(self._frame, self._correlation))
+                ask = self._link.exchange(self._frame, self._correlation, self._may_begin)
+                self._ends.append(await ask)
             if self.scope.cancelled_caught:
                 self._ends.append(trio.TooSlowError("cancelled"))
         except Exception as error:  # noqa: BLE001 - the test looks at it

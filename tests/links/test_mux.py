@@ -102,6 +102,20 @@ def test_withdraw_takes_only_what_has_not_begun() -> None:
     assert mux.close() == [begun]
 
 
+def test_what_may_not_begin_any_more_is_withdrawn_and_what_has_begun_goes_on() -> None:
+    may = True
+    mux: Mux[str] = Mux()
+    begun = mux.register("a", b"frame", "", may_begin=lambda: may)
+    mux.wrote(2)
+    late = mux.register("b", b"frame", "", may_begin=lambda: may)
+    free = mux.register("c", b"more", "")
+    assert mux.withdraw_late() == []
+    may = False
+    assert mux.withdraw_late() == [late]
+    assert [bytes(buffer) for buffer in mux.buffers()] == [b"ame", b"more"]
+    assert mux.close() == [begun, free]
+
+
 class MuxMachine(RuleBasedStateMachine):
     """Any interleaving, against a list of what the socket took."""
 

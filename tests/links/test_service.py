@@ -474,6 +474,38 @@ async def test_a_deadline_inside_a_frame_ends_the_connection(rig: Rig) -> None:
     assert 0 < len(await wire.read_bytes()) < BIG, "the bank has a torn frame"
 
 
+async def test_what_may_not_begin_sends_nothing(rig: Rig) -> None:
+    wire = await rig.started()
+    assert await rig.ask("A1", may_begin=lambda: False).error() is NothingSentError
+    asked = rig.ask("A2", may_begin=lambda: True)
+    request = await wire.read()
+    assert request.correlation == "A2"
+    await wire.answer(request)
+    await asked.reply()
+
+
+async def test_what_waited_for_the_socket_until_it_may_not_begin_any_more_sends_nothing(
+    rig: Rig,
+) -> None:
+    """It was asked when it came, and is asked again at its own first byte."""
+    wire = await rig.started()
+    may = [True]
+    first = rig.ask("A1", frame("A1", BIG), may_begin=lambda: may[0])
+    await rig.in_flight(1)
+    second = rig.ask("A2", may_begin=lambda: may[0])
+    third = rig.ask("A3")
+    await rig.in_flight(3)
+    may[0] = False
+    # The one that has begun goes on: half a frame would be understood by nobody.
+    await wire.answer(await wire.read())
+    await first.reply()
+    assert await second.error() is NothingSentError
+    request = await wire.read()
+    assert request.correlation == "A3"
+    await wire.answer(request)
+    await third.reply()
+
+
 async def test_a_deadline_that_has_passed_sends_nothing(rig: Rig) -> None:
     wire = await rig.started()
     assert await rig.ask("A1", deadline_s=0.0).error() is NothingSentError

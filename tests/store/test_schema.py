@@ -14,6 +14,7 @@ import trio
 
 from fep.store import schema
 from fep.store.database import Store
+from fep.store.dialect import Sqlite
 from fep.store.schema import VERSION, NewerStoreError
 from fep.tasks import store as tasks
 from fep.tasks.state import State
@@ -135,9 +136,8 @@ async def test_an_update_that_fails_leaves_the_old_store_whole(tmp_path: Path) -
     with closing(sqlite3.connect(path)) as db:
         db.execute("create table pool_item_sweep (one)")
         db.commit()
-    engine = sa.create_engine(
-        sa.URL.create("sqlite", database=str(path)), isolation_level="AUTOCOMMIT"
-    )
+    dialect = Sqlite(sa.URL.create("sqlite", database=str(path)))
+    engine = dialect.engine(1)
     with engine.connect() as connection, pytest.raises(sa.exc.OperationalError):
         schema.migrate(connection)
     engine.dispose()

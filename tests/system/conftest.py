@@ -34,6 +34,13 @@ def directory() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
+def module_directory() -> Iterator[Path]:
+    """One for all tests of a module."""
+    with _short_directory() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
 def running() -> Iterator[Scene]:
     """Two banks of two kinds with software keys, and the daemon, ready; shared by a module."""
     with (

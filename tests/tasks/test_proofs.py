@@ -16,6 +16,7 @@ from fep.alarms.state import AlarmKind
 from fep.domain.ids import BankName, TaskId, client_ref
 from fep.domain.order import PaymentState
 from fep.links.mux import UnmatchedReply
+from fep.machines.service import PlaceLostError
 from fep.tasks import service
 from fep.tasks.service import TaskRefusedError
 from fep.tasks.state import State
@@ -117,6 +118,30 @@ async def test_a_late_answer_that_names_nobody_we_know_is_kept_with_an_alarm(wor
         await until(lambda: AlarmKind.UNMATCHED_REPLY in fep.alarm_kinds())
         assert world.on_disk("select bytes from message where task_seq is null") == [(strange,)]
         assert (await fep.get("T1"))["state"] == "unknown"
+
+
+class _Elsewhere:
+    """Of several machines another serves every bank by now."""
+
+    def guarded(self, _tasks: object, _changes: object) -> None:
+        raise PlaceLostError("another machine serves it by now")
+
+    def is_here(self, _client: object) -> bool:
+        return True
+
+
+async def test_a_late_answer_at_a_machine_that_was_taken_over_is_kept_and_changes_nothing(
+    world: World,
+) -> None:
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        tap = await lost(fep, PINGAN)
+        fep.service.sharing = _Elsewhere()  # type: ignore[assignment]
+        reply = framed(PINGAN, tap.answers[0])
+        await fep.unmatched.send(UnmatchedReply(PINGAN, reply))
+        kept = "select task_seq from message where bytes = ?"
+        await until(lambda: world.on_disk(kept, reply.raw) == [(1,)])
+        assert (await fep.get("T1"))["state"] == "unknown"
+        fep.service.sharing = None
 
 
 async def test_an_answer_that_comes_while_the_bank_is_asked_counts_first(world: World) -> None:

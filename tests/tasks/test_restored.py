@@ -73,7 +73,7 @@ async def test_a_payment_sent_after_the_backup_is_not_sent_again(world: World) -
         await fep.submit("PAY-3", body=money(BANK))
         await everything_tried(fep)
         assert [world.booked(name) for name in ("PAY-1", "PAY-2", "PAY-3")] == [1, 1, 0]
-        told = fep.service.restored()
+        told = await fep.service.restored()
         assert (told["held"], told["count"]) == (True, 3)
         assert [one["task_id"] for one in told["payments"]] == ["PAY-1", "PAY-2", "PAY-3"]
         assert told["payments"][0]["client_ref"] == client_ref(ENTERPRISE, TaskId("PAY-1"))
@@ -120,7 +120,7 @@ async def test_what_was_not_at_the_bank_is_sent_once_it_is_released(world: World
         for name in ("PAY-1", "PAY-3"):
             await fep.becomes(name, State.SUCCEEDED)
         assert AlarmKind.STORE_RESTORED not in fep.alarm_kinds()
-        assert not fep.service.restored()["held"]
+        assert not (await fep.service.restored())["held"]
         fep.agrees()
     assert [world.booked(name) for name in ("PAY-1", "PAY-2", "PAY-3")] == [1, 0, 1]
     async with world.fep() as fep:
@@ -178,7 +178,7 @@ async def test_what_can_not_be_said_of_a_held_payment(world: World) -> None:
 
 async def test_without_a_restore_nothing_is_held_and_nothing_to_release(world: World) -> None:
     async with world.fep() as fep:
-        assert fep.service.restored() == {
+        assert await fep.service.restored() == {
             "held": False, "taken_at": None, "count": 0, "payments": []
         }  # fmt: skip
         with pytest.raises(TaskRefusedError, match="no payments are held"):

@@ -1,0 +1,1 @@
+"""The front-end machines that share one store: who serves which bank, and what they tell."""

@@ -1,0 +1,1 @@
+from tests.store.postgres import database, postgres  # noqa: F401
