@@ -161,6 +161,8 @@ def injection(trace: Path, inject: str, files: Sequence[Path] = ()) -> list[str]
         "strace",
         "-f",
         "-q",
+        # Of a program that it starts it would let go only when that ends.
+        "--interruptible=waiting",
         "-o",
         str(trace),
         "-e",
