@@ -35,6 +35,9 @@ from fep.domain.money import Cny
 from fep.sandbox.book import SqliteBook
 from fep.sandbox.ukey.rig import UkeyRig
 
+PORT_FIRST: Final = 10_000
+PORT_END: Final = 32_768
+PORT_TRIES_MAX: Final = 100
 START_SECONDS_MAX: Final = 30.0
 STOP_SECONDS_MAX: Final = 15.0
 POLL_SECONDS: Final = 0.02
@@ -256,12 +259,20 @@ def end(process: Running | None, number: signal.Signals) -> int | None:
 
 
 def free_port() -> int:
-    """Return a loopback port that was free a moment ago."""
+    """Return a loopback port that was free a moment ago.
+
+    It is below those that the kernel gives to outgoing connections, so that none of them takes it
+    before it is listened at, or between two lives of who listens there.
+    """
     import socket  # noqa: PLC0415
 
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    for _ in range(PORT_TRIES_MAX):
+        port = random.SystemRandom().randrange(PORT_FIRST, PORT_END)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    msg = f"no free port of loopback from {PORT_FIRST} to {PORT_END} was found"
+    raise RuntimeError(msg)
 
 
 def make_software_key(directory: Path, name: str) -> Path:
