@@ -20,6 +20,7 @@ from tests.crash.processes import attach, detach, injection
 from tests.crash.proxy import End, Stage
 
 if TYPE_CHECKING:
+    from fep.client import BlockingClient
     from tests.crash.machine import Machine
     from tests.crash.round import Round
 
@@ -211,6 +212,14 @@ def _count(machine: Machine, trace: Path, inject: str) -> None:
     trace.unlink(missing_ok=True)
 
 
+def _is_hit(trace: Path) -> bool:
+    return trace.exists() and "(INJECTED)" in trace.read_text("utf-8", "replace")
+
+
+def _is_up(client: BlockingClient) -> bool:
+    return bool(client.call("status"))
+
+
 def store_error_starting(round_: Round, rng: random.Random) -> None:
     """Let the store's system calls fail while the daemon starts."""
     inject = f"{rng.choice(INJECTIONS)}:when={rng.randint(1, 12)}"
@@ -225,8 +234,16 @@ def store_error_starting(round_: Round, rng: random.Random) -> None:
 
     def finish() -> None:
         machine.hurt_start = None
-        if machine.life is not None:
-            detach(machine.life.process.pid)
+        life = machine.life
+        if life is not None:
+            # Calm may come before it has done much; it is to be hit while it starts.
+            with contextlib.suppress(TimeoutError):
+                machine.until(
+                    lambda: machine.life is not life or _is_hit(trace) or machine.ask(_is_up),
+                    "a start",
+                    DETACH_SECONDS_MAX,
+                )
+            detach(life.process.pid)
         _count(machine, trace, inject)
 
     round_.at(rng.uniform(0.0, round_.foul_s / 3), begin)

@@ -346,7 +346,10 @@ class ProxyThread:
         self._ready = threading.Event()
         self._token: trio.lowlevel.TrioToken | None = None
         self._scope = trio.CancelScope()
-        self._thread = threading.Thread(target=trio.run, args=(self._main,), name="proxies")
+        # Who is interrupted before the thread is known to be there must not wait for its end.
+        self._thread = threading.Thread(
+            target=trio.run, args=(self._main,), name="proxies", daemon=True
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()
