@@ -485,7 +485,7 @@ class _Look:
                 self.find("alarms", row.id, message)
             if row.cleared_at is None:
                 # On a shared store each machine has its own, whose ids begin with its number.
-                one = (row.id.rpartition("/")[0], row.kind, row.subject)
+                one = (str(row.id).rpartition("/")[0], row.kind, row.subject)
                 if one in active:
                     told = f"{row.kind} of {row.subject} is active twice"
                     self.find("alarms", row.id, told)
