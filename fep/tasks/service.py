@@ -690,7 +690,7 @@ class TaskService:
             TaskRefusedError: NOT_FOUND or BAD_STATE; nothing was changed.
             StoreFullError, StoreBusyError: nor was anything then.
         """
-        task = self._open.get(task_id)
+        task = await self._learned(task_id)
         if task is None or (client is not None and task.client != client):
             found = await self.get(client, task_id)
             msg = f"the task is {found['state']}: it can't be cancelled any more"
@@ -887,8 +887,14 @@ class TaskService:
             while task.claimed:
                 await trio.sleep(TIMER_SECONDS_MIN)
 
+    async def _learned(self, task_id: TaskId) -> Task | None:
+        """Return an open task; one that another machine has just admitted is waited for."""
+        if self.sharing is not None:
+            await self.sharing.learned(task_id)
+        return self._open.get(task_id)
+
     async def _open_at_bank(self, task_id: TaskId) -> Task:
-        task = self._open.get(task_id)
+        task = await self._learned(task_id)
         if task is None:
             found = await self.get(None, task_id)
             msg = f"the task is {found['state']}: there is nothing to resolve"

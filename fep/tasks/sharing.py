@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import sqlalchemy as sa
@@ -25,13 +25,18 @@ from fep.domain.order import Kind
 from fep.machines.service import Machines, PlaceLostError
 from fep.machines.state import Machine, Said, bank_place, newest_at
 from fep.tasks import store
-from fep.tasks.state import State
+from fep.tasks.state import FINAL, State
 from fep.tasks.task import Task
 
 if TYPE_CHECKING:
     from fep.tasks.service import TaskService
 
 log = structlog.get_logger()
+
+NOTICE_SECONDS_MAX: Final = 2.0
+"""How long what is stored already is waited for to be known here too."""
+NOTICE_POLL_SECONDS: Final = 0.005
+ASKED_FOR: Final = frozenset({State.QUEUED, State.OFFERED})
 
 Work = Callable[[sa.Connection], Any]
 Job = Callable[[], Awaitable[None]]
@@ -179,6 +184,17 @@ class Sharing:
         if self._mine.get(bank) is mine:
             await self._service.know(tasks)
             self._service.put_all_back(tasks)
+
+    async def learned(self, task_id: TaskId) -> None:
+        """Wait for an open task of a bank served here whose notice is on its way still."""
+        if self._service.open_task(task_id) is not None:
+            return
+        found: Task | None = await self._service.store.read(partial(store.one, task_id=task_id))
+        if found is None or found.state in FINAL:
+            return
+        with trio.move_on_after(NOTICE_SECONDS_MAX):
+            while self.holds(found.bank) and self._service.open_task(task_id) is None:
+                await trio.sleep(NOTICE_POLL_SECONDS)
 
     def guarded(self, tasks: Iterable[Task], changes: Sequence[store.Change]) -> Work:
         """Return what must be done with changes of tasks in the same work.
@@ -345,6 +361,12 @@ class Sharing:
         self._do(partial(self._take_body, value["client"], value["task_id"], value["answer"]))
 
     async def _take_body(self, client: ClientName, task_id: TaskId, answer: Any) -> None:  # noqa: ANN401
+        task = self._service.open_task(task_id)
+        if task is not None and task.state in ASKED_FOR:
+            # The client hears of an offer when it is stored, and may be quicker than our own word.
+            with trio.move_on_after(NOTICE_SECONDS_MAX):
+                while task.claimed and task.state in ASKED_FOR:
+                    await trio.sleep(NOTICE_POLL_SECONDS)
         try:
             await self._service.fetched(client, [(task_id, answer)])
         except PlaceLostError:
