@@ -110,16 +110,15 @@ class _Nurseries:
     """Ends when the work is done."""
 
 
-@attrs.define
-class _Batch:
+class _Batch(msgspec.Struct):
     """What the lines that arrived together ask for."""
 
-    ids: list[Id] = attrs.Factory(list)
+    ids: list[Id] = []
     """Of the requests that ``submits`` are, in their order."""
-    submits: list[Submission] = attrs.Factory(list)
-    bodies: list[tuple[TaskId, Any]] = attrs.Factory(list)
-    told: list[Delivery] = attrs.Factory(list)
-    refused: list[Delivery] = attrs.Factory(list)
+    submits: list[Submission] = []
+    bodies: list[tuple[TaskId, Any]] = []
+    told: list[Delivery] = []
+    refused: list[Delivery] = []
     last: bytes = b""
     end: _Closed | None = None
 
