@@ -52,7 +52,7 @@ class Poller:
         try:
             yield inlet
         finally:
-            del self._inlets[fileno]
+            self._inlets.pop(fileno, None)
             inlet.disarm()
 
 
@@ -74,7 +74,11 @@ class Inlet(Generic[T]):
             Exception: whatever ``take`` raised.
         """
         if not self._armed:
-            self._epoll.register(self._fileno, select.EPOLLIN)
+            try:
+                self._epoll.register(self._fileno, select.EPOLLIN)
+            except ValueError as error:
+                msg = "the poller has ended"
+                raise OSError(msg) from error
             self._armed = True
         self._waiting = trio.lowlevel.current_task()
 
@@ -102,7 +106,8 @@ class Inlet(Generic[T]):
         except Exception as error:  # noqa: BLE001 - belongs to the connection, whose task raises it
             result = outcome.Error(error)
         task, self._waiting = self._waiting, None
-        trio.lowlevel.reschedule(task, result)
+        if task is not None:  # what it took may have cancelled the task
+            trio.lowlevel.reschedule(task, result)
 
     def disarm(self) -> None:
         """Have the kernel tell nothing of it until its task waits again."""

@@ -436,6 +436,8 @@ class Session:
                     if self._may_submit(id_) and (params := self._params(id_, message)):
                         self._add_submission(id_, params, batch)
                 case Request():
+                    # It finds the task whose body came before it.
+                    self._take_bodies(batch)
                     await self._call(message, nurseries)
                 case Fault(fatal=True):
                     line = jsonrpc.error(message.id, message.code, message.message)
@@ -464,11 +466,16 @@ class Session:
         assert self._caller is not None
         if batch.told:
             self._acknowledge(batch.told)
-        if batch.bodies:
-            self._unstored += 1
-            self._services.tasks.take_bodies(self._caller.name, batch.bodies, self._stored)
+        self._take_bodies(batch)
         if batch.submits:
             self._submit(batch)
+
+    def _take_bodies(self, batch: _Batch) -> None:
+        assert self._caller is not None
+        if batch.bodies:
+            bodies, batch.bodies = batch.bodies, []
+            self._unstored += 1
+            self._services.tasks.take_bodies(self._caller.name, bodies, self._stored)
 
     def _stored(self) -> None:
         self._unstored -= 1
@@ -664,7 +671,8 @@ class Session:
 
     def deliver(self) -> None:
         """Ask and tell what there is, as far as nobody must wait for that (postman)."""
-        assert self._mailbox is not None
+        if self._mailbox is None:
+            return  # it is being opened
         if self._left or self._unread or not self._outbox.has_room:
             self._is_left.set()
             return
@@ -750,7 +758,7 @@ class Session:
     async def _flush(self, line: bytes) -> None:
         """Send the session's last line after what is queued or being committed, if it is taken."""
         with trio.move_on_after(CLOSE_SECONDS_MAX):
-            while self._uncommitted:
+            while self._uncommitted or self._unstored:
                 await self._waiting.park()
             self._send(line)
             await self._outbox.empty()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -190,8 +190,10 @@ class Admission:
             self._refuse(group, error)
             return
         # The answers first: clients go on while the rest is done, and nothing comes between.
-        self._answer(group)
-        self._keep(group.fresh)
+        try:
+            self._answer(group)
+        finally:
+            self._keep(group.fresh)
 
     def _refuse(self, group: _Group, error: Exception) -> None:
         refused = _not_stored(error)
@@ -214,8 +216,16 @@ class Admission:
             looked(None, failure)
 
     def _answer(self, group: _Group) -> None:
-        for arrival, answers in zip(group.arrivals, group.answers, strict=True):
-            arrival.done(answers)
+        self._answer_rest(zip(group.arrivals, group.answers, strict=True))
+
+    def _answer_rest(self, pairs: Iterator[tuple[Arrival, list[Answer]]]) -> None:
+        try:
+            for arrival, answers in pairs:
+                arrival.done(answers)
+        finally:
+            # Whatever goes wrong in one answer, the others have theirs.
+            if left := list(pairs):
+                self._answer_rest(iter(left))
 
 
 def _drained(arrivals: deque[Arrival]) -> Any:  # noqa: ANN401 - an iterator

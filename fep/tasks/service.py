@@ -1237,12 +1237,15 @@ class TaskService:
         def done(error: Exception | None) -> None:
             if error is None:
                 claim.committed()
-                known()
+                try:
+                    known()
+                finally:
+                    stored(None)
             else:
                 claim.failed()
                 if isinstance(error, PlaceLostError) and self.sharing is not None:
                     self.sharing.lost(claim.tasks)
-            stored(error)
+                stored(error)
 
         if only_if is None:
             put = self._putting(claim.tasks, changes)

@@ -883,3 +883,45 @@ async def test_a_follower_that_does_not_read_loses_records_and_nothing_else(star
         assert kept == sorted(set(kept))
         assert len(kept) > 1000
         await admin.result("status")
+
+
+async def test_the_end_is_answered_when_the_body_before_it_is_on_disk(start: Start) -> None:
+    async with start(bank=True) as rig:
+        await rig.ready()
+        finance = await rig.finance()
+        await finance.result("task.submit", {"task_id": "T1", **BALANCE})
+        fetch = await finance.take("task.fetch")
+        close = finance.request("session.close", {})
+        body = "select count(*) from task where body is not null"
+        seen: list[Any] = []
+        async with trio.open_nursery() as nursery:
+
+            async def closed() -> None:
+                await finance.reply(close)
+                seen.append(rig.stored(body))
+
+            with writer_held(rig):
+                await finance.send({"id": fetch["id"], "result": rig.balance()}, close)
+                nursery.start_soon(closed)
+                await settle()
+                assert seen == []
+        assert seen == [[(1,)]]
+
+
+async def test_a_call_finds_the_task_whose_body_came_with_it(start: Start) -> None:
+    async with start(bank=True) as rig:
+        await rig.ready()
+        finance = await rig.finance()
+        await finance.result("task.submit", {"task_id": "T1", **BALANCE})
+        fetch = await finance.take("task.fetch")
+        cancel = finance.request("task.cancel", {"task_id": "T1"})
+        with writer_held(rig):
+            await finance.send({"id": fetch["id"], "result": rig.balance()}, cancel)
+            await settle()
+        await finance.reply(cancel)
+        # Whatever the answer is, it was given to a task that has its body.
+        assert rig.stored("select event from task_event order by seq")[:3] == [
+            ("submitted",),
+            ("offered",),
+            ("body_taken",),
+        ]

@@ -93,12 +93,15 @@ class _Trace:
         self.counts: dict[str, int] = {}
         self.lines: list[str] = []
         self.crashes: list[str] = []
+        self.is_dead: Callable[[], bool] = lambda: False
+        """While true, the daemon that speaks was killed: it may read what is there no more."""
         self._hash = hashlib.sha256()
 
     def __call__(self, _logger: object, method: str, record: Any) -> Any:
         event = str(record.get("event"))
         self.counts[event] = self.counts.get(event, 0) + 1
-        if method == "exception" or event in ("lane.crashed", "connection.crashed"):
+        is_defect = method == "exception" or event in ("lane.crashed", "connection.crashed")
+        if is_defect and not self.is_dead():
             self.crashes.append(f"{event}: {record.get('lane', '')} {_exception()}")
         if event == "task.left_open" and record.get("state") == "unknown":
             self.counts["unknown"] = self.counts.get("unknown", 0) + 1
@@ -235,6 +238,7 @@ class Run:
         self.foul = True
         self.report = Report(seed)
         self.trace = _Trace()
+        self.trace.is_dead = self._is_dead
         self._disk = Disk(root, self._fork())
         self._book = SqliteBook(Path(":memory:"))
         self._threads = Threads(self._fork(), after_work=self._after_work)
@@ -362,6 +366,9 @@ class Run:
                 self.report.violations.append("the daemon ended by itself")
                 return
             await trio.sleep(self.rng.uniform(0.1, 30.0))
+
+    def _is_dead(self) -> bool:
+        return self._crashed.is_set()
 
     def _die(self) -> None:
         """Kill the daemon at this very moment: nothing of it reaches the world any more."""
