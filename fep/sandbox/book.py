@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime as dt
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ OUTSIDE: Final = ("-", "OUTSIDE")
 NOT_ENOUGH: Final = "not enough money"
 RETURNED: Final = "the payee's bank sent it back"
 BUSY_SECONDS_MAX: Final = 30.0
+BUSY_RETRY_SECONDS: Final = 0.01
 DAY_MIN: Final = dt.date(1900, 1, 1)
 DAY_MAX: Final = dt.date(9998, 12, 31)
 """Days asked for beyond these mean these: the calendar's own ends have no midnight in UTC."""
@@ -178,10 +180,27 @@ class SqliteBook:
         self._db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_SECONDS_MAX)
         self._db.row_factory = sqlite3.Row
         try:
-            self._prepare()
+            self._prepare_in_turn()
         except sqlite3.Error:
             self._db.close()
             raise
+
+    def _prepare_in_turn(self) -> None:
+        """Prepare the file; who else does so at this moment is waited for.
+
+        SQLite does not wait by itself where a wait for the write-ahead log might be one for ever.
+        """
+        ends = time.monotonic() + BUSY_SECONDS_MAX
+        while True:
+            try:
+                self._prepare()
+            except sqlite3.OperationalError as error:
+                is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not is_busy or time.monotonic() > ends:
+                    raise
+                time.sleep(BUSY_RETRY_SECONDS)
+            else:
+                return
 
     def _prepare(self) -> None:
         self._db.execute("pragma journal_mode=wal")
