@@ -1,7 +1,8 @@
 """The database: one writer that commits in groups, so that one sync pays for many changes.
 
-What waits while a sync runs is the next group: no timer, no added delay when idle. Each piece of
-work runs in a savepoint of its own, so a failing one does not sink its group. A failed sync is
+What waits while a sync runs is the next group: no timer, no added delay when idle. A slow disk is
+waited for in a thread; for a quick one the loop stands still, see ``fep/store/pace.py``. Each piece
+of work runs in a savepoint of its own, so a failing one does not sink its group. A failed sync is
 fail-stop: what the disk holds then is not known to us, so the daemon ends and reads it afresh. A
 full disk, or another program that holds the file, refuses the group's work, keeps what was there,
 and recovers.
@@ -10,6 +11,7 @@ and recovers.
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,12 +25,15 @@ import trio
 
 from fep.domain.errors import FepError
 from fep.store import chain, files, schema
-from fep.store.dialect import Dialect, NotYetError, Sqlite, Trouble
+from fep.store.dialect import BUSY_TIMEOUT_MS, Dialect, NotYetError, Sqlite, Trouble
+from fep.store.pace import Pace
 
 log = structlog.get_logger()
 
 GROUP_WORK_MAX: Final = 512
 WAITING_WORK_MAX: Final = 8192
+OTHERS_TURNS_MAX: Final = 4
+"""Turns of the loop that others get to join a group that is committed without a thread."""
 READERS_MAX: Final = 2
 OPEN_SECONDS_MAX: Final = 10.0
 """How long a server that does not answer is asked again at the start: it may be starting too."""
@@ -103,15 +108,24 @@ class Store:
     Args:
         dialect: of the database.
         open_seconds_max: how long the server of a shared store is asked again at the start.
+        pace: decides which commits are done without a thread.
     """
 
-    def __init__(self, dialect: Dialect, open_seconds_max: float = OPEN_SECONDS_MAX) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        open_seconds_max: float = OPEN_SECONDS_MAX,
+        pace: Pace | None = None,
+    ) -> None:
         self.dialect = dialect
         self.away = ""
         """Why the server of a shared store can't be used; empty once it is open."""
         self.went_away = trio.Event()
         """Set when it did not answer at the start."""
         self._open_seconds_max = open_seconds_max
+        self._pace = Pace() if pace is None else pace
+        self._is_patient = True
+        """Whether a commit waits for another program that holds the file."""
         self._engine = dialect.engine(READERS_MAX + 2)
         self._waiting: deque[_Item] = deque()
         self._committed: deque[list[_Item]] = deque()
@@ -133,9 +147,9 @@ class Store:
         self._closed = False
 
     @classmethod
-    def at(cls, path: Path) -> Store:
+    def at(cls, path: Path, pace: Pace | None = None) -> Store:
         """Return the store of an SQLite file, made when it is not there."""
-        return cls(Sqlite(sa.URL.create("sqlite", database=str(path))))
+        return cls(Sqlite(sa.URL.create("sqlite", database=str(path))), pace=pace)
 
     @property
     def is_shared(self) -> bool:
@@ -312,6 +326,8 @@ class Store:
                     await self._wake.wait()
                 # The commit is shielded: under load this is where a cancellation is seen.
                 await trio.lowlevel.checkpoint_if_cancelled()
+                if self._is_quick:
+                    await _let_others_come()
                 await self._commit_group()
         finally:
             self._closed = True
@@ -370,16 +386,24 @@ class Store:
         self._committed.append(group)
         self._answer_committed()
 
+    @property
+    def _is_quick(self) -> bool:
+        """Whether the next group is committed without a thread: never where a server answers."""
+        return not self.is_shared and self._pace.is_quick(time.perf_counter())
+
     async def _commit_group(self) -> None:
         group = [self._waiting.popleft() for _ in range(min(GROUP_WORK_MAX, len(self._waiting)))]
-        # A commit can't be abandoned half-way: the shield lasts one sync.
         self._began = trio.current_time()
-        with trio.CancelScope(shield=True, relative_deadline=COMMIT_SECONDS_MAX):
-            try:
-                await trio.to_thread.run_sync(self._commit, group, limiter=self._writer_limiter)
-            except StoreFailedError as failure:
-                self._fail(group, failure)
-                raise
+        try:
+            if not (self._is_quick and self._commit_here(group)):
+                # It can't be abandoned half-way: the shield lasts one sync.
+                with trio.CancelScope(shield=True, relative_deadline=COMMIT_SECONDS_MAX):
+                    await trio.to_thread.run_sync(
+                        self._commit_patiently, group, limiter=self._writer_limiter
+                    )
+        except StoreFailedError as failure:
+            self._fail(group, failure)
+            raise
         self._began = math.inf
         if all(isinstance(item.error, StoreBusyError) for item in group):
             log.warning("store.held", refused=len(group))
@@ -451,8 +475,32 @@ class Store:
                 self._connection.close()
         self._engine.dispose()
 
+    def _commit_here(self, group: list[_Item]) -> bool:
+        """Run one group in this thread; False when another program holds the file: not done.
+
+        Raises:
+            StoreFailedError: as ``_commit``.
+        """
+        self._be_patient(patient=False)
+        began, worked = time.perf_counter(), time.thread_time()
+        self._commit(group)
+        now = time.perf_counter()
+        self._pace.note(now - began - (time.thread_time() - worked), now)
+        return not all(isinstance(item.error, StoreBusyError) for item in group)
+
+    def _commit_patiently(self, group: list[_Item]) -> None:
+        """Run one group (writer thread), and wait for who holds the file; raises as ``_commit``."""
+        self._be_patient(patient=True)
+        self._commit(group)
+
+    def _be_patient(self, *, patient: bool) -> None:
+        if patient is not self._is_patient:
+            self._is_patient = patient
+            assert self._connection is not None
+            self.dialect.wait_at_most(_raw(self._connection), BUSY_TIMEOUT_MS if patient else 0)
+
     def _commit(self, group: list[_Item]) -> None:
-        """Run one group in one transaction (writer thread).
+        """Run one group in one transaction.
 
         Raises:
             StoreFailedError: what of the group is on disk is not known.
@@ -533,6 +581,14 @@ class Store:
                     item.error = StoreBusyError(self.dialect.busy)
                 case _:
                     item.error = error
+
+
+async def _let_others_come() -> None:
+    """Let who can run now do so first: what they submit joins the group that is begun next."""
+    for _ in range(OTHERS_TURNS_MAX):
+        await trio.lowlevel.checkpoint()
+        if not trio.lowlevel.current_statistics().tasks_runnable:
+            return
 
 
 def _raw(connection: sa.Connection) -> Any:  # noqa: ANN401

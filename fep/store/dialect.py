@@ -78,6 +78,9 @@ class Dialect(Protocol):
     def execute(self, raw: Any, *statements: str) -> None:  # noqa: ANN401 - the driver's connection
         """Run statements without values and without rows."""
 
+    def wait_at_most(self, raw: Any, milliseconds: int) -> None:  # noqa: ANN401
+        """Let the writer wait so long for another program that holds what it needs."""
+
     def commit(self, raw: Any) -> None:  # noqa: ANN401
         """End the writer's transaction; it is on disk when this returns."""
 
@@ -159,6 +162,10 @@ class Sqlite:
         """Run statements on the driver's own connection: without a row they need no more."""
         for statement in statements:
             raw.execute(statement)
+
+    def wait_at_most(self, raw: sqlite3.Connection, milliseconds: int) -> None:
+        """Set the busy time-out of a connection."""
+        raw.execute(f"PRAGMA busy_timeout={milliseconds}")
 
     def commit(self, raw: sqlite3.Connection) -> None:
         """Sync."""

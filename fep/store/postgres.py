@@ -153,6 +153,9 @@ class Postgres:
         """Run statements, all in one message to the server."""
         raw.execute("; ".join(statements).encode(), prepare=False)
 
+    def wait_at_most(self, raw: psycopg.Connection[Any], milliseconds: int) -> None:
+        """Do nothing: the server's own limits hold."""
+
     def commit(self, raw: psycopg.Connection[Any]) -> None:
         """Sync.
 

@@ -20,6 +20,7 @@ import trio
 
 from fep.store import files, schema
 from fep.store.files import STORE_FILE
+from fep.store.pace import Pace
 
 EPOCH = dt.datetime(2026, 1, 5, 1, 0, tzinfo=dt.UTC)
 """Monday 09:00 in Shanghai."""
@@ -160,6 +161,28 @@ class Threads:
             yield
         finally:
             trio.to_thread.run_sync = real
+
+
+class DrawnPace(Pace):
+    """Draws which commits are done without a thread, some of a life, all, or none.
+
+    Args:
+        rng: the life's own.
+        is_patient: whether a thread must do the next one.
+    """
+
+    def __init__(self, rng: random.Random, is_patient: Callable[[], bool]) -> None:
+        super().__init__()
+        self._rng = rng
+        self._share = rng.choice((0.0, 0.5, 1.0))
+        self._is_patient = is_patient
+
+    def is_quick(self, now: float) -> bool:  # noqa: ARG002 - how quick this machine is tells nothing
+        """Draw."""
+        return not self._is_patient() and self._rng.random() < self._share
+
+    def note(self, waited: float, now: float) -> None:
+        """Learn nothing from this machine's disk."""
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:

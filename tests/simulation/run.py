@@ -43,6 +43,7 @@ from fep.tasks.state import FINAL, State
 from tests.simulation.banks import AGAIN, FOULEST, Bank, Mischief
 from tests.simulation.machine import (
     Disk,
+    DrawnPace,
     SimClock,
     Threads,
     TrueClock,
@@ -52,6 +53,8 @@ from tests.simulation.machine import (
 )
 from tests.simulation.setting import ENTERPRISE, HORIZON_SECONDS, WATCH_SECONDS, Setting, drawn
 
+COMMIT: Final = Store._commit_patiently.__name__
+"""What the writer thread runs."""
 FOUL_SECONDS: Final = 600.0
 """How long everything may go wrong."""
 CALM_SECONDS_MAX: Final = 3 * HORIZON_SECONDS
@@ -276,11 +279,11 @@ class Run:
     # -- the machine --------------------------------------------------------------------------
 
     def _before_work(self, work: Callable[..., Any]) -> None:
-        if self._crash_in_commit and getattr(work, "__name__", "") == "_commit":
+        if self._crash_in_commit and getattr(work, "__name__", "") == COMMIT:
             self._before = self._disk.content()
 
     async def _after_work(self, work: Callable[..., Any]) -> None:
-        if self._before and getattr(work, "__name__", "") == "_commit":
+        if self._before and getattr(work, "__name__", "") == COMMIT:
             self._crash_in_commit = False
             before, self._before = self._before, {}
             self._disk.crash_in_commit(before)
@@ -289,7 +292,11 @@ class Run:
                 await self._crashed.wait()
 
     def _open_store(self, config: Config) -> Store:
-        return Store.at(config.state_dir / "fep.sqlite")
+        return Store.at(config.state_dir / "fep.sqlite", DrawnPace(self._fork(), self._is_patient))
+
+    def _is_patient(self) -> bool:
+        """Say whether the next commit is the writer thread's: only there a crash is inside one."""
+        return self._crash_in_commit
 
     async def _connect_bank(self, config: LinkConfig) -> Any:
         sock = await self._banks[config.bank].connect()

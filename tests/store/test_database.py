@@ -29,6 +29,7 @@ from fep.store.database import (
     StoreFailedError,
     StoreFullError,
 )
+from fep.store.pace import LOST_SECONDS_MAX, Pace
 from tests.store.child import EXIT_FAILED, put, whole_numbers
 
 pytestmark = pytest.mark.req("FEP-23")
@@ -38,9 +39,16 @@ WAIT_SECONDS_MAX = 20.0
 KILLS = 3
 
 
+class InThread(Pace):
+    """The disk is slow: every commit is done in the writer thread, where a test may hold it."""
+
+    def is_quick(self, now: float) -> bool:
+        return now < 0
+
+
 @asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[Store]:
-    store = Store.at(path)
+async def opened(path: Path, pace: Pace | None = None) -> AsyncIterator[Store]:
+    store = Store.at(path, InThread() if pace is None else pace)
     async with trio.open_nursery() as nursery:
         await nursery.start(store.run)
         yield store
@@ -50,6 +58,12 @@ async def opened(path: Path) -> AsyncIterator[Store]:
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
     async with opened(tmp_path / "fep.db") as made:
+        yield made
+
+
+@pytest.fixture
+async def quick(tmp_path: Path) -> AsyncIterator[Store]:
+    async with opened(tmp_path / "fep.db", Pace()) as made:
         yield made
 
 
@@ -197,7 +211,7 @@ async def test_a_defect_in_one_answer_does_not_leave_the_others_without(tmp_path
     def defect(_result: Any, _error: Exception | None) -> None:
         raise ZeroDivisionError
 
-    store = Store.at(tmp_path / "fep.db")
+    store = Store.at(tmp_path / "fep.db", InThread())
     with pytest.RaisesGroup(ZeroDivisionError):
         async with trio.open_nursery() as nursery:
             await nursery.start(store.run)
@@ -380,7 +394,7 @@ async def test_a_damaged_page_is_fail_stop(tmp_path: Path) -> None:
         [(size,)] = db.execute("pragma page_size")
     data[(root - 1) * size : root * size] = b"\xff" * size
     path.write_bytes(data)
-    store = Store.at(path)
+    store = Store.at(path, InThread())
     with pytest.RaisesGroup(StoreFailedError):
         async with trio.open_nursery() as nursery:
             await nursery.start(store.run)
@@ -393,6 +407,63 @@ async def test_a_damaged_page_is_fail_stop(tmp_path: Path) -> None:
             await trio.sleep_forever()
     assert store.failed
     assert on_disk(path) == []
+
+
+# -- a quick disk ------------------------------------------------------------------------------
+
+
+async def thread_of(store: Store) -> int:
+    """Return the thread in which the store does its work now."""
+    ident: int = await store.write(lambda _c: threading.get_ident())
+    return ident
+
+
+async def test_a_quick_disk_is_waited_for_without_a_thread(quick: Store) -> None:
+    assert await thread_of(quick) == threading.get_ident()
+    quick.submit(insert("a"), lambda *_answer: None)
+    await quick.write(insert("b"))
+    assert await quick.read(banks) == ["a", "b"]
+
+
+async def test_a_slow_disk_is_waited_for_in_a_thread(quick: Store) -> None:
+    await quick.write(lambda _c: time.sleep(3 * LOST_SECONDS_MAX))
+    assert await thread_of(quick) != threading.get_ident()
+
+
+async def test_who_can_run_joins_a_group_that_needs_no_thread(quick: Store) -> None:
+    statements = await traced(quick)
+    async with trio.open_nursery() as nursery:
+        for number in range(200):
+            nursery.start_soon(quick.write, insert(f"b{number}"))
+    assert len(await quick.read(banks)) == 200
+    assert statements.count("COMMIT") <= 3
+
+
+async def test_without_a_thread_failing_work_is_undone_alone(quick: Store) -> None:
+    def half(connection: sa.Connection) -> None:
+        insert("half")(connection)
+        raise LookupError("the work's own")
+
+    answers: list[tuple[Any, Exception | None]] = []
+    for work in (insert("a"), half, insert("b")):
+        quick.submit(work, lambda *answer: answers.append(answer))
+    assert await thread_of(quick) == threading.get_ident()
+    assert await quick.read(banks) == ["a", "b"]
+    assert [type(error) for _, error in answers] == [type(None), LookupError, type(None)]
+
+
+async def test_who_holds_the_file_does_not_stop_the_loop(quick: Store, tmp_path: Path) -> None:
+    await quick.write(insert("a"))
+    with closing(sqlite3.connect(tmp_path / "fep.db", timeout=0)) as other:
+        other.execute("begin immediate")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(quick.write, insert("b"))
+            # This is the loop's turn: were it waiting for the file, nobody would let go of it.
+            await trio.testing.wait_all_tasks_blocked()
+            assert await quick.read(banks) == ["a"]
+            other.rollback()
+    assert await quick.read(banks) == ["a", "b"]
+    assert await thread_of(quick) == threading.get_ident()
 
 
 # -- the disk ---------------------------------------------------------------------------------
