@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 
 from fep.domain.ids import TaskId
 from tests.control.conftest import Start
-from tests.control.rig import WAIT_SECONDS_MAX, Config, Rig, Wire
-
-
-@contextmanager
-def writer_held(rig: Rig) -> Iterator[None]:
-    """Keep the store's writer busy for a block: what is submitted meanwhile commits after it."""
-    gate = threading.Event()
-    rig.daemon._store.submit(lambda _: gate.wait(WAIT_SECONDS_MAX), lambda _value, _error: None)
-    try:
-        yield
-    finally:
-        gate.set()
+from tests.control.rig import Config, Rig, Wire
+from tests.store.held import held
 
 
 async def hang_up_while_changing(rig: Rig, wire: Wire, task_id: str) -> None:
@@ -42,7 +28,7 @@ async def test_a_task_cancelled_by_a_client_that_hung_up_is_cancelled_once_and_f
         finance = await rig.finance()
         task = {"task_id": "T1", "bank": "pingan", "kind": "transfer", "body": rig.transfer()}
         assert (await finance.result("task.submit", task))["state"] == "queued"
-        with writer_held(rig):
+        with held(rig.daemon._store):
             await finance.send(finance.request("task.cancel", {"task_id": "T1"}))
             await hang_up_while_changing(rig, finance, "T1")
         again = await rig.finance()
@@ -59,7 +45,7 @@ async def test_a_body_given_by_a_client_that_hung_up_is_sent_once(start: Start) 
         await person.result("events.follow", {"prefix": "session."})
         await person.result("task.submit", {"task_id": "T1", "bank": "pingan", "kind": "transfer"})
         fetch = await person.take("task.fetch")
-        with writer_held(rig):
+        with held(rig.daemon._store):
             await person.answer(fetch, rig.transfer())
             await hang_up_while_changing(rig, person, "T1")
         again = await rig.admin("bob")

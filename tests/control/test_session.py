@@ -32,6 +32,7 @@ from fep.tasks.state import State
 from fep.wire.jsonrpc import LINE_BYTES_MAX
 from tests.control.conftest import Start
 from tests.control.rig import RESET, WAIT_SECONDS_MAX, Config, Rig, Wire
+from tests.store.held import held
 
 HEARTBEAT_S = 100.0
 """Much longer than anything takes on a slow machine; the clock is moved on by hand."""
@@ -44,17 +45,6 @@ def clock(mock_clock: trio.testing.MockClock) -> trio.testing.MockClock:
     """A clock that goes like any other, and can be moved on."""
     mock_clock.rate = 1.0
     return mock_clock
-
-
-@contextmanager
-def writer_held(rig: Rig) -> Iterator[None]:
-    """Keep the store's writer busy for a block: what is submitted meanwhile commits after it."""
-    gate = threading.Event()
-    rig.daemon._store.submit(lambda _: gate.wait(WAIT_SECONDS_MAX), lambda _value, _error: None)
-    try:
-        yield
-    finally:
-        gate.set()
 
 
 @contextmanager
@@ -349,7 +339,7 @@ async def test_the_daemons_own_work_is_not_the_clients_silence(
         finance = await rig.finance()
         await finance.result("task.submit", {"task_id": "T1", **BALANCE})
         fetch = await finance.take("task.fetch")
-        with writer_held(rig):
+        with held(rig.daemon._store):
             await finance.answer(fetch, rig.balance())
             task = rig.daemon.tasks._open[TaskId("T1")]
             await rig.until(lambda: task.claimed, "the body in the store's hands")
@@ -544,7 +534,7 @@ async def test_submissions_beyond_the_disks_pace_wait_in_the_socket(start: Start
                 lines.append(json.dumps(one).encode().ljust(4095) + b"\n")
             return b"".join(lines)
 
-        with writer_held(rig):
+        with held(rig.daemon._store):
             taken = 0
             while await offer(finance, block(), 1):
                 taken += 1
@@ -900,7 +890,7 @@ async def test_the_end_is_answered_when_the_body_before_it_is_on_disk(start: Sta
                 await finance.reply(close)
                 seen.append(rig.stored(body))
 
-            with writer_held(rig):
+            with held(rig.daemon._store):
                 await finance.send({"id": fetch["id"], "result": rig.balance()}, close)
                 nursery.start_soon(closed)
                 await settle()
@@ -915,7 +905,7 @@ async def test_a_call_finds_the_task_whose_body_came_with_it(start: Start) -> No
         await finance.result("task.submit", {"task_id": "T1", **BALANCE})
         fetch = await finance.take("task.fetch")
         cancel = finance.request("task.cancel", {"task_id": "T1"})
-        with writer_held(rig):
+        with held(rig.daemon._store):
             await finance.send({"id": fetch["id"], "result": rig.balance()}, cancel)
             await settle()
         await finance.reply(cancel)

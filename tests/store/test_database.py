@@ -11,8 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,19 +31,12 @@ from fep.store.database import (
 )
 from fep.store.pace import LOST_SECONDS_MAX, Pace
 from tests.store.child import EXIT_FAILED, put, whole_numbers
+from tests.store.held import WAIT_SECONDS_MAX, InThread, held
 
 pytestmark = pytest.mark.req("FEP-23")
 
 ROOT = Path(__file__).resolve().parents[2]
-WAIT_SECONDS_MAX = 20.0
 KILLS = 3
-
-
-class InThread(Pace):
-    """The disk is slow: every commit is done in the writer thread, where a test may hold it."""
-
-    def is_quick(self, now: float) -> bool:
-        return now < 0
 
 
 @asynccontextmanager
@@ -65,17 +58,6 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 async def quick(tmp_path: Path) -> AsyncIterator[Store]:
     async with opened(tmp_path / "fep.db", Pace()) as made:
         yield made
-
-
-@contextmanager
-def held(store: Store) -> Iterator[None]:
-    """Let the writer thread stop in front of whatever comes next."""
-    gate = threading.Event()
-    store.submit(lambda _c: gate.wait(WAIT_SECONDS_MAX), lambda _result, _error: None)
-    try:
-        yield
-    finally:
-        gate.set()
 
 
 async def traced(store: Store) -> list[str]:

@@ -10,8 +10,8 @@ import datetime as dt
 import random
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -558,16 +558,6 @@ class Fep:
     async def settled(self) -> None:
         """Wait until all that was handed to the store is committed."""
         await self.store.write(lambda _connection: None)
-
-    @contextmanager
-    def held_disk(self) -> Iterator[None]:
-        """Let the writer thread stop in front of whatever comes next, until the block ends."""
-        gate = threading.Event()
-        self.store.submit(lambda _c: gate.wait(WAIT_SECONDS_MAX), lambda _result, _error: None)
-        try:
-            yield
-        finally:
-            gate.set()
 
     @asynccontextmanager
     async def held_readers(self) -> AsyncIterator[None]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from fep.store.database import Store
 from fep.tasks.admission import Admission, Arrival
 from fep.tasks.state import State
 from fep.tasks.task import Admitted, Answer, Refused, Submission, Task
+from tests.store.held import held
 
 pytestmark = pytest.mark.req("FEP-22", "FEP-23")
 
@@ -56,16 +55,6 @@ class Desk:
         arrival = Arrival(ClientName(client), submissions, refusals, NOW, done)
         self.admission.submit(arrival, "c")
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Let the disk be busy."""
-        gate = threading.Event()
-        self.store.submit(lambda _c: gate.wait(WAIT_SECONDS_MAX), lambda _result, _error: None)
-        try:
-            yield
-        finally:
-            gate.set()
-
     async def answered(self, *names: str) -> list[list[Answer]]:
         with trio.fail_after(WAIT_SECONDS_MAX):
             while not set(names) <= self.answers.keys():
@@ -95,7 +84,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
 
 
 async def test_many_clients_are_one_group_and_each_gets_its_own_answers(desk: Desk) -> None:
-    with desk.held():
+    with held(desk.store):
         await trio.testing.wait_all_tasks_blocked()
         for number in range(50):
             desk.submit(f"C{number}", f"erp-{number}", one(f"T{number}"), one("SAME"))
@@ -115,7 +104,7 @@ async def test_many_clients_are_one_group_and_each_gets_its_own_answers(desk: De
 async def test_known_new_and_refused_ones_of_a_group_do_not_mix(desk: Desk) -> None:
     desk.submit("first", "erp", one("A"), one("B", body=True))
     await desk.answered("first")
-    with desk.held():
+    with held(desk.store):
         await trio.testing.wait_all_tasks_blocked()
         desk.submit("x", "erp", ("A", NO_BANK), one("C"), ("D", NO_BANK), one("B", body=True))
         desk.submit("y", "erp", one("C"), one("E"), one("E"))

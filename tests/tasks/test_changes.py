@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from fep.tasks.changes import Changes
 from fep.tasks.state import Event, State
 from fep.tasks.store import Bytes, Change, NewTask, StaleTaskError
 from fep.tasks.task import Task
+from tests.store.held import held
 
 pytestmark = pytest.mark.req("FEP-23")
 
@@ -54,16 +53,6 @@ class Desk:
     def done(self, name: str, error: Exception | None) -> None:
         assert name not in self.told, "told twice"
         self.told[name] = error
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Let the disk be busy."""
-        gate = threading.Event()
-        self.store.submit(lambda _c: gate.wait(WAIT_SECONDS_MAX), lambda _result, _error: None)
-        try:
-            yield
-        finally:
-            gate.set()
 
     async def until_told(self, *names: str) -> list[Exception | None]:
         with trio.fail_after(WAIT_SECONDS_MAX):
@@ -108,7 +97,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
 
 
 async def test_what_waits_for_the_disk_is_one_group(desk: Desk) -> None:
-    with desk.held():
+    with held(desk.store):
         await trio.testing.wait_all_tasks_blocked()
         for seq in range(1, TASKS + 1):
             desk.submit(f"S{seq}", offer(seq))
@@ -129,7 +118,7 @@ async def test_after_a_group_another_one_begins(desk: Desk) -> None:
 
 
 async def test_one_that_is_stale_harms_nobody_else(desk: Desk) -> None:
-    with desk.held():
+    with held(desk.store):
         await trio.testing.wait_all_tasks_blocked()
         desk.submit("good", offer(1))
         desk.submit("stale", change(2, State.FETCHED, State.SENDING, Event.SEND_BEGUN), offer(3))
@@ -154,7 +143,7 @@ async def test_a_stale_one_alone_is_told_so(desk: Desk) -> None:
 
 async def test_two_changes_of_a_task_in_one_group_keep_their_order(desk: Desk) -> None:
     """As when what was being sent is taken back before its SENDING is on disk."""
-    with desk.held():
+    with held(desk.store):
         await trio.testing.wait_all_tasks_blocked()
         desk.submit(
             "here",
@@ -171,7 +160,7 @@ async def test_two_changes_of_a_task_in_one_group_keep_their_order(desk: Desk) -
 
 
 async def test_each_event_bears_the_configuration_it_happened_under(desk: Desk) -> None:
-    with desk.held():
+    with held(desk.store):
         await trio.testing.wait_all_tasks_blocked()
         desk.submit("a", offer(1), configuration="old")
         desk.submit("b", offer(2), configuration="new")
@@ -190,7 +179,7 @@ async def test_acknowledgements_join_and_count_for_the_state_that_was_told(desk:
     await desk.store.write(
         lambda c: c.exec_driver_sql("update task set state = 'returned' where seq = 2")
     )
-    with desk.held():
+    with held(desk.store):
         await trio.testing.wait_all_tasks_blocked()
         for seq in range(1, 4):
             given = [(f"T{seq}", "succeeded")]
@@ -214,7 +203,7 @@ async def test_an_answer_that_is_a_defect_keeps_nobody_elses(tmp_path: Path) -> 
     with pytest.RaisesGroup(OursError):
         async with trio.open_nursery() as nursery:
             await nursery.start(store.run)
-            with desk.held():
+            with held(desk.store):
                 await trio.testing.wait_all_tasks_blocked()
                 for name in ("first", "second"):
                     desk.changes.acknowledge([("T1", "succeeded")], partial(desk.done, name))
@@ -246,7 +235,7 @@ async def test_a_store_that_fails_tells_all_that_wait(tmp_path: Path) -> None:
     with pytest.RaisesGroup(StoreFailedError):
         async with trio.open_nursery() as nursery:
             await nursery.start(store.run)
-            with desk.held():
+            with held(desk.store):
                 await trio.testing.wait_all_tasks_blocked()
                 store.submit(broken, lambda _result, _error: None)
                 desk.submit("a", offer(1))

@@ -23,6 +23,7 @@ from fep.domain.order import Kind, Operation
 from fep.links.mux import UnmatchedReply
 from fep.tasks.lane import OFFERS_OUTSTANDING_MAX, QUERY_ATTEMPTS_MAX
 from fep.tasks.state import FINAL, State
+from tests.store.held import held
 from tests.tasks.bench import (
     ACCOUNTS,
     CMB,
@@ -332,13 +333,13 @@ async def test_a_payment_whose_link_broke_before_its_first_byte_goes_out_once_la
 ) -> None:
     async with world.fep() as fep:
         await fep.ready()
-        with fep.held_disk():
+        with held(fep.store):
             await trio.testing.wait_all_tasks_blocked()
             fep.service.submit(
                 ERP, [fep.submission("T1", body=transfer("1.00"))], lambda _answers: None
             )
         await until(lambda: len(fep.service._open))
-        with fep.held_disk():
+        with held(fep.store):
             await until(lambda: fep.lane._in_hands and fep.store._waiting)
             connection = fep.link._connection
             assert connection is not None
@@ -676,7 +677,7 @@ async def test_a_new_lane_waits_for_what_the_old_one_left_with_the_disk(world: W
             task_id = f"T{number}"
             await fep.submit(task_id, body=transfer("1.00"))
             await world.until_booked(task_id)
-            with fep.held_disk():
+            with held(fep.store):
                 await trio.testing.wait_all_tasks_blocked()
                 await fep.end()
                 fep.make(PINGAN)
@@ -697,7 +698,7 @@ async def test_a_payment_that_was_stopped_before_its_first_byte_is_not_unknown(
         await fep.ready()
         fep.lane.drain()
         await fep.submit("T1", body=transfer("1.00"))
-        with fep.held_disk():
+        with held(fep.store):
             await trio.testing.wait_all_tasks_blocked()
             fep.lane.resume()
             await until(lambda: fep.lane._in_hands and len(fep.store._waiting) == 1)

@@ -20,6 +20,7 @@ from fep.machines.service import PlaceLostError
 from fep.tasks import service
 from fep.tasks.service import TaskRefusedError
 from fep.tasks.state import State
+from tests.store.held import held
 from tests.tasks.bench import (
     ACCOUNTS,
     CMB,
@@ -318,7 +319,7 @@ async def test_a_proposal_that_is_replaced_in_that_moment_is_not_confirmed(world
         async def confirm() -> None:
             refusals.append(await refusal(fep.service.confirm("wang", ID)))
 
-        with fep.held_disk():
+        with held(fep.store):
             # First in the writer's queue: the other proposal; then the confirmation of the first.
             fep.nursery.start_soon(fep.service.resolve, "li", ID, State.REJECTED, LINE)
             await trio.testing.wait_all_tasks_blocked(0.05)
@@ -341,7 +342,7 @@ async def test_a_proposal_for_what_is_closed_in_that_moment_is_refused(world: Wo
             act = fep.service.resolve("zhao", ID, State.REJECTED, LINE)
             refusals.append(await refusal(act))
 
-        with fep.held_disk():
+        with held(fep.store):
             fep.nursery.start_soon(fep.service.confirm, "wang", ID)
             await trio.sleep(0.3)
             fep.nursery.start_soon(resolve)

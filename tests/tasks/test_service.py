@@ -21,6 +21,7 @@ from fep.tasks.config import TasksConfig
 from fep.tasks.service import EXPIRED_AT_ONCE_MAX, TIMER_SECONDS, TaskRefusedError
 from fep.tasks.state import FINAL, Event, State
 from fep.tasks.task import Admitted, Delivery, Refused
+from tests.store.held import held
 from tests.tasks.bench import (
     CMB,
     ERP,
@@ -150,7 +151,7 @@ async def test_a_full_queue_takes_nothing_new_and_denies_nothing_old(world: Worl
 async def test_batches_that_wait_for_one_commit_share_the_room(world: World) -> None:
     async with world.fep(tasks=TasksConfig(queue_max=10), run=False) as fep:
         answers: list[Any] = []
-        with fep.held_disk():
+        with held(fep.store):
             for batch in range(3):
                 many = [fep.submission(f"B{batch}-{n}") for n in range(8)]
                 fep.service.submit(ERP, many, answers.extend)
@@ -327,7 +328,7 @@ async def test_a_client_that_hangs_up_while_its_body_is_stored_leaves_no_task_st
         client = fep.client(answers=False)
         await fep.submit("T1")
         await until(lambda: client.asked)
-        with fep.held_disk():
+        with held(fep.store):
             await trio.testing.wait_all_tasks_blocked()
             with trio.move_on_after(0):
                 await fep.service.fetched(ERP, [(ID, balance())])
@@ -376,7 +377,7 @@ async def test_nobody_else_changes_a_task_whose_bad_body_is_being_noted(world: W
             await fep.submit(task_id)
         await until(lambda: len(client.asked) == 2)
         async with trio.open_nursery() as nursery:
-            with fep.held_disk():
+            with held(fep.store):
                 answers = [(ID, balance()), (TaskId("T2"), None)]
                 nursery.start_soon(fep.service.fetched, ERP, answers)
                 await trio.testing.wait_all_tasks_blocked()
@@ -566,7 +567,7 @@ async def test_a_client_that_hangs_up_while_its_cancel_is_stored_leaves_the_lane
     async with world.fep(run=False) as fep:
         await fep.submit("T1", body=transfer("1.00"))
         await fep.submit("T2", body=transfer("2.00"))
-        with fep.held_disk():
+        with held(fep.store):
             await trio.testing.wait_all_tasks_blocked()
             with trio.move_on_after(0):
                 await fep.service.cancel(ERP, ID, "test")
@@ -593,7 +594,7 @@ async def test_what_is_settled_is_settled_also_when_its_group_failed_for_another
             seen.append(fep.service._open.get(ID))
 
         async with trio.open_nursery() as nursery:
-            with fep.held_disk():
+            with held(fep.store):
                 await trio.testing.wait_all_tasks_blocked()
                 fep.service._changes.submit([stale], "c", lambda _error: None)
                 with trio.move_on_after(0):
@@ -632,7 +633,7 @@ async def test_a_task_that_came_up_while_it_was_held_is_not_lost(world: World) -
                 with pytest.raises(StoreFullError):
                     await fep.service.cancel(ERP, ID, "test")
 
-            with fep.held_disk():
+            with held(fep.store):
                 nursery.start_soon(cancel)
                 await trio.testing.wait_all_tasks_blocked()
                 assert fep.task("T1").claimed
@@ -796,7 +797,7 @@ async def test_a_task_fetched_in_the_instant_of_its_expiry_is_one_or_the_other(
         ids = [f"T{n}" for n in range(EXPIRED_AT_ONCE_MAX + 9)]
         await fep.admit(*(fep.submission(one, expires_s=0.01) for one in ids))
         async with trio.open_nursery() as nursery:
-            with fep.held_disk():
+            with held(fep.store):
                 await until(lambda: any(fep.task(one).claimed for one in ids))
                 late = [TaskId(one) for one in ids if not fep.task(one).claimed]
                 assert late
@@ -819,18 +820,18 @@ async def test_a_body_in_the_instant_in_which_its_offer_lapses_is_taken(world: W
         await until(lambda: len(client.asked) == 2)
         before, lapsed, fetched = ExitStack(), ExitStack(), ExitStack()
         async with trio.open_nursery() as nursery:
-            before.enter_context(fep.held_disk())
+            before.enter_context(held(fep.store))
             await trio.testing.wait_all_tasks_blocked()
             await until(lambda: fep.task("T1").claimed or fep.task("T2").claimed)
             [other] = [one for one in ("T1", "T2") if not fep.task(one).claimed]
-            lapsed.enter_context(fep.held_disk())
+            lapsed.enter_context(held(fep.store))
             before.close()
             # In the writer's hands: what comes now belongs to the next group.
             await until(lambda: not fep.store._waiting and not fep.service._changes._is_queued)
             await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(fep.service.fetched, ERP, [(TaskId(other), balance())])
             await until(lambda: fep.store._waiting)
-            fetched.enter_context(fep.held_disk())
+            fetched.enter_context(held(fep.store))
             lapsed.close()
             await until(lambda: fep.task("T1").state is not fep.task("T2").state)
             await trio.testing.wait_all_tasks_blocked()
