@@ -54,7 +54,7 @@ from fep.domain.order import (
     result_value,
 )
 from fep.keys.service import Slot
-from fep.links.service import Link
+from fep.links.service import BankLink
 from fep.machines.service import PlaceLostError
 from fep.store.database import StoreBusyError, StoreFullError
 from fep.tasks import evidence, store
@@ -94,7 +94,7 @@ class LaneParts:
     codec: BankCodec
     card: BehaviourCard
     capabilities: frozenset[Kind]
-    link: Link
+    link: BankLink
     slot: Slot
     workers: int
     reply_timeout_s: float
