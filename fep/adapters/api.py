@@ -20,6 +20,7 @@ from fep.domain.account import Account
 from fep.domain.clock import BusinessDate
 from fep.domain.ids import AccountNumber, BankName, ClientRef
 from fep.domain.order import Kind, Operation, OperationResult, StatementQuery
+from fep.wire.http import HttpResponse
 
 
 @attrs.frozen
@@ -236,6 +237,31 @@ class SessionCodec(BankCodec, Protocol):
 
     def signed_off(self, reply: Reply) -> bool:
         """Say whether this answer means that nobody is signed on, and forget what was given."""
+        ...
+
+
+@runtime_checkable
+class SignPortCodec(BankCodec, Protocol):
+    """A codec whose bank signs on a port of its own, before anything is sent (card: ``sign_port``).
+
+    The sign value is what ``seal`` gets as signature.
+    """
+
+    @property
+    def sign_peer(self) -> tuple[str, int]:
+        """Host and port of the signing service."""
+        ...
+
+    def sign_request(self, data: bytes) -> bytes:
+        """Return the whole HTTP request that asks for a signature over the data."""
+        ...
+
+    def sign_value(self, response: HttpResponse) -> bytes:
+        """Return the sign value of the service's answer.
+
+        Raises:
+            RemoteProtocolError: it did not sign.
+        """
         ...
 
 
