@@ -166,7 +166,11 @@ def test_a_payment_is_booked_once_and_every_query_tells_it() -> None:
     assert isinstance(lines, Accepted)
     assert isinstance(lines.result, Statement)
     [line] = lines.result.entries
-    assert (line.client_ref, line.amount, line.booked_at) == (REF, ORDER.amount, NOW.replace(microsecond=0))
+    assert (line.client_ref, line.amount, line.booked_at) == (
+        REF,
+        ORDER.amount,
+        NOW.replace(microsecond=0),
+    )
     repeat = bench.ask(ORDER)
     assert isinstance(repeat, Unclear)
     assert bench.book.moved == 1
