@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import faulthandler
 import os
 import signal
 import sys
@@ -208,6 +209,8 @@ def _run(given: argparse.Namespace) -> int:
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
     daemon = Daemon(config, SystemClock(), followers)
+    # Whoever ends us for standing still (the watchdog, by SIGABRT) is told where we stand.
+    faulthandler.enable(sys.__stderr__ or sys.stderr)
     failed = False
     try:
         trio.run(_serve, daemon)

@@ -251,8 +251,10 @@ class Machine:
 
     def again(self) -> None:
         """End the daemon in order and start it again as it is started now; waits until ready."""
+        life = self.life
         self.stop_daemon()
-        self.until(lambda: self.life is None or self.life.process.poll() is not None, "a stop")
+        # Of this one: whoever tends may have started the next before we look.
+        self.until(lambda: life is None or life.process.poll() is not None, "a stop")
         self.tend()
         self.wait_ready()
 

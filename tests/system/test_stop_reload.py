@@ -69,6 +69,23 @@ def logged(scene: Scene, event: str) -> list[dict[str, Any]]:
         return [record for record in log_lines(file) if record["event"] == event]
 
 
+def test_who_is_ended_by_the_watchdog_says_where_it_stood(scene: Scene) -> None:
+    """The signal is the one that the unit file names."""
+    with scene.operator() as client:
+        pay(scene, client, BANK, "ONE")
+    daemon = scene.daemon
+    assert daemon is not None
+    signalled(scene, signal.SIGABRT)
+    assert daemon.wait(STOP_SECONDS_MAX) == -signal.SIGABRT
+    said = (scene.directory / "fep.log").read_text("utf-8")
+    stack = said[said.index("Fatal Python error: Aborted") :]
+    assert "in run" in stack
+    assert "fep/daemon/main.py" in stack
+    scene.start_daemon()
+    tasks, _ = finish(scene)
+    assert [task["state"] for task in tasks] == ["succeeded"]
+
+
 def finish(scene: Scene) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Wait for the end of all tasks, check the book, and return the tasks and their causes."""
     with scene.operator() as client:
