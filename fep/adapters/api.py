@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
@@ -20,6 +20,7 @@ from fep.domain.account import Account
 from fep.domain.clock import BusinessDate
 from fep.domain.ids import AccountNumber, BankName, ClientRef
 from fep.domain.order import Kind, Operation, OperationResult, StatementQuery
+from fep.wire.http import HttpResponse
 
 
 @attrs.frozen
@@ -35,6 +36,8 @@ class BankProfile:
     """银企直联编号: the enterprise's number at this bank."""
     accounts: Mapping[AccountNumber, Account]
     """All approved accounts of the enterprise, of every bank, so that a payee can be known."""
+    peer: str = ""
+    """``host:port`` of the bank's front end, for protocols whose requests name it (HTTP)."""
 
 
 @attrs.frozen
@@ -141,6 +144,29 @@ class Framer(Protocol):
         ...
 
 
+@runtime_checkable
+class InOrderFramer(Framer, Protocol):
+    """The framer of a protocol without correlation on the wire, such as HTTP/1.1.
+
+    An answer belongs to the oldest request of its connection, so the link has one request at a time
+    on each, and writes the request's correlation into a reply that bears none. A reply that bears
+    another request's ends the connection.
+    """
+
+    @property
+    def is_over(self) -> bool:
+        """True when no more answers come on this connection, whatever is sent."""
+        ...
+
+    def finish(self) -> list[Reply]:
+        """Note the end of the stream, as ``receive_eof``; return the reply that it completes.
+
+        Raises:
+            RemoteProtocolError: it ended inside a reply.
+        """
+        ...
+
+
 class BankCodec(Protocol):
     """One configured bank's protocol; stateless but for its profile, shared by all its tasks."""
 
@@ -186,6 +212,56 @@ class BankCodec(Protocol):
 
     def split(self, query: StatementQuery, today: BusinessDate) -> list[StatementQuery]:
         """Return the queries a statement must be asked in (some banks don't mix days)."""
+        ...
+
+
+@runtime_checkable
+class SessionCodec(BankCodec, Protocol):
+    """A codec whose requests bear what a log-on gave (a token, 会话令牌), one for the whole bank.
+
+    Its ``logon`` returns a draft while nobody is signed on and None while somebody is. While nobody
+    is, the link takes no requests. An answer "not signed on" ends the connection it came on, in
+    good order and without an alarm, and a new log-on follows. What the answer means for the request
+    it belongs to is ``outcome``'s business as ever: the engine repeats a query, and asks after a
+    payment. The token is in the sealed bytes; a payment that waits sealed may bear an old one.
+    """
+
+    @property
+    def is_signed_on(self) -> bool:
+        """Whether requests can be sealed now."""
+        ...
+
+    def signed_on(self, reply: Reply) -> None:
+        """Take what a good answer to ``logon`` gives."""
+        ...
+
+    def signed_off(self, reply: Reply) -> bool:
+        """Say whether this answer means that nobody is signed on, and forget what was given."""
+        ...
+
+
+@runtime_checkable
+class SignPortCodec(BankCodec, Protocol):
+    """A codec whose bank signs on a port of its own, before anything is sent (card: ``sign_port``).
+
+    The sign value is what ``seal`` gets as signature.
+    """
+
+    @property
+    def sign_peer(self) -> tuple[str, int]:
+        """Host and port of the signing service."""
+        ...
+
+    def sign_request(self, data: bytes) -> bytes:
+        """Return the whole HTTP request that asks for a signature over the data."""
+        ...
+
+    def sign_value(self, response: HttpResponse) -> bytes:
+        """Return the sign value of the service's answer.
+
+        Raises:
+            RemoteProtocolError: it did not sign.
+        """
         ...
 
 

@@ -38,6 +38,15 @@ class Signer(StrEnum):
     """Our key slot."""
 
 
+class Protocol(StrEnum):
+    """What carries this bank's messages."""
+
+    TCP = "tcp"
+    """One connection; requests are under way side by side and answers bear their numbers."""
+    HTTP = "http"
+    """HTTP/1.1: several connections, one request at a time on each."""
+
+
 class Resend(StrEnum):
     """What the bank does with a reference it already knows."""
 
@@ -160,6 +169,15 @@ class Signing:
 
 
 @attrs.frozen
+class Transport:
+    """What carries the messages, and how many connections are held open."""
+
+    protocol: Protocol = Protocol.TCP
+    connections: int = 2
+    """Of HTTP alone; a bank's own ``connections`` goes before it."""
+
+
+@attrs.frozen
 class Limits:
     """Sizes and times of one exchange."""
 
@@ -180,6 +198,7 @@ class BehaviourCard:
     statement: StatementFacts = attrs.Factory(StatementFacts)
     returned: ReturnedFacts = attrs.Factory(ReturnedFacts)
     signing: Signing = attrs.Factory(Signing)
+    transport: Transport = attrs.Factory(Transport)
     limits: Limits = attrs.Factory(Limits)
 
 

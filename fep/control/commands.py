@@ -20,7 +20,7 @@ from fep.domain.ids import BankName, ClientName, SlotName, TaskId
 from fep.domain.order import Kind
 from fep.keys.piv import PIN_CHARS_MAX, PIN_CHARS_MIN
 from fep.keys.service import KeyRing
-from fep.links.service import Link
+from fep.links.service import BankLink
 from fep.logs import Followers
 from fep.machines.service import Machines
 from fep.machines.state import POOLING, Machine, bank_place
@@ -80,7 +80,7 @@ class Services:
 
     tasks: TaskService
     ring: KeyRing
-    links: Mapping[BankName, Link]
+    links: Mapping[BankName, BankLink]
     alarms: Alarms
     pools: PoolService
     followers: Followers

@@ -260,6 +260,7 @@ LINKS: Final = (
     _time("since, 起", "since"),
     _time("last reply, 最近应答", "last_reply_at", wide=True),
     _number("in flight, 在途", "in_flight"),
+    _number("connections, 连接数", "connections_ready", wide=True),
     _number("requests, 请求", "requests", wide=True),
     _number("unmatched, 未匹配", "unmatched", wide=True),
     _number("failures, 失败", "failures"),

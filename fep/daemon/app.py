@@ -22,7 +22,7 @@ import attrs
 import structlog
 import trio
 
-from fep.adapters.api import BankProfile
+from fep.adapters.card import Protocol
 from fep.alarms.service import Alarms
 from fep.alarms.state import AlarmKind
 from fep.control.commands import ProtocolRefusal, Services, answer
@@ -39,7 +39,8 @@ from fep.domain.errors import ConfigError
 from fep.domain.ids import AccountNumber, BankName, Sequence
 from fep.keys.service import KeyRing, Slot, run_monitor, run_slot
 from fep.links.mux import UnmatchedReply
-from fep.links.service import Connect, Link, connect_tcp, run_link
+from fep.links.pool import LinkPool
+from fep.links.service import BankLink, Connect, Link, connect_tcp, run_link
 from fep.logs import Followers
 from fep.machines.service import GuardedStore, Machines, PlaceLostError, Tenure, new_me
 from fep.machines.state import POOLING, bank_place
@@ -65,7 +66,7 @@ class _Unit:
     """One running bank: its connection and its lane."""
 
     config: BankConfig
-    link: Link
+    link: BankLink
     scope: trio.CancelScope
     ended: trio.Event
 
@@ -130,7 +131,7 @@ class Daemon:
         self._accounts: dict[AccountNumber, Account] = dict(config.accounts)
         self._rng = self._outside.rng
         self._units: dict[BankName, _Unit] = {}
-        self.links: dict[BankName, Link] = {}
+        self.links: dict[BankName, BankLink] = {}
         self._stop = trio.Event()
         self._lanes_nursery: trio.Nursery | None = None
         self._reloading = trio.Lock()
@@ -334,16 +335,9 @@ class Daemon:
             assert self.tasks.sharing is not None
             self.tasks.sharing.know_foreign(bank.name, bank.adapter.capabilities)
             return
-        codec = bank.adapter.open(
-            BankProfile(
-                bank=bank.name,
-                card=bank.card,
-                options=bank.options,
-                direct_connect_number=bank.direct_connect_number,
-                accounts=self._accounts,
-            )
-        )
-        link = Link(
+        codec = bank.adapter.open(bank.profile(self._accounts))
+        make = LinkPool if bank.card.transport.protocol is Protocol.HTTP else Link
+        link: BankLink = make(
             bank.link,
             codec,
             self._sequence,

@@ -13,12 +13,21 @@ import cattrs
 from fep.adapters import card as cards
 from fep.adapters import registry, strict
 from fep.adapters.api import BankAdapter, BankProfile
-from fep.adapters.card import BehaviourCard, Codes, NoRecord, States
+from fep.adapters.card import (
+    BehaviourCard,
+    Codes,
+    Dedupe,
+    Identity,
+    NoRecord,
+    Protocol,
+    States,
+    Transport,
+)
 from fep.daemon.tables import Table, hint
 from fep.domain.account import Account
 from fep.domain.errors import ConfigError
 from fep.domain.ids import AccountNumber, BankName, SlotName, parse_name
-from fep.links.config import LinkConfig
+from fep.links.config import CONNECTIONS_MAX, LinkConfig
 
 WORKERS_MAX: Final = 64
 SPAN_SECONDS_MAX: Final = 3600.0
@@ -26,6 +35,8 @@ WATCH_DAYS_MAX: Final = 90
 """A look asks the statement back to the day of the payment, and a statement covers 100 days."""
 FRAME_BYTES_MIN: Final = 1024
 FRAME_BYTES_MAX: Final = 256 * 1024 * 1024
+BLANK: Final = BehaviourCard(Identity("", ""), Dedupe("", 0))
+"""Stands for the card of a bank whose own is faulty, so that the rest is checked all the same."""
 
 
 @attrs.frozen
@@ -60,6 +71,7 @@ class BankConfig:
             options=self.options,
             direct_connect_number=self.direct_connect_number,
             accounts=accounts,
+            peer=f"{self.link.host}:{self.link.port}",
         )
 
 
@@ -105,7 +117,7 @@ def _bank(
             table.fault("version", f"adapter {adapter.name} speaks version {adapter.version}")
         card = _card(table, adapter, changes)
         made = _options(table, adapter, options)
-    link = _link(table, name, 60.0 if card is None else card.limits.reply_timeout_s)
+    link = _link(table, name, BLANK if card is None else card)
     table.close()
     if adapter is None or card is None or link is None or not table.is_clean():
         return None
@@ -124,14 +136,14 @@ def _bank(
     )
 
 
-def _link(table: Table, name: BankName, reply_timeout_s: float) -> LinkConfig | None:
+def _link(table: Table, name: BankName, card: BehaviourCard) -> LinkConfig | None:
     host = table.text("host")
     port = table.integer("port", None, 1, 65_535)
     spans = {
         key: table.number(key, default, 0.01, SPAN_SECONDS_MAX)
         for key, default in (
             ("heartbeat_s", 30.0),
-            ("reply_timeout_s", reply_timeout_s),
+            ("reply_timeout_s", card.limits.reply_timeout_s),
             ("connect_timeout_s", 10.0),
             ("logon_timeout_s", 10.0),
             ("backoff_first_s", 0.5),
@@ -140,7 +152,19 @@ def _link(table: Table, name: BankName, reply_timeout_s: float) -> LinkConfig | 
     }
     if spans["backoff_max_s"] < spans["backoff_first_s"]:
         table.fault("backoff_max_s", "must not be below backoff_first_s")
-    return table.made(lambda: LinkConfig(name, host, port, **spans)) if table.is_clean() else None
+    connections = _connections(table, card.transport)
+    if not table.is_clean():
+        return None
+    return table.made(lambda: LinkConfig(name, host, port, connections=connections, **spans))
+
+
+def _connections(table: Table, transport: Transport) -> int:
+    if transport.protocol is Protocol.TCP:
+        # One connection carries all requests at once there.
+        if table.integer("connections", 1, 1, CONNECTIONS_MAX) != 1:
+            table.fault("connections", "only of a bank that speaks HTTP; this one has one")
+        return 1
+    return table.integer("connections", transport.connections, 1, CONNECTIONS_MAX)
 
 
 def _adapter(name: str) -> BankAdapter:
@@ -216,6 +240,7 @@ def card_faults(card: BehaviourCard) -> Iterator[tuple[tuple[str, str], str]]:
         ("returned", "watch_days", 0.0),
         ("returned", "first_look_s", 0.01),
         ("returned", "interval_s", 0.01),
+        ("transport", "connections", 1),
         ("limits", "reply_timeout_s", 0.01),
         ("limits", "frame_bytes_max", FRAME_BYTES_MIN),
     ):
@@ -224,6 +249,8 @@ def card_faults(card: BehaviourCard) -> Iterator[tuple[tuple[str, str], str]]:
             yield (section, key), f"must be a number of at least {low:g}"
     if card.returned.watch_days > WATCH_DAYS_MAX:
         yield ("returned", "watch_days"), f"must be at most {WATCH_DAYS_MAX}"
+    if card.transport.connections > CONNECTIONS_MAX:
+        yield ("transport", "connections"), f"must be at most {CONNECTIONS_MAX}"
     if card.limits.frame_bytes_max > FRAME_BYTES_MAX:
         yield ("limits", "frame_bytes_max"), f"must be at most {FRAME_BYTES_MAX}"
 

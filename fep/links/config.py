@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import attrs
 from attrs import validators
 
 from fep.domain.ids import BankName
+
+CONNECTIONS_MAX: Final = 16
+"""Of one bank: front ends work on few requests at once."""
 
 _PORT = validators.and_(validators.ge(1), validators.le(65535))
 
@@ -18,7 +23,8 @@ class LinkConfig:
     at a time is silent while it does, and cutting it then makes a known outcome an unknown one.
 
     Raises:
-        ValueError: a port outside 1..65535, or a span that is not more than zero.
+        ValueError: a port outside 1..65535, a span that is not more than zero, or more than
+            ``CONNECTIONS_MAX`` connections.
     """
 
     bank: BankName
@@ -32,3 +38,7 @@ class LinkConfig:
     logon_timeout_s: float = attrs.field(default=10.0, validator=validators.gt(0))
     backoff_first_s: float = attrs.field(default=0.5, validator=validators.gt(0))
     backoff_max_s: float = attrs.field(default=60.0, validator=validators.gt(0))
+    connections: int = attrs.field(
+        default=1, validator=validators.and_(validators.ge(1), validators.le(CONNECTIONS_MAX))
+    )
+    """How many are held open, where the bank's protocol has one request at a time on each."""

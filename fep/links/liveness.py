@@ -26,12 +26,13 @@ class Liveness:
 
     def __init__(self, heartbeat_s: float, now: float) -> None:
         self._heartbeat_s = heartbeat_s
-        self._heard_at = now
+        self.heard_at = now
+        """When the last answer came, or the connection was made."""
         self._probe_at = now + heartbeat_s
 
     def heard(self, now: float) -> None:
         """Note that a complete frame came."""
-        self._heard_at = now
+        self.heard_at = now
         self._probe_at = now + self._heartbeat_s
 
     def probed(self, now: float) -> None:
@@ -51,4 +52,4 @@ class Liveness:
 
     @property
     def _dead_at(self) -> float:
-        return self._heard_at + DEAD_FACTOR * self._heartbeat_s
+        return self.heard_at + DEAD_FACTOR * self._heartbeat_s

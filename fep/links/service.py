@@ -20,11 +20,23 @@ import outcome
 import structlog
 import trio
 
-from fep.adapters.api import BankCodec, Context, Draft, Framer, Reply
-from fep.alarms.service import Alarms
+from fep.adapters.api import (
+    BankCodec,
+    Context,
+    Draft,
+    Framer,
+    InOrderFramer,
+    Reply,
+    SessionCodec,
+)
 from fep.alarms.state import AlarmKind
 from fep.domain.clock import Clock
-from fep.domain.errors import LinkLostError, NothingSentError, RemoteProtocolError
+from fep.domain.errors import (
+    LinkLostError,
+    LocalProtocolError,
+    NothingSentError,
+    RemoteProtocolError,
+)
 from fep.domain.ids import BankName, Sequence
 from fep.links.backoff import Backoff
 from fep.links.config import LinkConfig
@@ -44,6 +56,8 @@ RECEIVE_BYTES_MAX: Final = 65_536
 UNMATCHED_WAITING_MAX: Final = 256
 """Answers nobody waits for that are kept for a slow receiver before the link stops reading."""
 TOO_LATE: Final = "it was not permitted any more to begin"
+RESTED_SECONDS_MIN: Final = 1.0
+"""A connection that the bank ends sooner, without an answer on it, is a lost one."""
 SAID_CHARS_MAX: Final = 120
 """Of a bank's own words, in logs and alarms."""
 
@@ -96,6 +110,18 @@ class Gate(Protocol):
         ...
 
 
+class AlarmBell(Protocol):
+    """Where a link's alarms go."""
+
+    def raise_alarm(self, kind: AlarmKind, subject: str, cause: str) -> None:
+        """Raise it, or count it when it is active already."""
+        ...
+
+    def clear(self, kind: AlarmKind, subject: str) -> None:
+        """Note that it is over."""
+        ...
+
+
 @attrs.frozen
 class LinkSnapshot:
     """One link as screens and ``link.list`` show it."""
@@ -117,9 +143,69 @@ class LinkSnapshot:
     unmatched: int
     """Answers nobody waited for since then."""
     in_flight: int
+    connections: int = 1
+    """How many the link holds open when all is well."""
+    connections_ready: int = 0
+    """How many of them are READY now."""
 
 
-class _Traffic:
+class BankLink(Protocol):
+    """One bank's connection or connections as the rest of the daemon sees them."""
+
+    config: LinkConfig
+
+    @property
+    def state(self) -> LinkState:
+        """Where it is; of several connections, the best."""
+        ...
+
+    @property
+    def is_open(self) -> bool:
+        """True while requests are taken."""
+        ...
+
+    @property
+    def requests(self) -> int:
+        """Requests of callers taken since the process started."""
+        ...
+
+    @property
+    def last_reply_at(self) -> dt.datetime | None:
+        """When the bank last answered anything, aware UTC."""
+        ...
+
+    async def wait_open(self) -> None:
+        """Return when requests are taken; at once if they are."""
+        ...
+
+    async def wait_closed(self) -> None:
+        """Return when requests are not taken; at once if they are not."""
+        ...
+
+    async def exchange(
+        self, frame: bytes, correlation: str, may_begin: Callable[[], bool] | None = None
+    ) -> Reply:
+        """Send a frame and return the bank's answer to it; see ``Link.exchange``."""
+        ...
+
+    def drain(self) -> None:
+        """Take no more requests, let those in flight end, close, stay so until ``resume``."""
+        ...
+
+    def resume(self) -> None:
+        """Take back ``drain``; idempotent."""
+        ...
+
+    def snapshot(self) -> LinkSnapshot:
+        """Return what screens show."""
+        ...
+
+    async def run(self, gate: Gate) -> None:
+        """Do what ``run_link`` says, which alone calls it."""
+        ...
+
+
+class Traffic:
     """What outlives a link's connections: counts, and the answers nobody waits for."""
 
     def __init__(
@@ -133,6 +219,8 @@ class _Traffic:
         self._receiver = receiver
         self._waiting: deque[UnmatchedReply] = deque()
         self._changed = trio.Event()
+        self.logging_on = trio.Lock()
+        """Held while a connection of a bank with a session logs on."""
 
     def note_reply(self) -> None:
         """Note that the bank answered something."""
@@ -183,10 +271,24 @@ class _Connection:
     """
 
     def __init__(
-        self, sock: socket.socket, framer: Framer, heartbeat_s: float, traffic: _Traffic
+        self,
+        sock: socket.socket,
+        framer: Framer,
+        heartbeat_s: float,
+        traffic: Traffic,
+        on_answers: Callable[[list[Reply]], str],
     ) -> None:
         self.reason = ""
         """Why it ended; empty while it works."""
+        self.rested = False
+        """It ended in good order: the bank closed it while it owed no answer."""
+        self.answers = 0
+        self.made_at = trio.current_time()
+        self.in_order = framer if isinstance(framer, InOrderFramer) else None
+        """Its framer where answers go by their order, so that one request is under way at once."""
+        self._on_answers = on_answers
+        self._owed = ""
+        """There, the correlation of the request whose answer comes next."""
         self.liveness = Liveness(heartbeat_s, trio.current_time())
         self._sock = sock
         self._framer = framer
@@ -203,6 +305,22 @@ class _Connection:
         """Requests that wait for their answers, probes included."""
         return self._mux.in_flight
 
+    @property
+    def is_free(self) -> bool:
+        """Whether a request can leave on it now."""
+        return not (self.reason or self._draining or self._owed)
+
+    def has_ended(self) -> bool:
+        """Look whether the bank closed an idle connection and nobody has read that yet."""
+        try:
+            self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        # An end, or bytes that nobody asked for: either way not to be written to.
+        return True
+
     async def exchange(
         self,
         frame: bytes,
@@ -218,6 +336,11 @@ class _Connection:
             raise NothingSentError("the deadline passed before the request was sent")
         if may_begin is not None and not may_begin():
             raise NothingSentError(TOO_LATE)
+        if self.in_order is not None:
+            if not self.is_free:
+                msg = "a request is under way on a connection that takes one at a time"
+                raise LocalProtocolError(msg)
+            self._owed = correlation
         task = trio.lowlevel.current_task()
         request = self._mux.register(correlation, frame, task, probe=probe, may_begin=may_begin)
         if self._mux.in_flight == 1:
@@ -237,6 +360,7 @@ class _Connection:
         self._mux.abandon(request)
         self._note_ended()
         if not request.began:
+            self._forget(request)
             error = NothingSentError("the deadline passed before the request was sent")
             trio.lowlevel.reschedule(request.waiter, outcome.Error(error))
             return trio.lowlevel.Abort.FAILED
@@ -281,6 +405,7 @@ class _Connection:
         """Withdraw what has not begun to leave; the rest may still be answered."""
         self._draining = True
         for request in self._mux.withdraw():
+            self._forget(request)
             error = outcome.Error(NothingSentError(reason))
             trio.lowlevel.reschedule(request.waiter, error)
         self._note_ended()
@@ -288,6 +413,11 @@ class _Connection:
     async def wait_drained(self) -> None:
         """Return when no caller waits any more, or the connection ended."""
         await self._drained.wait()
+
+    def _forget(self, request: Request[trio.lowlevel.Task]) -> None:
+        """Owe no answer to a request that never left."""
+        if self._owed == request.correlation:
+            self._owed = ""
 
     def _note_ended(self) -> None:
         if self._draining and not self._mux.callers:
@@ -317,6 +447,7 @@ class _Connection:
     def _withdraw_late(self) -> None:
         """End what waited for the socket until it may not begin any more."""
         for late in self._mux.withdraw_late():
+            self._forget(late)
             error = outcome.Error(NothingSentError(TOO_LATE))
             trio.lowlevel.reschedule(late.waiter, error)
             self._note_ended()
@@ -342,29 +473,61 @@ class _Connection:
                 except BlockingIOError:
                     continue
                 if not data:
-                    self._framer.receive_eof()
-                    self.end("the bank closed the connection")
+                    self._receive_end()
                     return
                 self._receive(data)
         except RemoteProtocolError as error:
             self.end(f"not understood: {error}")
         except OSError as error:
-            self.end(f"read: {error}")
+            self._rest(f"read: {error}")
+
+    def _receive_end(self) -> None:
+        if self.in_order is None:
+            self._framer.receive_eof()
+        else:
+            self._take(self.in_order.finish())
+        self._rest("the bank closed the connection")
 
     def _receive(self, data: bytes) -> None:
-        replies = self._framer.receive_data(data)
-        if not replies:
+        if not (replies := self._framer.receive_data(data)):
             return
-        self.liveness.heard(trio.current_time())
-        self._traffic.note_reply()
-        for reply in replies:
-            self._deliver(reply)
+        self._take(replies)
         # A framer gives the good replies before a fault first and raises at its next call. That
         # call is now: a request sent in between would only become an unknown one.
         self._framer.receive_data(b"")
 
+    def _take(self, replies: list[Reply]) -> None:
+        if not replies:
+            return
+        self.answers += len(replies)
+        self.liveness.heard(trio.current_time())
+        self._traffic.note_reply()
+        for reply in replies:
+            self._deliver(reply if self.in_order is None else self._placed(reply))
+        if self.in_order is not None:
+            if self.in_order.is_over:
+                self._rest("the bank closes the connection after its answer")
+            if over := self._on_answers(replies):
+                self._rest(over)
+
+    def _placed(self, reply: Reply) -> Reply:
+        """Return a reply with the correlation of the request whose turn it is to be answered."""
+        if self._owed and reply.correlation in {"", self._owed}:
+            return attrs.evolve(reply, correlation=self._owed)
+        # From here on no answer of this connection could be believed.
+        self.end("an answer to no request, or to another than was asked, came")
+        return reply
+
+    def _rest(self, reason: str) -> None:
+        """End it; in good order if the bank owes no answer, which is no failure there."""
+        if not self.reason:
+            self.rested = self.in_order is not None and not self._owed
+        self.end(reason)
+
     def _deliver(self, reply: Reply) -> None:
         match, request = self._mux.answer(reply.correlation)
+        if match is not Match.EARLY and reply.correlation == self._owed:
+            self._owed = ""
         if request is not None:
             trio.lowlevel.reschedule(request.waiter, outcome.Value(reply))
             self._note_ended()
@@ -385,7 +548,8 @@ class Link:
         sequence: makes the numbers of log-ons and probes.
         clock: wall clock, for what is shown; all spans are trio's.
         alarms: where LINK_DOWN and BANK_HEARTBEAT_LOST go.
-        unmatched: gets every answer that no caller waits for, in order, none dropped.
+        unmatched: gets every answer that no caller waits for, in order, none dropped; where links
+            of one bank share the traffic, what they share, and its owner runs it.
         rng: draws the back-off's jitter.
         connect: opens the socket; a simulation puts its own network in place.
     """
@@ -396,8 +560,8 @@ class Link:
         codec: BankCodec,
         sequence: Sequence,
         clock: Clock,
-        alarms: Alarms,
-        unmatched: trio.MemorySendChannel[UnmatchedReply],
+        alarms: AlarmBell,
+        unmatched: trio.MemorySendChannel[UnmatchedReply] | Traffic,
         rng: random.Random,
         connect: Connect = connect_tcp,
     ) -> None:
@@ -411,7 +575,16 @@ class Link:
         self._clock = clock
         self._alarms = alarms
         self._backoff = Backoff(config.backoff_first_s, config.backoff_max_s, rng)
-        self._traffic = _Traffic(config.bank, clock, unmatched)
+        self.on_change: Callable[[], None] | None = None
+        """Called after its state changed or a request of it ended; must not raise."""
+        self._owns_traffic = not isinstance(unmatched, Traffic)
+        self._traffic = (
+            unmatched if isinstance(unmatched, Traffic) else Traffic(config.bank, clock, unmatched)
+        )
+        self._session = codec if isinstance(codec, SessionCodec) else None
+        self._known_until = 0.0
+        """Until then the bank needs no new proof that it works: it just answered elsewhere."""
+        self._is_reopening = False
         self._open_socket = connect
         self._gate: Gate | None = None
         self._connection: _Connection | None = None
@@ -422,6 +595,27 @@ class Link:
     def is_open(self) -> bool:
         """True while requests are taken: READY, its key there at this moment, and not held."""
         return self.state is LinkState.READY and self._is_permitted
+
+    @property
+    def is_up(self) -> bool:
+        """READY, or being made anew after the bank closed an idle connection in good order."""
+        return self._is_permitted and (self.state is LinkState.READY or self._is_reopening)
+
+    @property
+    def is_free(self) -> bool:
+        """Where one request goes at a time: whether one may leave at this moment."""
+        connection = self._connection
+        return (
+            connection is not None
+            and self.is_open
+            and connection.is_free
+            and not connection.has_ended()
+        )
+
+    @property
+    def in_flight(self) -> int:
+        """Requests under way, the link's own included."""
+        return self._connection.in_flight if self._connection is not None else 0
 
     @property
     def _is_permitted(self) -> bool:
@@ -478,7 +672,8 @@ class Link:
         if connection is None or not self.is_open:
             msg = f"the link to {self.config.bank} takes no requests: {self.state}"
             raise NothingSentError(msg)
-        self._traffic.requests += 1
+        if self._owns_traffic:
+            self._traffic.requests += 1
         return await connection.exchange(frame, correlation, may_begin)
 
     def drain(self) -> None:
@@ -504,7 +699,8 @@ class Link:
             last_reply_at=self.last_reply_at,
             requests=self.requests,
             unmatched=self._traffic.unmatched,
-            in_flight=self._connection.in_flight if self._connection is not None else 0,
+            in_flight=self.in_flight,
+            connections_ready=int(self.state is LinkState.READY),
         )
 
     async def run(self, gate: Gate) -> None:
@@ -514,7 +710,8 @@ class Link:
         self._step(LinkEvent.STARTED)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._traffic.run)
+                if self._owns_traffic:
+                    nursery.start_soon(self._traffic.run)
                 while True:
                     await self._wait_permitted(gate)
                     await self._run_permitted(gate)
@@ -535,6 +732,7 @@ class Link:
 
     async def _run_permitted(self, gate: Gate) -> None:
         """Keep the connection up until the key goes or the operator holds the link."""
+        self._is_reopening = False
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_up)
             await _first(gate.wait_closed, self._wait_held)
@@ -542,22 +740,27 @@ class Link:
                 self._begin_drain("the operator holds the link" if self._is_held else "no key")
             await self._wait_drained()
             nursery.cancel_scope.cancel()
+        self._is_reopening = False
         self._step(LinkEvent.HELD if self._is_held else LinkEvent.KEY_GONE)
         log.info("link.closed", state=self.state)
 
     async def _keep_up(self) -> None:
         """Connect again and again; never gives up, and never begins without permission."""
         while self._is_permitted:
-            await self._hold_connection()
+            if await self._hold_connection() and self.state is LinkState.READY:
+                self._is_reopening = True
+                self._step(LinkEvent.RESTED)
+                continue
+            self._is_reopening = False
             delay_s = self._note_lost()
             await trio.sleep(delay_s)
             self._step(LinkEvent.DELAY_OVER)
 
-    async def _hold_connection(self) -> None:
-        """Connect, log on and serve; return when the connection is over."""
+    async def _hold_connection(self) -> bool:
+        """Connect, log on and serve until the connection is over; say whether in good order."""
         connection = await self._connect()
         if connection is None:
-            return
+            return False
         self._step(LinkEvent.CONNECTED)
         self._connection = connection
         try:
@@ -565,8 +768,21 @@ class Link:
         finally:
             self._connection = None
             unknown, unsent = connection.close()
-            self.last_failure = connection.reason
-            log.info("link.disconnected", reason=connection.reason, unknown=unknown, unsent=unsent)
+            if connection.answers:
+                self._known_until = connection.liveness.heard_at + self.config.heartbeat_s
+            rested = connection.rested and (
+                connection.answers > 0
+                or trio.current_time() - connection.made_at >= RESTED_SECONDS_MIN
+            )
+            if rested:
+                # It happens all day and says nothing.
+                log.debug("link.rested", reason=connection.reason)
+            else:
+                self.last_failure = connection.reason
+                log.info(
+                    "link.disconnected", reason=connection.reason, unknown=unknown, unsent=unsent
+                )
+        return rested
 
     async def _connect(self) -> _Connection | None:
         """Return a new connection, or None with the reason noted."""
@@ -581,16 +797,18 @@ class Link:
             self.last_failure = f"connect: {error}"
             return None
         framer = self._codec.framer()
-        return _Connection(sock, framer, config.heartbeat_s, self._traffic)
+        return _Connection(sock, framer, config.heartbeat_s, self._traffic, self._take_answers)
 
     async def _serve(self, connection: _Connection) -> None:
         """Log on and prove life until the connection ends."""
         if not await self._log_on(connection):
             return
+        again, self._is_reopening = self._is_reopening, False
         self.failures = 0
         self._backoff.reset()
         self._step(LinkEvent.LOGGED_ON)
-        log.info("link.logged_on")
+        if not again:
+            log.info("link.logged_on")
         self._alarms.clear(AlarmKind.LINK_DOWN, self.config.bank)
         self._alarms.clear(AlarmKind.BANK_HEARTBEAT_LOST, self.config.bank)
         while self.state is LinkState.READY:
@@ -603,8 +821,18 @@ class Link:
 
         A bank that only accepts TCP connections is not READY, and does not reset the back-off.
         """
+        if self._session is None:
+            return await self._open_session(connection)
+        # Of two log-ons at once the bank may forget the token of either.
+        async with self._traffic.logging_on:
+            return await self._open_session(connection)
+
+    async def _open_session(self, connection: _Connection) -> bool:
         context = self._context()
-        draft = self._codec.logon(context) or self._codec.probe(context)
+        logon = self._codec.logon(context)
+        if logon is None and self._is_reopening and trio.current_time() < self._known_until:
+            return True
+        draft = logon or self._codec.probe(context)
         reply = None
         with trio.move_on_after(self.config.logon_timeout_s):
             reply = await self._ask(connection, draft)
@@ -614,7 +842,22 @@ class Link:
         if not self._codec.alive(reply):
             connection.end(f"the bank refused the log-on: {_said(reply)}")
             return False
+        if logon is not None and self._session is not None:
+            self._session.signed_on(reply)
         return True
+
+    def _take_answers(self, replies: list[Reply]) -> str:
+        """Look at answers of a connection that takes one request at a time.
+
+        Returns why the connection must end, or empty.
+        """
+        session = self._session
+        over = ""
+        if session is not None and any(session.signed_off(reply) for reply in replies):
+            over = "the bank wants a new log-on"
+        if self.on_change is not None and not over:
+            self.on_change()
+        return over
 
     async def _prove_life(self, connection: _Connection) -> None:
         """Do what is due for this connection's life, or wait until something is."""
@@ -624,7 +867,11 @@ class Link:
                 await trio.sleep_until(connection.liveness.next_at)
             case Due.PROBE:
                 connection.liveness.probed(now)
-                await self._probe(connection)
+                if connection.in_order is None or connection.is_free:
+                    await self._probe(connection)
+                else:
+                    # An answer is owed, and no probe can overtake it.
+                    await trio.lowlevel.checkpoint()
             case Due.END:
                 self._heartbeat_lost(connection, "the bank is silent")
                 connection.end("the bank is silent")
@@ -699,6 +946,8 @@ class Link:
     def _pulse(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+        if self.on_change is not None:
+            self.on_change()
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         while not holds():
@@ -709,7 +958,7 @@ class Link:
 
 
 async def run_link(
-    link: Link,
+    link: BankLink,
     gate: Gate,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,

@@ -54,6 +54,8 @@ class LinkEvent(StrEnum):
     LOST = "lost"
     """Refused, ended, silent for too long, or not understood."""
     DELAY_OVER = "delay_over"
+    RESTED = "rested"
+    """The bank closed an idle connection in good order, as HTTP servers do; a new one is made."""
 
 
 class IllegalTransitionError(FepError):
@@ -90,6 +92,7 @@ TRANSITIONS: Final[Mapping[LinkState, Mapping[LinkEvent, LinkState]]] = {
     _State.READY: {
         _Event.DRAIN_BEGAN: _State.DRAINING,
         _Event.LOST: _State.BACKING_OFF,
+        _Event.RESTED: _State.CONNECTING,
         _Event.STOPPED: _State.OFF,
     },
     _State.DRAINING: {

@@ -32,7 +32,7 @@ from fep.adapters.api import (
     Reply,
     Unclear,
 )
-from fep.adapters.card import BehaviourCard
+from fep.adapters.card import BehaviourCard, Signer
 from fep.alarms.state import AlarmKind
 from fep.domain.clock import business_date, to_text
 from fep.domain.errors import BodyError, KeySlotError, LinkLostError, NothingSentError
@@ -54,7 +54,8 @@ from fep.domain.order import (
     result_value,
 )
 from fep.keys.service import Slot
-from fep.links.service import Link
+from fep.keys.sign_port import sign_at_port
+from fep.links.service import BankLink
 from fep.machines.service import PlaceLostError
 from fep.store.database import StoreBusyError, StoreFullError
 from fep.tasks import evidence, store
@@ -94,7 +95,7 @@ class LaneParts:
     codec: BankCodec
     card: BehaviourCard
     capabilities: frozenset[Kind]
-    link: Link
+    link: BankLink
     slot: Slot
     workers: int
     reply_timeout_s: float
@@ -496,6 +497,8 @@ class Lane:
             return None
         try:
             with trio.fail_after(self.parts.slot.config.sign_deadline_s):
+                if self.parts.card.signing.by is Signer.SIGN_PORT:
+                    return await sign_at_port(self.parts.codec, draft.to_sign)
                 return await self.parts.slot.sign(draft.algorithm, draft.to_sign)
         except trio.TooSlowError as error:
             msg = "the key did not sign in time"

@@ -675,6 +675,8 @@ def test_slots_and_links_have_the_members_that_are_shown() -> None:
         requests=0,
         unmatched=0,
         in_flight=0,
+        connections=1,
+        connections_ready=1,
     ) | {"drained": False}
     check_object(SUBS["A link"], "link", link, link)
     source = inspect.getsource(METHODS["link.list"].handle)  # type: ignore[arg-type]

@@ -35,4 +35,4 @@ def test_a_port_has_sixteen_bits(port: int) -> None:
 )
 def test_a_span_is_more_than_nothing(name: str) -> None:
     with pytest.raises(ValueError, match=name):
-        LinkConfig(BANK, "10.0.0.7", 7070, **{name: 0.0})
+        LinkConfig(BANK, "10.0.0.7", 7070, **{name: 0.0})  # type: ignore[arg-type]

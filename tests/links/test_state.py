@@ -37,6 +37,8 @@ def test_a_session_begins_only_with_the_key_there() -> None:
     assert entries == {
         (LinkState.NO_KEY, LinkEvent.KEY_THERE),
         (LinkState.BACKING_OFF, LinkEvent.DELAY_OVER),
+        # Only of a session that the key's going would have drained.
+        (LinkState.READY, LinkEvent.RESTED),
     }
 
 
