@@ -1,8 +1,9 @@
 """The supervisor: a defect in one lane is caught once, here, and the others do not notice.
 
 Expected loss (a bank that is down, a key that is out) is handled where it happens and never comes
-here. What comes here is a defect of ours: it is logged with its trace and the lane is started
-again, a few times; then it is FAILED, with an alarm, until the service is restarted.
+here. That the store has ended is no lane's defect either: it ends the daemon, and the lane waits
+for that. What else comes here is a defect of ours: it is logged with its trace and the lane is
+started again, a few times; then it is FAILED, with an alarm, until the service is restarted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import trio
 
 from fep.alarms.service import Alarms
 from fep.alarms.state import AlarmKind
+from fep.store.database import StoreFailedError
 
 log = structlog.get_logger()
 
@@ -51,7 +53,10 @@ async def supervise(
     while True:
         try:
             await lane(task_status=first)
-        except Exception:  # the one place: see the module's docstring
+        except Exception as error:  # the one place: see the module's docstring
+            if _is_end_of_store(error):
+                first.started()
+                await trio.sleep_forever()
             log.exception("lane.crashed", lane=name)
         else:
             log.error("lane.returned", lane=name)
@@ -66,6 +71,13 @@ async def supervise(
             alarms.raise_alarm(AlarmKind.LANE_FAILED, name, cause)
             return
         await trio.sleep(RESTART_PAUSE_SECONDS)
+
+
+def _is_end_of_store(error: Exception) -> bool:
+    """Say whether an error, or all of a group, says nothing but that the store has ended."""
+    if isinstance(error, ExceptionGroup):
+        return error.split(StoreFailedError)[1] is None
+    return isinstance(error, StoreFailedError)
 
 
 class _Once:

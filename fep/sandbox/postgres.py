@@ -16,7 +16,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -29,6 +29,8 @@ USER: Final = "postgres"
 START_SECONDS_MAX: Final = 60.0
 STOP_SECONDS_MAX: Final = 30.0
 POLL_SECONDS: Final = 0.02
+LOCK_MEMORY_LINE: Final = 6
+"""Of ``postmaster.pid``, counted from 0: key and id of the System V shared memory."""
 
 
 class PostgresServer:
@@ -37,14 +39,16 @@ class PostgresServer:
     Args:
         place: where its directory is made; None: in memory, where a sync costs nothing. That is as
             good where processes are killed, and nobody cuts the power.
+        wrap: a program, and its words, that becomes the server's first process.
 
     Raises:
         FileNotFoundError: PostgreSQL 15 is not installed (see ``requirements/debian.txt``).
     """
 
-    def __init__(self, place: Path | None = None) -> None:
+    def __init__(self, place: Path | None = None, wrap: Sequence[str] = ()) -> None:
         self.port = free_port()
         self.password = secrets.token_hex(16)
+        self._wrap = list(wrap)
         self._process: subprocess.Popen[bytes] | None = None
         self.directory = Path(tempfile.mkdtemp(prefix="fep-pg-", dir=place or _memory()))
         self._own = self._identity()
@@ -52,7 +56,8 @@ class PostgresServer:
             owner = pwd.getpwnam(USER)
             os.chown(self.directory, owner.pw_uid, owner.pw_gid)
         self._data = self.directory / "data"
-        self._log = self.directory / "log"
+        self._lock = self._data / "postmaster.pid"
+        self.log = self.directory / "log"
 
     def __enter__(self) -> Self:
         try:
@@ -69,6 +74,7 @@ class PostgresServer:
     def close(self) -> None:
         """End the server and remove its data."""
         self.stop(signal.SIGQUIT)
+        self._forget_memory()
         shutil.rmtree(self.directory)
 
     @staticmethod
@@ -108,6 +114,19 @@ class PostgresServer:
         Raises:
             RuntimeError: it ended instead.
         """
+        self.launch()
+        limit = time.monotonic() + START_SECONDS_MAX
+        while time.monotonic() < limit and self.is_running:
+            if self.is_up:
+                return
+            time.sleep(POLL_SECONDS)
+        msg = f"PostgreSQL did not start:\n{self.log.read_text('utf-8')[-2000:]}"
+        raise RuntimeError(msg)
+
+    def launch(self) -> None:
+        """Start it and do not wait; where it was killed, none of its processes may be left."""
+        # The number in it may be another program's by now.
+        self._lock.unlink(missing_ok=True)
         options = [
             f"port={self.port}",
             "listen_addresses=127.0.0.1",
@@ -116,11 +135,13 @@ class PostgresServer:
             "shared_buffers=32MB",
             "max_wal_size=64MB",
             "min_wal_size=16MB",
+            # In its directory, with which it goes when the server is killed.
+            "dynamic_shared_memory_type=mmap",
         ]
-        command = [str(PROGRAMS / "postgres"), "-D", str(self._data)]
+        command = [*self._wrap, str(PROGRAMS / "postgres"), "-D", str(self._data)]
         command += [word for option in options for word in ("-c", option)]
-        with self._log.open("ab") as log:
-            process: subprocess.Popen[bytes] = subprocess.Popen(
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -128,16 +149,29 @@ class PostgresServer:
                 cwd=self.directory,
                 **self._own,
             )
-        self._process = process
-        limit = time.monotonic() + START_SECONDS_MAX
-        while time.monotonic() < limit:
-            if process.poll() is not None:
-                break
-            with contextlib.suppress(psycopg.OperationalError), self.connect(USER):
-                return
-            time.sleep(POLL_SECONDS)
-        msg = f"PostgreSQL did not start:\n{self._log.read_text('utf-8')[-2000:]}"
-        raise RuntimeError(msg)
+
+    @property
+    def pid(self) -> int | None:
+        """Of its first process, the postmaster; None when that has ended."""
+        return self._process.pid if self._process is not None and self.is_running else None
+
+    @property
+    def is_running(self) -> bool:
+        """False when it has ended, by whomever."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def is_up(self) -> bool:
+        """True when it takes connections."""
+        with contextlib.suppress(psycopg.OperationalError), self.connect(USER):
+            return True
+        return False
+
+    @property
+    def has_left(self) -> bool:
+        """True when no process of one that was killed is there any more, with its memory."""
+        mark = str(self._data)
+        return not any(mark in line for line in _working_directories())
 
     def kill(self) -> None:
         """End it at once, as kill -9 of all its processes."""
@@ -163,15 +197,21 @@ class PostgresServer:
 
     def _wait_gone(self) -> None:
         """Wait until no process of a killed server holds its shared memory."""
-        (self._data / "postmaster.pid").unlink(missing_ok=True)
         limit = time.monotonic() + STOP_SECONDS_MAX
-        mark = str(self._data)
         while time.monotonic() < limit:
-            if not any(mark in line for line in _working_directories()):
+            if self.has_left:
                 return
             time.sleep(POLL_SECONDS)
         msg = "processes of the killed server live on"
         raise RuntimeError(msg)
+
+    def _forget_memory(self) -> None:
+        """Remove the few bytes in the kernel that a killed server leaves to its next start."""
+        with contextlib.suppress(OSError):
+            lines = self._lock.read_text("ascii").splitlines()
+            self._wait_gone()
+            for line in lines[LOCK_MEMORY_LINE : LOCK_MEMORY_LINE + 1]:
+                subprocess.run(["ipcrm", "-m", line.split()[1]], check=False)
 
     @contextlib.contextmanager
     def connect(self, database: str) -> Iterator[psycopg.Connection[Any]]:

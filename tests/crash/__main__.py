@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--walk", default="", metavar="BANK=BYTE,...", help="where the cuts stand")
     parser.add_argument("--fault", action="append", choices=list(Fault), help="only these")
     parser.add_argument(
-        "--without", action="append", type=Means, help="tmpfs, strace, libfaketime: do not use it"
+        "--without", action="append", type=Means, help=f"{', '.join(Means)}: do not use it"
     )
     parser.add_argument("--stop", action="store_true", help="at the first round that fails")
     parser.add_argument("--broken", default="", choices=list(BREAKS), help=argparse.SUPPRESS)
@@ -86,6 +86,7 @@ class _Tally:
         self._not_run: Counter[str] = Counter()
         self._injected: Counter[str] = Counter()
         self._points: Counter[str] = Counter()
+        self._kills_postgres: Counter[str] = Counter()
         self._cut_bytes: dict[str, dict[str, int]] = {}
 
     @property
@@ -113,6 +114,8 @@ class _Tally:
                 self._injected[name.removeprefix("injected ")] += number
             elif name.startswith("at "):
                 self._points[name.removeprefix("at ")] += number
+            elif name.startswith("store "):
+                self._kills_postgres[name.removeprefix("store ")] += number
             elif not name.startswith("kills"):
                 self._total[name] += number
         for bank, cuts in record["cuts"].items():
@@ -144,6 +147,7 @@ class _Tally:
             "not_run": self._not_run,
             "injected": self._injected,
             "points": self._points,
+            "kills_postgres": self._kills_postgres,
             "cut_bytes": self._cut_bytes,
         }
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+import sqlalchemy as sa
 import trio
 
 from fep.adapters.api import Reply
@@ -20,6 +21,7 @@ from fep.domain.errors import LinkLostError, NothingSentError
 from fep.domain.ids import TaskId
 from fep.links.service import Link
 from fep.store.database import Store
+from fep.store.postgres import Postgres
 from fep.tasks import evidence
 from fep.tasks.admission import Admission, Arrival
 from fep.tasks.service import TaskService
@@ -105,6 +107,17 @@ def acknowledges_first() -> None:
     Admission.submit = hasty  # type: ignore[method-assign]
 
 
+def commits_later() -> None:
+    """Have the database server say "on disk" of a commit that it will write a moment later."""
+    check = Postgres.check
+
+    def careless(self: Postgres, connection: sa.Connection) -> None:
+        check(self, connection)
+        connection.exec_driver_sql("SET synchronous_commit = off")
+
+    Postgres.check = careless  # type: ignore[method-assign]
+
+
 def believes_no_record() -> None:
     """Take "no record" for proof at once, whatever the bank's card says."""
     vars(evidence)["no_record_counts"] = lambda *_: True
@@ -126,6 +139,7 @@ BREAKS: Final[dict[str, Callable[[], None]]] = {
     "sends-first": sends_first,
     "sends-again": sends_again,
     "acknowledges-first": acknowledges_first,
+    "commits-later": commits_later,
     "believes-no-record": believes_no_record,
     "believes-the-clock": believes_the_clock,
 }

@@ -18,6 +18,7 @@ from tests.crash.means import Means
 from tests.crash.points import Point
 from tests.crash.processes import attach, detach, injection
 from tests.crash.proxy import End, Stage
+from tests.crash.store import Death
 
 if TYPE_CHECKING:
     from fep.client import BlockingClient
@@ -41,6 +42,7 @@ class Fault(StrEnum):
     STOP_DAEMON = "stop-daemon"
     KILL_HOST = "kill-host"
     KILL_FINANCE = "kill-finance"
+    KILL_POSTGRES = "kill-postgres"
     BANKS_MISBEHAVE = "banks-misbehave"
     STORE_ERROR = "store-error"
     STORE_ERROR_STARTING = "store-error-starting"
@@ -124,6 +126,19 @@ def kill_finance(round_: Round, rng: random.Random) -> None:
     """Let the finance system vanish and come back."""
     for _ in range(rng.choice((1, 2, 3))):
         round_.at(rng.uniform(0.0, round_.foul_s), round_.machine.kill_finance)
+
+
+def kill_postgres(round_: Round, rng: random.Random) -> None:
+    """Kill the server of the store, or a part of it, at random or when a payment is there."""
+    machine = round_.machine
+    for number in range(rng.randint(1, 3)):
+        act = partial(machine.kill_store, rng.choice(list(Death)), rng.random())
+        if rng.random() < 0.5:
+            round_.at(rng.uniform(0.0, round_.foul_s), act)
+            continue
+        proxy = rng.choice(list(machine.proxies.values()))
+        trigger = partial(proxy.trigger, rng.choice(list(Stage)), rng.randint(1, 4), act)
+        round_.at(number * round_.foul_s / 3, trigger)
 
 
 def banks_misbehave(round_: Round, rng: random.Random) -> None:
@@ -427,16 +442,14 @@ FAULTS: Final[dict[Fault, Callable[[Round, random.Random], None]]] = {
     Fault.KILL_AT_SYSCALL: kill_at_syscall,
     Fault.KILL_FINANCE: kill_finance,
     Fault.SHORT_WRITE: short_write,
+    Fault.KILL_POSTGRES: kill_postgres,
     Fault.BANKS_MISBEHAVE: banks_misbehave,
     Fault.CLOCK: clock,
     Fault.STOP_DAEMON: stop_daemon,
     Fault.STORE_ERROR_STARTING: store_error_starting,
     Fault.HALF_OPEN: half_open,
 }
-"""In the order in which the rounds go through them.
-
-A store on a database server gets its faults here: its server killed, its connection cut.
-"""
+"""In the order in which the rounds go through them."""
 
 NEEDS: Final = {
     Fault.KILL_AT_SYSCALL: Means.STRACE,
@@ -444,8 +457,12 @@ NEEDS: Final = {
     Fault.STORE_ERROR_STARTING: Means.STRACE,
     Fault.DISK_FULL: Means.TMPFS,
     Fault.CLOCK: Means.FAKETIME,
+    Fault.KILL_POSTGRES: Means.POSTGRES,
 }
 """What this machine must allow."""
+
+ON_SERVER: Final = frozenset({Fault.KILL_POSTGRES})
+"""Those that need a store on a PostgreSQL."""
 
 ASIDE: Final = (
     Fault.KILL_DAEMON,

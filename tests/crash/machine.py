@@ -11,7 +11,6 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import time
 from collections import Counter
@@ -23,7 +22,6 @@ from typing import Any, Final, Self
 import attrs
 
 from fep.client import BlockingClient, CallError, DisconnectedError
-from fep.daemon.verify import verify
 from fep.sandbox.scene import BANKS, FINANCE_CLIENT, HostProcess, Running, Scene, end, log_lines
 from fep.store.files import STORE_FILE
 from tests.crash.bank import Manners
@@ -32,7 +30,7 @@ from tests.crash.means import mount
 from tests.crash.points import Point
 from tests.crash.processes import Child, clock_environment, execute
 from tests.crash.proxy import Protocol, Proxy, ProxyThread
-from tests.system.work import ENTERPRISE
+from tests.crash.store import Death, FileStore, ServerStore, Store
 
 STATE_BYTES: Final = 160 * 1024 * 1024
 START_SECONDS_MAX: Final = 60.0
@@ -50,7 +48,7 @@ CAUGHT: Final = {
     "proved_not_done": "no record at the bank%",
 }
 """Causes in the chains that show what the faults hit."""
-DAEMON, FINANCE = "daemon", "finance"
+DAEMON, FINANCE, STORE = "daemon", "finance", "store"
 
 Launch = Callable[[Path], Running]
 """Starts the daemon with a log file."""
@@ -68,6 +66,8 @@ class Life:
     """Where it ends itself by kill -9."""
     hurt: bool = False
     """Its disk was made to fail: it may end itself, with status 1, and what it logs is excused."""
+    bereft: bool = False
+    """The server of its store died: it may end itself, with status 1, and its reason in the log."""
     read_bytes: int = 0
 
 
@@ -79,10 +79,17 @@ class Machine:
         seed: of the balances.
         broken: the name of a break of the daemon, see ``tests.crash.broken``.
         mounts: False where nothing may be mounted: the state directory is one like any other.
+        postgres: whether the store is on a PostgreSQL, instead of in a file.
     """
 
     def __init__(
-        self, directory: Path, *, seed: int = 1, broken: str = "", mounts: bool = True
+        self,
+        directory: Path,
+        *,
+        seed: int = 1,
+        broken: str = "",
+        mounts: bool = True,
+        postgres: bool = False,
     ) -> None:
         self.scene = Scene(
             directory,
@@ -94,6 +101,7 @@ class Machine:
         )
         self.directory = directory
         self.state = directory / "state"
+        self.store: Store = ServerStore(directory) if postgres else FileStore(self.state)
         self.store_files = [self.state / f"{STORE_FILE}{end}" for end in ("", "-wal")]
         self.proxies = {plan.name: Proxy(Protocol(plan.adapter)) for plan in self.scene.banks}
         self.counts: Counter[str] = Counter()
@@ -139,6 +147,8 @@ class Machine:
                 subprocess.run(mount(self.state, STATE_BYTES), check=True)
                 unmount = ["umount", "--lazy", str(self.state)]
                 stack.callback(lambda: subprocess.run(unmount, check=False))
+            stack.enter_context(self.store)
+            self.scene.store = self.store.table
             Manners().write(self.directory)
             stack.callback(self.scene.close)
             stack.callback(self.end_finance)
@@ -192,7 +202,9 @@ class Machine:
         if self.points and launch == self.fork:
             point = self.points.pop(0)
             launch = partial(self.fork, point=point)
-        life = self.life = Life(launch(log), log, hurt=hurt is not None, point=point)
+        bereft = self.store.is_dying
+        life = Life(launch(log), log, hurt=hurt is not None, bereft=bereft, point=point)
+        self.life = life
         self.scene.daemon = life.process
         self._lives.append(life)
         self.counts["starts"] += 1
@@ -257,6 +269,17 @@ class Machine:
         self.until(lambda: life is None or life.process.poll() is not None, "a stop")
         self.tend()
         self.wait_ready()
+
+    # -- the store ----------------------------------------------------------------------------
+
+    def kill_store(self, how: Death, share: float) -> None:
+        """Let the server of the store die now; from any thread."""
+        life = self.life
+        if life is not None:
+            life.bereft = True
+        if self.store.die(how, share):
+            self.counts["kills_store"] += 1
+            self.counts[f"store {how}"] += 1
 
     # -- banks --------------------------------------------------------------------------------
 
@@ -328,6 +351,8 @@ class Machine:
                 self._dooms.remove((at, life))
                 if life is self.life:
                     self.kill_daemon()
+        if self.store.is_down and self._is_due(STORE) and (fault := self.store.start()):
+            self.faults.append(fault)
         if self.life is not None and self.life.process.poll() is not None:
             self._judge(self.life)
             self.life = None
@@ -369,7 +394,7 @@ class Machine:
             self.counts["kills_daemon"] += 1
             if life.point is not None:
                 self.counts[f"at {life.point.place}"] += 1
-        elif life.hurt and status == 1:
+        elif status == 1 and (life.hurt or (life.bereft and _says_why(life))):
             self.counts["fail_stops"] += 1
         elif life.stopped and status == -signal.SIGTERM and not life.log.stat().st_size:
             # It was asked before it could hear that; it had not begun.
@@ -420,10 +445,8 @@ class Machine:
     def caught(self) -> Counter[str]:
         """Return how many tasks met what, by their causal chains."""
         found: Counter[str] = Counter()
-        with contextlib.closing(sqlite3.connect(self.state / STORE_FILE)) as store:
-            for name, pattern in CAUGHT.items():
-                query = "select count(*) from task_event where cause like ?"
-                found[name] = store.execute(query, (pattern,)).fetchone()[0]
+        for name, pattern in CAUGHT.items():
+            found[name] = self.store.count_causes(pattern)
         return found
 
     def whys(self, task_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -440,7 +463,7 @@ class Machine:
 
     def look_at_store(self) -> list[str]:
         """Return where the store is not sound, or has lost what stood in it at the last look."""
-        looked = verify(self.state / STORE_FILE, enterprise=ENTERPRISE, head=self._head)
+        looked = self.store.look(self._head)
         self._head = str(looked.head)
         return [str(one) for one in looked.findings]
 
@@ -464,3 +487,9 @@ class Machine:
             if not life.hurt and any(line.startswith("Traceback") for line in lines):
                 self.faults.append(f"a trace in {life.log.name}")
         self._lives = [life for life in self._lives if life is self.life]
+
+
+def _says_why(life: Life) -> bool:
+    """Say whether a daemon's log has the reason why it ended."""
+    with life.log.open(encoding="utf-8", errors="replace") as file:
+        return any(record.get("event") == "daemon.failed" for record in log_lines(file))

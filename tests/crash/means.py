@@ -7,6 +7,7 @@ could not do, and why.
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from fep.sandbox.postgres import PROGRAMS, USER
 from tests.crash.processes import attach, clock_environment, detach
 
 OWN_NAMESPACE: Final = ("unshare", "--mount", "--propagation", "private")
@@ -30,6 +32,7 @@ class Means(StrEnum):
     """A mount namespace of a lane's own, and a small file system in it."""
     STRACE = "strace"
     FAKETIME = "libfaketime"
+    POSTGRES = "postgresql"
 
 
 def missing() -> dict[Means, str]:
@@ -38,6 +41,7 @@ def missing() -> dict[Means, str]:
         Means.TMPFS: _mount_fault,
         Means.STRACE: _trace_fault,
         Means.FAKETIME: _clock_fault,
+        Means.POSTGRES: _server_fault,
     }
     found = {}
     for means, probe in probes.items():
@@ -50,9 +54,9 @@ def missing() -> dict[Means, str]:
     return found
 
 
-def mount(directory: Path, size: int) -> list[str]:
+def mount(directory: Path, size: int, mode: str = "700") -> list[str]:
     """Return the command that mounts a file system of so many bytes in memory."""
-    options = f"size={size},mode=700"
+    options = f"size={size},mode={mode}"
     return ["mount", "-t", "tmpfs", "-o", options, "fep-crash", str(directory)]
 
 
@@ -90,6 +94,17 @@ def _clock_fault() -> str:
         )
         command = [sys.executable, "-c", program, str(time.time())]
         return _fault(command, environment=clock_environment(file))
+
+
+def _server_fault() -> str:
+    if os.geteuid() == 0:
+        try:
+            pwd.getpwnam(USER)
+        except KeyError:
+            return f"there is no user {USER}, and it refuses to run as root"
+    return _fault([str(PROGRAMS / "initdb"), "--version"]) or _fault(
+        [str(PROGRAMS / "postgres"), "--version"]
+    )
 
 
 def _fault(command: list[str], environment: dict[str, str] | None = None) -> str:

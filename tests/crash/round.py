@@ -84,6 +84,15 @@ class Choice:
     without: frozenset[Fault] = frozenset()
     """What this machine does not allow; where it is drawn, nothing comes in its place."""
 
+    def wanted(self, seed: int, rng: random.Random | None = None) -> list[Fault]:
+        """Return a round's faults, allowed or not, drawn as the first of all that is drawn."""
+        drawn = drawn_faults(seed, rng or random.Random(seed))
+        return drawn if self.only is None else list(self.only)
+
+    def faults(self, seed: int) -> list[Fault]:
+        """Return the faults that a round will have."""
+        return [one for one in self.wanted(seed) if one not in self.without]
+
 
 class Round:
     """One round on a machine.
@@ -107,8 +116,7 @@ class Round:
         self.walks = walks
         self.rng = random.Random(seed)
         choice = choice or Choice()
-        drawn = drawn_faults(seed, self.rng)
-        wanted = drawn if choice.only is None else list(choice.only)
+        wanted = choice.wanted(seed, self.rng)
         self.faults = [one for one in wanted if one not in choice.without]
         self.foul_s = self.rng.uniform(FOUL_SECONDS_MIN, FOUL_SECONDS_MAX)
         self.payments = self.rng.randint(PAYMENTS_MIN, PAYMENTS_MAX)

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from tests.crash.faults import FAULTS, NEEDS, Fault
+from tests.crash.faults import FAULTS, NEEDS, ON_SERVER, Fault
 from tests.crash.means import Means
 from tests.crash.round import VIOLATIONS
+from tests.crash.store import DUMP
 from tests.system.processes import Process, descendants
 
 ROUNDS = 30
@@ -102,6 +103,7 @@ def test_what_a_machine_does_not_allow_is_counted_as_not_run(place: Path) -> Non
         ("sends-first", Fault.KILL_AT_POINT, 4, "doubled"),
         ("sends-again", Fault.BANKS_MISBEHAVE, 6, "doubled"),
         ("acknowledges-first", Fault.KILL_DAEMON, 1, "lost"),
+        ("commits-later", Fault.KILL_POSTGRES, 1, "lost"),
         ("believes-no-record", Fault.CLOCK, 1, "wrong"),
         ("believes-the-clock", Fault.CLOCK, 1, "wrong"),
     ],
@@ -117,7 +119,7 @@ def test_a_broken_daemon_is_caught(
     assert figures[violation] > 0, output
     assert f"python -m tests.crash --only {figures['failed'][0]} " in output
     (kept,) = place.glob(f"fep-crash-{figures['failed'][0]}-kept-*")
-    assert (kept / "state" / "fep.sqlite").exists()
+    assert (kept / (DUMP if fault in ON_SERVER else "state/fep.sqlite")).exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

@@ -23,7 +23,7 @@ from fep.daemon.supervisor import (
     guarded,
     supervise,
 )
-from fep.store.database import Store
+from fep.store.database import Store, StoreFailedError
 
 Log = MutableMapping[str, Any]
 
@@ -64,6 +64,34 @@ class Lane:
             task_status.started()
             await trio.sleep(life)
             raise self._error
+
+
+async def test_the_end_of_the_store_is_no_defect_of_a_lane(
+    alarms: Alarms, autojump_clock: trio.testing.MockClock, logs: list[Log]
+) -> None:
+    """The store has said it, and the daemon ends: nothing is started again, nothing to report."""
+    ended = StoreFailedError("the server closed the connection")
+    lane = Lane(1.0, error=ExceptionGroup("a lane's nursery", [ended, ExceptionGroup("", [ended])]))
+    defect = Lane(1.0, error=ExceptionGroup("", [ended, RuntimeError("a defect")]))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervise, "bank:one", lane.run, alarms)
+        await nursery.start(supervise, "bank:bad", defect.run, alarms)
+        await trio.sleep(100)
+        nursery.cancel_scope.cancel()
+    assert len(lane.begun) == 1
+    assert [entry["lane"] for entry in logs if entry["event"] == "lane.crashed"] == ["bank:bad"]
+
+
+async def test_a_lane_that_finds_the_store_at_its_end_does_not_hold_up_the_start(
+    alarms: Alarms, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def lane(*, task_status: trio.TaskStatus[None]) -> None:
+        raise StoreFailedError("the store has ended")
+
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(1.0):
+            await nursery.start(supervise, "bank:one", lane, alarms)
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_lane_that_crashes_is_started_again_and_others_do_not_notice(
