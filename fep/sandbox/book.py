@@ -206,6 +206,7 @@ class SqliteBook:
         self._db.execute("pragma journal_mode=wal")
         # A process that dies loses nothing; only a power cut could, and this is a simulation.
         self._db.execute("pragma synchronous=normal")
+        self._db.execute("pragma temp_store=memory")
         self._db.executescript(_TABLES)
 
     def close(self) -> None:

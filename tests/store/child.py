@@ -1,7 +1,8 @@
 """What the store's tests run in a process of its own: ``python -m tests.store.child MODE FILE``.
 
 ``write``: commit numbered rows for ever, several at a time, higher than what is there, and print
-each number once it is acknowledged. ``fill``: fill the disk, free it, go on, and print what was seen as one JSON object.
+each number once it is acknowledged. ``fill``: fill the disk, free it, go on, and print what was
+seen as one JSON object. ``large``: change and sort more at once than any cache holds.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from fep.store.database import Store, StoreFailedError, StoreFullError
 WRITERS = 8
 ROW_BYTES = 700
 EXIT_FAILED = 3
+LARGE_ROWS = 4000
 
 
 def put(number: int) -> Any:
@@ -115,6 +117,27 @@ async def fill(path: Path) -> int:
     return 0
 
 
+async def large(path: Path) -> int:
+    def change_all(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("update message set correlation = correlation || 'x'")
+
+    def change_and_fail(connection: sa.Connection) -> None:
+        change_all(connection)
+        raise LookupError
+
+    store = Store.at(path)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(store.run)
+        for number in range(LARGE_ROWS):
+            store.submit(put(number), lambda _result, _error: None)
+        for work in (change_all, change_and_fail):
+            store.submit(work, lambda _result, _error: None)
+        await store.write(change_all)
+        await store.read(lambda c: c.exec_driver_sql("select * from message order by bytes").all())
+        nursery.cancel_scope.cancel()
+    return 0
+
+
 def rows(connection: sa.Connection) -> int:
     return int(connection.exec_driver_sql("select count(*) from message").scalar_one())
 
@@ -132,4 +155,4 @@ def whole_numbers(connection: sa.Connection) -> list[int]:
 if __name__ == "__main__":
     mode, where = sys.argv[1:]
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(0))
-    sys.exit(trio.run({"write": write, "fill": fill}[mode], Path(where)))
+    sys.exit(trio.run({"write": write, "fill": fill, "large": large}[mode], Path(where)))

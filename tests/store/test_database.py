@@ -188,6 +188,18 @@ async def test_a_commit_is_synced(store: Store) -> None:
     assert await store.write(pragmas) == ["wal", 2, 1]
 
 
+async def test_a_kill_leaves_nothing_beside_the_file(tmp_path: Path) -> None:
+    """A group, a sort and an index larger than any cache make no temporary file."""
+    trace = tmp_path / "trace"
+    words = ("strace", "-f", "-qq", "-o", str(trace), "-e", "trace=openat,open")
+    process = child("large", tmp_path / "fep.db", *words)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err.decode()
+    opened_files = trace.read_text("utf-8", "replace")
+    assert "fep.db-wal" in opened_files
+    assert "etilqs" not in opened_files
+
+
 async def test_a_defect_in_one_answer_does_not_leave_the_others_without(tmp_path: Path) -> None:
     answered: list[str] = []
 
