@@ -62,7 +62,7 @@ from fep.tasks import evidence, store
 from fep.tasks.look import Look
 from fep.tasks.queue import LaneQueue
 from fep.tasks.result import bank_ref_of, end_columns
-from fep.tasks.state import OPEN_AT_BANK, Event, State, step
+from fep.tasks.state import FINAL, OPEN_AT_BANK, Event, State, step
 from fep.tasks.task import QueryLostError, Task, status_query
 from fep.tasks.watch import Watch
 
@@ -764,10 +764,16 @@ class Lane:
         sent = self._sent_as.pop(reply.correlation, None)
         if not reference or (sent is not None and sent.client_ref == reference):
             return sent
-        found: Task | None = await self._service.store.read(
-            partial(store.of_reference, bank=self.bank, reference=reference)
-        )
-        return None if found is None else self._service.open_task(found.task_id) or found
+        read = partial(store.of_reference, bank=self.bank, reference=reference)
+        found: Task | None = await self._service.store.read(read)
+        if found is None:
+            return None
+        if task := self._service.open_task(found.task_id):
+            return task
+        if found.state not in FINAL:
+            # It ended while it was being read: what was read is older than what is known.
+            found = await self._service.store.read(read)
+        return found
 
     async def _use_late(self, task: Task) -> bool:
         """Use what came late for a task in hands; say whether it was written with its bytes."""

@@ -268,6 +268,8 @@ class Run:
         self._daemon: Daemon | None = None
         self._life: trio.CancelScope | None = None
         self._crash_in_commit = False
+        self._fell = False
+        """Nothing that could be checked is there any more."""
         self._crashed = trio.Event()
         self._before: dict[str, bytes | None] = {}
         self._sockets: list[Any] = []
@@ -367,10 +369,12 @@ class Run:
                 if not self._crashed.is_set():
                     lines = traceback.format_exception(error, limit=-4)
                     self.report.violations.append(f"the daemon fell: {''.join(lines)}")
+                    self._fell = True
                     return
             self._daemon = None
             if not self._crashed.is_set():
                 self.report.violations.append("the daemon ended by itself")
+                self._fell = True
                 return
             await trio.sleep(self.rng.uniform(0.1, 30.0))
 
@@ -480,9 +484,11 @@ class Run:
             await trio.sleep(FOUL_SECONDS)
             self._be_calm()
             await self._settle()
-            if self.rng.random() < WATCHED_TO_THE_END:
-                await self._watch_to_the_end()
-            await self._check()
+            to_the_end = self.rng.random() < WATCHED_TO_THE_END
+            if not self._fell:
+                if to_the_end:
+                    await self._watch_to_the_end()
+                await self._check()
             nursery.cancel_scope.cancel()
         self.report.seconds = trio.current_time()
         self.report.torn = self._disk.torn
@@ -678,8 +684,12 @@ def simulate(seed: int, *, foulest: bool = False) -> tuple[Report, list[str]]:
 
 
 def report_of(seed: int) -> Report:
-    """Return the report of one seed."""
-    return simulate(seed)[0]
+    """Return the report of one seed; one that could not be ended is a violation, too."""
+    try:
+        return simulate(seed)[0]
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other seeds go on
+        lines = traceback.format_exception(error, limit=-4)
+        return Report(seed, violations=[f"the run fell: {''.join(lines)}"])
 
 
 def _memory() -> str | None:

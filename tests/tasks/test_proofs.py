@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
 
 import attrs
 import pytest
+import sqlalchemy as sa
 import trio
 import trio.testing
 
@@ -17,9 +19,10 @@ from fep.domain.ids import BankName, TaskId, client_ref
 from fep.domain.order import PaymentState
 from fep.links.mux import UnmatchedReply
 from fep.machines.service import PlaceLostError
-from fep.tasks import service
+from fep.tasks import service, store
 from fep.tasks.service import TaskRefusedError
 from fep.tasks.state import State
+from fep.tasks.task import Task
 from tests.store.held import held
 from tests.tasks.bench import (
     ACCOUNTS,
@@ -27,6 +30,7 @@ from tests.tasks.bench import (
     ENTERPRISE,
     OPTIONS,
     PINGAN,
+    WAIT_SECONDS_MAX,
     Fep,
     MovedClock,
     World,
@@ -171,6 +175,36 @@ async def test_an_answer_that_comes_while_the_bank_is_asked_counts_first(world: 
         await fep.becomes("T1", State.SUCCEEDED)
         assert "proved_refused" not in await fep.events("T1")
         assert fep.lane._late == {}
+
+
+async def test_an_answer_whose_payment_ends_while_it_is_looked_for_changes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader has seen it unknown; before the lane hears that, the bank's word closes it."""
+    read, seen, gate = store.of_reference, trio.Event(), threading.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def slow(connection: sa.Connection, bank: str, reference: str) -> Task | None:
+        found = read(connection, bank, reference)
+        token.run_sync_soon(seen.set)
+        gate.wait(WAIT_SECONDS_MAX)
+        return found
+
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        tap = await lost(fep, PINGAN)
+    reply = framed(PINGAN, tap.answers[0])
+    monkeypatch.setattr(store, "of_reference", slow)
+    async with world.fep(card=asking()) as fep:
+        fep.lane.drain()
+        await fep.unmatched.send(UnmatchedReply(PINGAN, reply))
+        await seen.wait()
+        fep.lane.resume()
+        await fep.becomes("T1", State.SUCCEEDED)
+        gate.set()
+        kept = "select count(*) from message where bytes = ?"
+        await until(lambda: world.on_disk(kept, reply.raw) != [(0,)])
+        assert (await fep.events("T1"))[-1] == "proved_done"
+        assert fep.alarm_kinds() == set()
 
 
 async def test_an_answer_that_contradicts_the_end_is_an_alarm(world: World) -> None:
