@@ -30,6 +30,7 @@ class CmbXmlAdapter:
     )
     card: BehaviourCard = CARD
     options_class: type[Any] = CmbXmlOptions
+    secret_names: frozenset[str] = frozenset()
 
     def open(self, profile: BankProfile) -> CmbXmlCodec:
         """Return the codec of one configured bank.

@@ -30,6 +30,7 @@ class IcbcNcAdapter:
     )
     card: BehaviourCard = CARD
     options_class: type[Any] = IcbcNcOptions
+    secret_names: frozenset[str] = frozenset()
 
     def open(self, profile: BankProfile) -> IcbcNcCodec:
         """Return the codec of one configured bank.

@@ -32,6 +32,7 @@ class PinganAdapter:
         {Kind.BALANCE, Kind.TRANSFER, Kind.TRANSFER_STATUS, Kind.STATEMENT}
     )
     options_class: type[PinganOptions] = PinganOptions
+    secret_names: frozenset[str] = frozenset()
 
     @property
     def version(self) -> str:

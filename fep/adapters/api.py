@@ -38,6 +38,8 @@ class BankProfile:
     """All approved accounts of the enterprise, of every bank, so that a payee can be known."""
     peer: str = ""
     """``host:port`` of the bank's front end, for protocols whose requests name it (HTTP)."""
+    secrets: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    """By the adapter's ``secret_names``; empty while a configuration is only checked."""
 
 
 @attrs.frozen
@@ -296,6 +298,11 @@ class BankAdapter(Protocol):
     @property
     def options_class(self) -> type[Any]:
         """The attrs class of the bank's ``options`` table."""
+        ...
+
+    @property
+    def secret_names(self) -> frozenset[str]:
+        """What the bank's ``secrets`` table must name a file or credential for."""
         ...
 
     def open(self, profile: BankProfile) -> BankCodec:

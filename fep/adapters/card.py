@@ -82,6 +82,8 @@ class Dedupe:
     length_max: int
     scope: str = ""
     resend: Resend = Resend.NONE
+    digits: bool = False
+    """The key takes digits only: a payment's reference is ``length_max`` of them."""
 
 
 @attrs.frozen

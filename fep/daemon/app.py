@@ -335,7 +335,7 @@ class Daemon:
             assert self.tasks.sharing is not None
             self.tasks.sharing.know_foreign(bank.name, bank.adapter.capabilities)
             return
-        codec = bank.adapter.open(bank.profile(self._accounts))
+        codec = bank.adapter.open(bank.profile(self._accounts, bank.read_secrets()))
         make = LinkPool if bank.card.transport.protocol is Protocol.HTTP else Link
         link: BankLink = make(
             bank.link,

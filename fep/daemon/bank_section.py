@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import attrs
@@ -27,6 +27,8 @@ from fep.daemon.tables import Table, hint
 from fep.domain.account import Account
 from fep.domain.errors import ConfigError
 from fep.domain.ids import AccountNumber, BankName, SlotName, parse_name
+from fep.keys.config import SecretRef
+from fep.keys.credentials import read_text
 from fep.links.config import CONNECTIONS_MAX, LinkConfig
 
 WORKERS_MAX: Final = 64
@@ -62,9 +64,13 @@ class BankConfig:
     """线程数: requests worked on at once."""
     digest: str
     """Of this bank's own part of the file: what decides whether a reload touches it."""
+    secrets: Mapping[str, SecretRef] = attrs.Factory(dict)
+    """Where the adapter's secrets are, by their names."""
 
-    def profile(self, accounts: Mapping[AccountNumber, Account]) -> BankProfile:
-        """Return what the adapter makes its codec from."""
+    def profile(
+        self, accounts: Mapping[AccountNumber, Account], secrets: Mapping[str, str] | None = None
+    ) -> BankProfile:
+        """Return what the adapter makes its codec from; without secrets it can't send."""
         return BankProfile(
             bank=self.name,
             card=self.card,
@@ -72,17 +78,30 @@ class BankConfig:
             direct_connect_number=self.direct_connect_number,
             accounts=accounts,
             peer=f"{self.link.host}:{self.link.port}",
+            secrets=secrets or {},
         )
+
+    def read_secrets(self) -> dict[str, str]:
+        """Return the adapter's secrets.
+
+        Raises:
+            KeyFileError, ConfigError: one can't be read.
+        """
+        return {name: read_text(reference) for name, reference in self.secrets.items()}
+
+
+Secrets = Callable[[Table | None], SecretRef | None]
 
 
 def read_banks(
-    top: Table, slots: frozenset[str], *, shared: bool
+    top: Table, slots: frozenset[str], secret: Secrets, *, shared: bool
 ) -> tuple[tuple[BankConfig, ...], frozenset[str], dict[BankName, Table]]:
     """Return the banks that can be used, the names of all, and each one's table.
 
     Args:
         top: the whole file.
         slots: the names of all slots, faulty ones too.
+        secret: reads a table that says where a secret is.
         shared: other machines share the store; only then a bank may have no slot here.
     """
     found: dict[BankName, BankConfig] = {}
@@ -92,7 +111,7 @@ def read_banks(
         if name and name in names:
             table.fault("name", f"bank {name!r} is there twice")
         names[name] = table
-        bank = _bank(table, BankName(name), slots, shared=shared)
+        bank = _bank(table, BankName(name), slots, secret, shared=shared)
         if bank is not None:
             found.setdefault(bank.name, bank)
     tables = {BankName(name): table for name, table in names.items()}
@@ -100,7 +119,7 @@ def read_banks(
 
 
 def _bank(
-    table: Table, name: BankName, slots: frozenset[str], *, shared: bool
+    table: Table, name: BankName, slots: frozenset[str], secret: Secrets, *, shared: bool
 ) -> BankConfig | None:
     adapter = table.parsed("adapter", _adapter)
     bank_class = table.text("class")
@@ -111,8 +130,10 @@ def _bank(
         table.fault("slot", f"there is no [[slot]] named {slot!r}{hint(slot, slots)}")
     workers = table.integer("workers", 4, 1, WORKERS_MAX)
     options, changes = table.free("options"), table.free("card")
+    secrets = {key: secret(one) for key, one in table.named("secrets")}
     card = made = None
     if adapter is not None:
+        _check_secrets(table, adapter, secrets)
         if version and version != adapter.version:
             table.fault("version", f"adapter {adapter.name} speaks version {adapter.version}")
         card = _card(table, adapter, changes)
@@ -133,7 +154,17 @@ def _bank(
         slot=SlotName(slot) if slot else None,
         workers=workers,
         digest=hashlib.sha256(repr(sorted(table.values.items())).encode()).hexdigest(),
+        secrets={key: one for key, one in secrets.items() if one is not None},
     )
+
+
+def _check_secrets(table: Table, adapter: BankAdapter, given: Mapping[str, object]) -> None:
+    wanted = adapter.secret_names
+    for key in given.keys() - wanted:
+        table.fault("secrets", f"adapter {adapter.name} has no secret {key!r}{hint(key, wanted)}")
+    for key in sorted(wanted - given.keys()):
+        msg = f'secrets.{key} is missing: {{ file = "…" }} or {{ credential = "…" }}'
+        table.fault("secrets", msg)
 
 
 def _link(table: Table, name: BankName, card: BehaviourCard) -> LinkConfig | None:

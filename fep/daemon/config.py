@@ -148,6 +148,9 @@ def secret_faults(config: Config) -> list[str]:
         for reference in (slot.pin, slot.key)
         if reference is not None and reference.file is not None
     ]
+    secrets += [
+        one.file for bank in config.banks for one in bank.secrets.values() if one.file is not None
+    ]
     if config.store is not None and config.store.password is not None:
         secrets += [config.store.password.file] if config.store.password.file else []
     secrets += [one.token_file for one in config.control.tcp if one.token_file is not None]
@@ -244,7 +247,7 @@ def _config(reader: Reader, raw: dict[str, Any], path: Path, digest: str) -> Con
     tasks = _tasks(top)
     slots, slot_names = _slots(top, strict=strict)
     shared = "store" in raw
-    banks, bank_names, bank_tables = read_banks(top, slot_names, shared=shared)
+    banks, bank_names, bank_tables = read_banks(top, slot_names, _secret, shared=shared)
     accounts = _accounts(top, bank_names)
     pools = read_pools(top, accounts)
     try_codecs(banks, accounts, bank_tables)

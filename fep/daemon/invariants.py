@@ -16,7 +16,14 @@ import orjson
 from fep.alarms.state import AlarmKind, AlarmState
 from fep.domain.clock import from_text
 from fep.domain.errors import BodyError
-from fep.domain.ids import TaskId, client_ref
+from fep.domain.ids import (
+    CLIENT_REF_CHARS,
+    SHORT_REF_ATTEMPTS,
+    SHORT_REF_DIGITS_MIN,
+    TaskId,
+    client_ref,
+    short_ref,
+)
 from fep.domain.order import MOVES_MONEY, Body, Kind, Order, parse_body
 from fep.pooling.plan import ENDED, ItemState, RoundState
 from fep.tasks.state import FINAL, Event, IllegalTransitionError, State, step
@@ -198,11 +205,18 @@ def _payment_faults(
         yield f"{len(sent)} messages were sent, and it was begun {len(begun)} times"
     if begun and (task.client_ref is None or task.sent_at is None):
         yield "it was sent, and has no reference or no moment of that"
-    if enterprise is not None and task.client_ref not in (
-        None,
-        client_ref(enterprise, TaskId(task.task_id)),
-    ):
+    if enterprise is not None and task.client_ref not in _references(enterprise, task):
         yield f"reference {task.client_ref} is not that of this task id"
+
+
+def _references(enterprise: str, task: TaskRow) -> Iterator[str | None]:
+    """Yield those that a task may have, by what its bank takes."""
+    task_id, reference = TaskId(task.task_id), task.client_ref or ""
+    yield None
+    yield client_ref(enterprise, task_id)
+    if SHORT_REF_DIGITS_MIN <= len(reference) <= CLIENT_REF_CHARS and reference.isdecimal():
+        for attempt in range(SHORT_REF_ATTEMPTS):
+            yield short_ref(enterprise, task_id, len(reference), attempt)
 
 
 @attrs.frozen

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from fep.daemon.tables import Table
-from fep.domain.errors import ConfigError
 from fep.keys.config import SecretRef
-from fep.keys.credentials import read_secret
+from fep.keys.credentials import read_text
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -47,18 +45,11 @@ def database_of(shared: StoreConfig, machine: str) -> Postgres:
         machine: this machine's number.
 
     Raises:
-        KeyFileError, ConfigError: the password can't be read.
+        KeyFileError: the password can't be read.
     """
     from fep.store.postgres import Postgres  # noqa: PLC0415 - most machines have no such store
 
-    password = None
-    if shared.password is not None:
-        secret = read_secret(shared.password, os.environ).content
-        try:
-            password = secret.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            msg = f"{shared.password}: the database's password is not UTF-8"
-            raise ConfigError(msg) from error
+    password = None if shared.password is None else read_text(shared.password)
     return Postgres(shared.url, password, machine)
 
 

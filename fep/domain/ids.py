@@ -22,6 +22,9 @@ ClientRef = NewType("ClientRef", str)
 TASK_ID_CHARS_MAX: Final = 64
 NAME_CHARS_MAX: Final = 32
 CLIENT_REF_CHARS: Final = 20
+SHORT_REF_DIGITS_MIN: Final = 12
+SHORT_REF_ATTEMPTS: Final = 4
+"""Of one task; that so many are taken by others will not happen."""
 
 _TASK_ID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._:-]{0,63}")
 _NAME: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._:-]{0,31}")
@@ -66,6 +69,25 @@ def client_ref(enterprise: str, task_id: TaskId) -> ClientRef:
         number, index = divmod(number, 32)
         letters.append(_ALPHABET[index])
     return ClientRef("F" + "".join(letters))
+
+
+def short_ref(enterprise: str, task_id: TaskId, digits: int, attempt: int = 0) -> ClientRef:
+    """Return a reference of so many digits, for a bank that has no room for ``client_ref``.
+
+    It is a function of the task, too, but two tasks may meet: of a million at one bank with odds of
+    one to 16,000 where it has 16 digits. Whoever sends it looks whether another task has it already,
+    and then takes the next attempt. It never begins with 0 or 1, so that it is no time of day.
+
+    Args:
+        enterprise: of the configuration.
+        task_id: the task's.
+        digits: from 12 to 20.
+        attempt: counted from 0.
+    """
+    text = f"{enterprise}\0{task_id}\0{attempt}"
+    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "big")
+    power = 10 ** (digits - 1)
+    return ClientRef(str(2 * power + number % (8 * power)))
 
 
 def new_session_id() -> str:

@@ -89,6 +89,19 @@ def read_secret(reference: SecretRef, environ: Mapping[str, str]) -> Secret:
     return Secret(content, known)
 
 
+def read_text(reference: SecretRef) -> str:
+    """Return a secret that is text, such as a password, without its last line break.
+
+    Raises:
+        KeyFileError: as of ``read_secret``, or it is not UTF-8.
+    """
+    try:
+        return read_secret(reference, os.environ).content.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        msg = f"{reference} is not UTF-8"
+        raise KeyFileError(msg) from error
+
+
 def read_beside(reference: SecretRef, environ: Mapping[str, str], suffix: str) -> bytes | None:
     """Return the content of the file of the same name with another suffix, None without one.
 

@@ -36,7 +36,7 @@ from fep.adapters.card import BehaviourCard, Signer
 from fep.alarms.state import AlarmKind
 from fep.domain.clock import business_date, to_text
 from fep.domain.errors import BodyError, KeySlotError, LinkLostError, NothingSentError
-from fep.domain.ids import BankName, ClientRef, client_ref
+from fep.domain.ids import SHORT_REF_ATTEMPTS, BankName, ClientRef
 from fep.domain.order import (
     BalanceQuery,
     Body,
@@ -381,7 +381,12 @@ class Lane:
         parts = self.parts
         await self._pace(parts.card.throttle.submit_gap_s, submit=True)
         now = self._service.clock.now()
-        reference = task.client_ref or client_ref(self._service.enterprise, task.task_id)
+        reference = await self._reference(task)
+        if reference is None:
+            await self._refuse_body(
+                task, "task_id: the numbers it gives are taken by other payments"
+            )
+            return
         context = Context(now, self._service.sequence.next(now), reference)
         try:
             draft = parts.codec.prepare(order, context)
@@ -412,6 +417,27 @@ class Lane:
             return
         self._remember_sent(draft.correlation, task)
         await self._send(task, frame, draft.correlation)
+
+    async def _reference(self, task: Task) -> ClientRef | None:
+        """Return a reference that no other payment of this bank has; None: all are taken.
+
+        Long ones don't meet. Another's short one is on disk since it began to be sent, or it is in
+        hands as this one is.
+        """
+        if not self.parts.card.dedupe.digits:
+            return self._service.reference_of(task)
+        for attempt in range(SHORT_REF_ATTEMPTS):
+            reference = self._service.reference_of(task, attempt)
+            read = partial(store.of_reference, bank=self.bank, reference=reference)
+            other: Task | None = await self._service.store.read(read)
+            if (other is None or other.task_id == task.task_id) and not any(
+                reference == self._service.reference_of(one, turn)
+                for one in self._in_hands
+                for turn in range(SHORT_REF_ATTEMPTS)
+                if one is not task and one.moves_money
+            ):
+                return reference
+        return None
 
     async def _begin_sending(
         self, task: Task, order: Order, draft: Draft, frame: bytes, reference: ClientRef

@@ -24,7 +24,15 @@ from fep.alarms.state import AlarmKind
 from fep.domain.account import Account
 from fep.domain.clock import Clock, PatientClock, to_text
 from fep.domain.errors import BodyError, FepError
-from fep.domain.ids import AccountNumber, BankName, ClientName, TaskId, client_ref
+from fep.domain.ids import (
+    AccountNumber,
+    BankName,
+    ClientName,
+    ClientRef,
+    TaskId,
+    client_ref,
+    short_ref,
+)
 from fep.domain.ids import Sequence as Numbers
 from fep.domain.money import ZERO, Cny
 from fep.domain.order import (
@@ -253,7 +261,7 @@ class TaskService:
             "bank": task.bank,
             "state": task.state.value,
             "submitted_at": to_text(task.submitted_at),
-            "client_ref": client_ref(self.enterprise, task.task_id),
+            "client_ref": self.reference_of(task),
         }
         if isinstance(task.body, Order):
             view |= {
@@ -872,7 +880,7 @@ class TaskService:
         at = self.held_since
         assert at is not None
         columns = {
-            "client_ref": client_ref(self.enterprise, task.task_id),
+            "client_ref": self.reference_of(task),
             "sent_at": to_text(at),
         }
         if not isinstance(task.body, Order):
@@ -1160,6 +1168,15 @@ class TaskService:
         clock's word counts only as far as this process has lived.
         """
         return self._patient.now()
+
+    def reference_of(self, task: Task, attempt: int = 0) -> ClientRef:
+        """Return a payment's reference, as its bank takes it; it is the one that was sent, if any."""
+        if task.client_ref is not None:
+            return task.client_ref
+        lane = self._lane(task.bank)
+        if lane is None or not (dedupe := lane.parts.card.dedupe).digits:
+            return client_ref(self.enterprise, task.task_id)
+        return short_ref(self.enterprise, task.task_id, dedupe.length_max, attempt)
 
     def open_task(self, task_id: TaskId) -> Task | None:
         """Return an open task, None when there is none of this id."""
