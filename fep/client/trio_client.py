@@ -3,8 +3,10 @@
 Bodies and results go through two functions of the caller: ``fetch(task_id, attempt)`` returns the
 body (None: not now), ``result(task_result)`` returns once the result is safe on the caller's side;
 only then it is acknowledged. Either may be called again for the same task: delivery is at least
-once. What they raise is shown on standard error and told to ``alarm``, and ends nothing else: the
-body is asked for, and the result told, again later. They are cancelled when the connection ends.
+once. Results of one task are given one after the other, in the order in which they were told: a
+payment that succeeded may come back. What they raise is shown on standard error and told to
+``alarm``, and ends nothing else: the body is asked for, and the result told, again later. They are
+cancelled when the connection ends.
 """
 
 from __future__ import annotations
@@ -106,6 +108,8 @@ class Client:
         self._closing = False
         self._ended = False
         self._heard_at = 0.0
+        self._taking: dict[str, trio.Event] = {}
+        """By task, set when the last of its results that came was given to the caller."""
         self.welcome: dict[str, Any] = {}
 
     # -- calls --------------------------------------------------------------------------------
@@ -330,7 +334,9 @@ class Client:
             case ResultTold():
                 if self._result is not None:
                     # Without a function nobody has the result: it stays owed.
-                    nursery.start_soon(self._take, happening, self._result, room)
+                    before = self._taking.get(happening.result.task_id)
+                    turn = self._taking[happening.result.task_id] = trio.Event()
+                    nursery.start_soon(self._take, happening, self._result, room, before, turn)
             case EventTold(record=record):
                 if self._event is not None:
                     with Foreign("event") as call:
@@ -348,10 +354,26 @@ class Client:
         self._send(self._conversation.refuse(asked.id, call.fault) if call.fault else line)
         self._tell_fault(call)
 
-    async def _take(self, told: ResultTold, result: Result, room: trio.CapacityLimiter) -> None:
-        async with room:
-            with Foreign(f"result of {told.result.task_id}") as call:
-                await result(told.result)
+    async def _take(
+        self,
+        told: ResultTold,
+        result: Result,
+        room: trio.CapacityLimiter,
+        before: trio.Event | None,
+        turn: trio.Event,
+    ) -> None:
+        """Give a result to the caller, after what was told of the same task before."""
+        task_id = told.result.task_id
+        try:
+            if before is not None:
+                await before.wait()
+            async with room:
+                with Foreign(f"result of {task_id}") as call:
+                    await result(told.result)
+        finally:
+            turn.set()
+            if self._taking.get(task_id) is turn:
+                del self._taking[task_id]
         if call.fault:
             self._send(self._conversation.refuse(told.id, call.fault))
         else:

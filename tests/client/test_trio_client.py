@@ -549,6 +549,31 @@ async def test_a_result_that_nobody_takes_stays_owed(peer: Peer) -> None:
         assert wire.seen == []
 
 
+async def test_results_of_one_task_are_given_one_after_the_other(peer: Peer) -> None:
+    """A payment that succeeded may come back: who hears of both must hear it last."""
+    given: list[str] = []
+    gate = trio.Event()
+
+    async def result(told: TaskResult) -> None:
+        if told.state == "succeeded":
+            await gate.wait()
+        given.append(f"{told.task_id} {told.state}")
+
+    async with running(Client(peer.address, "erp-1", result=result)):
+        wire = await peer.welcome()
+        for number, (task_id, state) in enumerate(
+            [("T1", "succeeded"), ("T1", "returned"), ("T2", "returned")]
+        ):
+            told = {"task_id": task_id, "state": state, "bank_code": "", "bank_message": ""}
+            await wire.send({"id": number, "method": "task.result", "params": told | {"at": ""}})
+        assert (await wire.reply({"id": 2}))["result"] == {}
+        assert given == ["T2 returned"]
+        gate.set()
+        for number in (0, 1):
+            assert (await wire.reply({"id": number}))["result"] == {}
+        assert given == ["T2 returned", "T1 succeeded", "T1 returned"]
+
+
 async def test_the_callers_functions_may_call_the_client_all_at_once(peer: Peer) -> None:
     """Were the reader to wait for room, nobody would read the answers that make room."""
     many = 2 * HANDLERS_MAX + 10
