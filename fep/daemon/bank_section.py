@@ -162,7 +162,8 @@ def _check_secrets(table: Table, adapter: BankAdapter, given: Mapping[str, objec
     wanted = adapter.secret_names
     for key in given.keys() - wanted:
         table.fault("secrets", f"adapter {adapter.name} has no secret {key!r}{hint(key, wanted)}")
-    for key in sorted(wanted - given.keys()):
+    # A name that is wrong is most likely the one that is missing.
+    for key in sorted(wanted - given.keys()) if given.keys() <= wanted else ():
         msg = f'secrets.{key} is missing: {{ file = "…" }} or {{ credential = "…" }}'
         table.fault("secrets", msg)
 

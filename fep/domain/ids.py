@@ -75,8 +75,8 @@ def short_ref(enterprise: str, task_id: TaskId, digits: int, attempt: int = 0) -
     """Return a reference of so many digits, for a bank that has no room for ``client_ref``.
 
     It is a function of the task, too, but two tasks may meet: of a million at one bank with odds of
-    one to 16,000 where it has 16 digits. Whoever sends it looks whether another task has it already,
-    and then takes the next attempt. It never begins with 0 or 1, so that it is no time of day.
+    one to 16,000 where it has 16 digits. Whoever sends it looks whether another task has it, and
+    then takes the next attempt. It never begins with 0 or 1, so it is no month and day.
 
     Args:
         enterprise: of the configuration.

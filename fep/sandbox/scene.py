@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, Literal, Protocol, Self
+from typing import IO, Any, Final, Protocol, Self
 
 import attrs
 import tomli_w
@@ -50,12 +50,14 @@ class BankPlan:
     """One bank of the scene."""
 
     name: str
-    adapter: Literal["pingan_b2bi", "cmb_xml"]
+    adapter: str
     bank_class: str
     bank_code: str
     title: str
     account_prefix: str
     options: Mapping[str, Any]
+    secrets: Mapping[str, str] = attrs.Factory(dict)
+    """What the adapter's secrets are, by their names."""
 
 
 BANKS: Final = (
@@ -450,6 +452,10 @@ class Scene:
                 "backoff_first_s": 0.1,
                 "backoff_max_s": 1.0,
                 "options": dict(plan.options),
+                "secrets": {
+                    name: {"file": write_secret(self.directory / f"{plan.name}.{name}", value).name}
+                    for name, value in plan.secrets.items()
+                },
                 "card": self.card_changes,
             }
             for plan in self.banks

@@ -1170,7 +1170,7 @@ class TaskService:
         return self._patient.now()
 
     def reference_of(self, task: Task, attempt: int = 0) -> ClientRef:
-        """Return a payment's reference, as its bank takes it; it is the one that was sent, if any."""
+        """Return a payment's reference as its bank takes it: the one that was sent, if any."""
         if task.client_ref is not None:
             return task.client_ref
         lane = self._lane(task.bank)

@@ -15,6 +15,7 @@ from fep.adapters import registry
 from fep.domain.ids import (
     CLIENT_REF_CHARS,
     NAME_CHARS_MAX,
+    SHORT_REF_DIGITS_MIN,
     TASK_ID_CHARS_MAX,
     Sequence,
     TaskId,
@@ -23,6 +24,7 @@ from fep.domain.ids import (
     parse_account_number,
     parse_name,
     parse_task_id,
+    short_ref,
 )
 
 PARSERS: list[tuple[Callable[[str], Any], int, str]] = [
@@ -152,7 +154,21 @@ def test_the_odds_that_two_tasks_share_a_reference_are_stated_and_acceptable() -
 
 def test_every_bank_has_room_for_the_reference() -> None:
     for name in registry.names():
-        assert registry.adapter(name).card.dedupe.length_max >= CLIENT_REF_CHARS
+        dedupe = registry.adapter(name).card.dedupe
+        least = SHORT_REF_DIGITS_MIN if dedupe.digits else CLIENT_REF_CHARS
+        assert dedupe.length_max >= least
+
+
+@pytest.mark.parametrize("digits", [12, 16, 20])
+def test_short_references_are_digits_of_the_task_alone(digits: int) -> None:
+    many = [short_ref("E0001", TaskId(f"T{number}"), digits) for number in range(2000)]
+    assert len(set(many)) == len(many)
+    assert {len(one) for one in many} == {digits}
+    assert all(one.isascii() and one.isdecimal() for one in many)
+    assert {one[0] for one in many} == set("23456789")
+    again = {short_ref("E0001", TaskId("T1"), digits, attempt) for attempt in (0, 0, 1)}
+    assert len(again) == 2
+    assert short_ref("E0002", TaskId("T1"), digits) not in again
 
 
 def test_sessions_have_ids_of_their_own() -> None:

@@ -70,7 +70,7 @@ from tests.keys.files import certificate_of, ec_key, pem_of, write_private
 
 WAIT_SECONDS_MAX = 20.0
 ENTERPRISE = "E0001"
-PINGAN, CMB = BankName("pingan"), BankName("cmb")
+PINGAN, CMB, CCB = BankName("pingan"), BankName("cmb"), BankName("ccb")
 ERP = ClientName("erp-1")
 OTHER = ClientName("erp-2")
 
@@ -78,6 +78,8 @@ PAYER = AccountNumber("99000000000101")
 PAYEE = AccountNumber("99000000000102")
 CMB_PAYER = AccountNumber("9999000000201")
 CMB_PAYEE = AccountNumber("9999000000202")
+CCB_PAYER = AccountNumber("99990000000000000301")
+CCB_PAYEE = AccountNumber("99990000000000000302")
 STRANGER = AccountNumber("6222000000009999")
 
 ACCOUNTS = {
@@ -87,6 +89,8 @@ ACCOUNTS = {
         Account(PAYEE, PINGAN, "云阶示例贸易有限公司", "307584007998", "平安银行"),
         Account(CMB_PAYER, CMB, "江枫样例制造有限公司", "308584000013", "招商银行"),
         Account(CMB_PAYEE, CMB, "云阶示例贸易有限公司", "308584000013", "招商银行"),
+        Account(CCB_PAYER, CCB, "江枫样例制造有限公司", "105100000017", "建设银行"),
+        Account(CCB_PAYEE, CCB, "云阶示例贸易有限公司", "105100000017", "建设银行"),
     )
 }
 OPENING = Cny(100_000_000)
@@ -96,6 +100,7 @@ OPTIONS = {
         "cmb_xml",
         {"login_name": "FEP01", "branch": "75", "payee_address_default": "广东省深圳市"},
     ),
+    CCB: ("ccb_wlpt", {"customer_id": "105999900000001", "user_id": "FEP001"}),
 }
 CARD: dict[str, Any] = {
     "signing": {"by": "slot", "algorithm": "ecdsa_sha256"},
@@ -374,7 +379,14 @@ class Fep:
         name, options = OPTIONS[bank]
         adapter = registry.adapter(name)
         facts = override(override(adapter.card, CARD), card or {})
-        profile = BankProfile(bank, facts, adapter.options_class(**options), "4012", self.accounts)
+        profile = BankProfile(
+            bank,
+            facts,
+            adapter.options_class(**options),
+            "4012",
+            self.accounts,
+            secrets=dict.fromkeys(adapter.secret_names, "demo-only"),
+        )
         speaks = codec(adapter.open(profile))
         host, port = self.world.banks[bank].address
         link = Link(

@@ -1,0 +1,76 @@
+"""Banks beyond the demonstration's, each through the real daemon and its simulated bank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fep.adapters.host import BookedState
+from fep.sandbox.scene import BankPlan, Scene
+from tests.system.work import open_tasks, transfer
+
+CCB = BankPlan(
+    "ccb",
+    "ccb_wlpt",
+    "105",
+    "105100000017",
+    "建设银行",
+    "999900000000000001",
+    {"customer_id": "105999900000001", "user_id": "FEP001"},
+    {"password": "demo-only"},
+)
+ICBC = BankPlan(
+    "icbc",
+    "icbc_nc",
+    "102",
+    "102100099996",
+    "工商银行",
+    "99990000000000001",
+    {"user_id": "fep01.y.9999", "cis": "999900000000001"},
+)
+PAYMENTS = 6
+FAULTS = "silent_after_booking=0.2,close_after_booking=0.2,unknown_after_booking=0.2"
+
+
+def test_each_payment_is_booked_once_and_every_query_is_answered(directory: Path) -> None:
+    with Scene(directory, banks=(CCB, ICBC), accounts_per_bank=2) as scene:
+        scene.reply_timeout_s = 1.0
+        scene.start_hosts(FAULTS)
+        scene.write_config()
+        scene.start_daemon()
+        with scene.operator() as operator:
+            scene.wait_ready(operator)
+            for plan in scene.banks:
+                payer, payee = [one for one in scene.accounts if one.bank == plan.name]
+                for number in range(PAYMENTS):
+                    body = transfer(scene, payer, payee, f"{number + 1}.00")
+                    operator.submit(f"{plan.name}-{number}", plan.name, "transfer", body)
+            scene.wait(operator, lambda c: open_tasks(c) == 0, "every payment closed")
+            references = {}
+            for plan in scene.banks:
+                payer = next(one for one in scene.accounts if one.bank == plan.name)
+                for number in range(PAYMENTS):
+                    task = operator.call("task.get", {"task_id": f"{plan.name}-{number}"})
+                    assert task["state"] == "succeeded", task
+                    references[task["client_ref"]] = f"{number + 1}.00"
+                for kind, params in (
+                    ("balance", {"account": payer.number}),
+                    ("transfer_status", {"task_id": f"{plan.name}-0"}),
+                ):
+                    body = {"kind": kind, "params": params}
+                    operator.submit(f"{plan.name}-{kind}", plan.name, kind, body)
+            scene.wait(operator, lambda c: open_tasks(c) == 0, "every query answered")
+            states = {
+                plan.name: operator.call("task.get", {"task_id": f"{plan.name}-{kind}"})["state"]
+                for plan in scene.banks
+                for kind in ("balance", "transfer_status")
+            }
+            assert set(states.values()) == {"succeeded"}
+        book = scene.open_book()
+        assert book.check() == []
+        booked = {one.client_ref: str(one.amount) for one in book.payments()}
+        assert booked == references
+        assert len(book.payments()) == len(scene.banks) * PAYMENTS
+        assert {one.state for one in book.payments()} == {BookedState.DONE}
+        book.close()
+        log = (scene.directory / "fep.log").read_text("utf-8")
+        assert "demo-only" not in log
