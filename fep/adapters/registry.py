@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
+from importlib.resources import files
 from typing import Any, Final
 
 import cattrs
 
 from fep.adapters.api import BankAdapter
 from fep.adapters.host import BankHost
+from fep.adapters.quality import FILE, Quality, read
 
 ADAPTER_GROUP: Final = "fep.bank_adapters"
 HOST_GROUP: Final = "fep.bank_hosts"
@@ -72,6 +74,22 @@ def adapter(name: str) -> BankAdapter:
     """
     loaded: BankAdapter = _load(ADAPTER_GROUP, name)
     return loaded
+
+
+def quality(name: str) -> Quality:
+    """Return what an adapter keeps of the rules, as its package says.
+
+    Raises:
+        UnknownAdapterError: there is no such adapter.
+        BrokenAdapterError: its package says nothing of it, or what can't be read.
+    """
+    adapter(name)
+    [found] = {one.module for one in entry_points(group=ADAPTER_GROUP, name=name)}
+    try:
+        return read(files(found).joinpath(FILE).read_text("utf-8"))
+    except (OSError, TypeError, ValueError, ImportError) as error:
+        msg = f"the quality of adapter {name!r} is not known: {error}"
+        raise BrokenAdapterError(msg) from error
 
 
 def host(name: str) -> BankHost:

@@ -37,7 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return demo.main(words[1:])
     given = _parser().parse_args(words)
     command: Callable[[argparse.Namespace], int] = given.command
-    return command(given)
+    try:
+        status = command(given)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read along, such as head, has read enough; what is left has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(command=_check)
 
     adapters = commands.add_parser("adapters", help="list the installed bank adapters")
+    adapters.add_argument("name", nargs="?", help="show what this one keeps of the quality rules")
     adapters.add_argument("--json", action="store_true", help="one JSON line for programs")
     adapters.set_defaults(command=_adapters)
 
@@ -158,11 +166,11 @@ def _adapters(given: argparse.Namespace) -> int:
 
     rows = []
     broken = 0
-    for name in registry.names():
+    for name in registry.names() if given.name is None else [given.name]:
         try:
-            one = registry.adapter(name)
-        except registry.BrokenAdapterError as error:
-            print(error, file=sys.stderr)
+            one, quality = registry.adapter(name), registry.quality(name)
+        except (registry.UnknownAdapterError, registry.BrokenAdapterError) as error:
+            print(error.args[0], file=sys.stderr)
             broken = 1
             continue
         rows.append(
@@ -172,14 +180,23 @@ def _adapters(given: argparse.Namespace) -> int:
                 "version": one.version,
                 "capabilities": sorted(one.capabilities),
                 "signed_by": one.card.signing.by.value,
+                "grade": quality.grade.value,
+                "rules": [
+                    {"name": rule.name, "grade": rule.grade.value, "status": rule.status.value}
+                    | ({"comment": rule.comment} if rule.comment else {})
+                    for rule in quality.rules
+                ],
             }
         )
+        if not given.json:
+            print(f"{one.name:<14} {one.version:<8} {quality.grade:<9} {one.title}")
+            print(f"{'':<14} {', '.join(sorted(one.capabilities))}")
+        if given.name is not None and not given.json:
+            for rule in quality.rules:
+                why = f" ({rule.comment})" if rule.comment else ""
+                print(f"  {rule.grade:<9} {rule.status:<7} {rule.name}: {rule.asks}{why}")
     if given.json:
         print(orjson.dumps({"adapters": rows}).decode())
-        return broken
-    for row in rows:
-        print(f"{row['name']:<14} {row['version']:<8} {row['title']}")
-        print(f"{'':<14} {', '.join(row['capabilities'])}")
     return broken
 
 
