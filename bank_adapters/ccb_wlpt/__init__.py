@@ -13,8 +13,10 @@ import attrs
 
 from bank_adapters.ccb_wlpt.codec import CcbWlptCodec
 from bank_adapters.ccb_wlpt.config import CARD, NAME, PASSWORD, CcbWlptOptions
+from bank_adapters.ccb_wlpt.decoder import DECODER
 from fep.adapters.api import BankAdapter, BankProfile
 from fep.adapters.card import BehaviourCard, Signer
+from fep.adapters.decode import Decoder
 from fep.domain.errors import ConfigError
 from fep.domain.ids import SHORT_REF_DIGITS_MIN
 from fep.domain.order import Kind
@@ -33,6 +35,7 @@ class CcbWlptAdapter:
     card: BehaviourCard = CARD
     options_class: type[Any] = CcbWlptOptions
     secret_names: frozenset[str] = frozenset({PASSWORD})
+    decoder: Decoder = DECODER
 
     def open(self, profile: BankProfile) -> CcbWlptCodec:
         """Return the codec of one configured bank.

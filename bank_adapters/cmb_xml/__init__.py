@@ -12,8 +12,10 @@ import attrs
 
 from bank_adapters.cmb_xml.codec import CmbXmlCodec
 from bank_adapters.cmb_xml.config import CARD, NAME, CmbXmlOptions
+from bank_adapters.cmb_xml.decoder import DECODER
 from fep.adapters.api import BankAdapter, BankProfile
 from fep.adapters.card import BehaviourCard, Signer
+from fep.adapters.decode import Decoder
 from fep.domain.errors import ConfigError
 from fep.domain.order import Kind
 
@@ -31,6 +33,7 @@ class CmbXmlAdapter:
     card: BehaviourCard = CARD
     options_class: type[Any] = CmbXmlOptions
     secret_names: frozenset[str] = frozenset()
+    decoder: Decoder = DECODER
 
     def open(self, profile: BankProfile) -> CmbXmlCodec:
         """Return the codec of one configured bank.

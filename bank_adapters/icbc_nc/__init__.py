@@ -12,8 +12,10 @@ import attrs
 
 from bank_adapters.icbc_nc.codec import IcbcNcCodec
 from bank_adapters.icbc_nc.config import CARD, NAME, IcbcNcOptions
+from bank_adapters.icbc_nc.decoder import DECODER
 from fep.adapters.api import BankAdapter, BankProfile
 from fep.adapters.card import BehaviourCard, Protocol, Signer
+from fep.adapters.decode import Decoder
 from fep.domain.errors import ConfigError
 from fep.domain.order import Kind
 
@@ -31,6 +33,7 @@ class IcbcNcAdapter:
     card: BehaviourCard = CARD
     options_class: type[Any] = IcbcNcOptions
     secret_names: frozenset[str] = frozenset()
+    decoder: Decoder = DECODER
 
     def open(self, profile: BankProfile) -> IcbcNcCodec:
         """Return the codec of one configured bank.

@@ -16,8 +16,10 @@ import attrs
 
 from bank_adapters.pingan_b2bi.codec import PinganCodec
 from bank_adapters.pingan_b2bi.config import PinganOptions
+from bank_adapters.pingan_b2bi.decoder import DECODER
 from fep.adapters.api import BankProfile
 from fep.adapters.card import BehaviourCard, card_from_toml
+from fep.adapters.decode import Decoder
 from fep.domain.order import Kind
 
 
@@ -33,6 +35,7 @@ class PinganAdapter:
     )
     options_class: type[PinganOptions] = PinganOptions
     secret_names: frozenset[str] = frozenset()
+    decoder: Decoder = DECODER
 
     @property
     def version(self) -> str:

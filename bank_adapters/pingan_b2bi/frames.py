@@ -69,7 +69,7 @@ DEFAULTS: Final[Mapping[str, str]] = {
 
 HEADER_BYTES: Final = sum(size for _, size in FIELDS)
 ATTACHMENT_HEADER_BYTES: Final = sum(size for _, size in ATTACHMENT_FIELDS)
-_MAGIC: Final = b"A001"
+MAGIC: Final = b"A001"
 _NUMBER: Final = re.compile(rb"[0-9]*")
 
 
@@ -190,6 +190,11 @@ class Cutter:
         self._need = HEADER_BYTES
         self._fault = ""
 
+    @property
+    def needs(self) -> int:
+        """How many bytes of the packet that has begun are needed at least."""
+        return self._need
+
     def receive_data(self, data: bytes) -> list[Packet]:
         """Return the packets these bytes complete; a fault behind them is raised by the next call.
 
@@ -225,9 +230,9 @@ class Cutter:
             raise RemoteProtocolError(self._fault)
 
     def _next(self) -> Packet | None:
-        start = bytes(self._buffer[: len(_MAGIC)])
-        if not _MAGIC.startswith(start):
-            msg = f"a packet starts with {_MAGIC!r}, this one with {start!r}"
+        start = bytes(self._buffer[: len(MAGIC)])
+        if not MAGIC.startswith(start):
+            msg = f"a packet starts with {MAGIC!r}, this one with {start!r}"
             raise RemoteProtocolError(msg)
         if len(self._buffer) < self._need:
             return None

@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import attrs
 
 from fep.adapters.card import BehaviourCard, SignAlgorithm
+from fep.adapters.decode import Decoder
 from fep.domain.account import Account
 from fep.domain.clock import BusinessDate
 from fep.domain.ids import AccountNumber, BankName, ClientRef
@@ -298,6 +299,11 @@ class BankAdapter(Protocol):
     @property
     def options_class(self) -> type[Any]:
         """The attrs class of the bank's ``options`` table."""
+        ...
+
+    @property
+    def decoder(self) -> Decoder:
+        """What reads captured bytes for people."""
         ...
 
     @property

@@ -72,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     adapters.add_argument("name", nargs="?", help="show what this one keeps of the quality rules")
     adapters.add_argument("--json", action="store_true", help="one JSON line for programs")
     adapters.set_defaults(command=_adapters)
+    decode = commands.add_parser(
+        "decode", help="show captured bytes of a bank's line as JSON lines, one a frame"
+    )
+    decode.add_argument("adapter", help="whose protocol it is")
+    decode.add_argument("file", help="the capture, both directions or one; - for standard input")
+    decode.set_defaults(command=_decode)
 
     _add_upkeep(commands)
     commands.add_parser(
@@ -198,6 +204,34 @@ def _adapters(given: argparse.Namespace) -> int:
     if given.json:
         print(orjson.dumps({"adapters": rows}).decode())
     return broken
+
+
+def _decode(given: argparse.Namespace) -> int:
+    import orjson  # noqa: PLC0415
+
+    from fep.adapters import registry  # noqa: PLC0415
+    from fep.adapters.decode import INPUT_BYTES_MAX, lines  # noqa: PLC0415
+
+    try:
+        adapter = registry.adapter(given.adapter)
+    except (registry.UnknownAdapterError, registry.BrokenAdapterError) as error:
+        print(error.args[0], file=sys.stderr)
+        return 1
+    try:
+        if given.file == "-":
+            data = sys.stdin.buffer.read(INPUT_BYTES_MAX + 1)
+        else:
+            with Path(given.file).open("rb") as file:
+                data = file.read(INPUT_BYTES_MAX + 1)
+    except OSError as error:
+        print(f"{given.file}: {error.strerror}", file=sys.stderr)
+        return 1
+    if len(data) > INPUT_BYTES_MAX:
+        print(f"only the first {INPUT_BYTES_MAX} bytes are read", file=sys.stderr)
+        data = data[:INPUT_BYTES_MAX]
+    for line in lines(adapter.name, adapter.decoder, data):
+        sys.stdout.write(orjson.dumps(line).decode() + "\n")
+    return 0
 
 
 def _run(given: argparse.Namespace) -> int:

@@ -1,0 +1,80 @@
+"""What passes between every shipped adapter and its simulated bank, as bytes."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from fep.adapters import registry
+from fep.adapters.api import BankAdapter, BankProfile, Context
+from fep.adapters.card import override
+from fep.adapters.host import BookAccount, Faults, HostProfile
+from fep.domain.account import Account
+from fep.domain.clock import SHANGHAI, BusinessDate
+from fep.domain.ids import AccountNumber, BankName, Sequence, TaskId, client_ref, short_ref
+from fep.domain.money import Cny
+from fep.domain.order import (
+    BalanceQuery,
+    Operation,
+    Payee,
+    PaymentOrder,
+    StatementQuery,
+    StatusQuery,
+)
+from tests.bank_adapters.book import MemoryBook
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ccb_wlpt": {"customer_id": "105999900000001", "user_id": "FEP001"},
+    "cmb_xml": {"login_name": "FEP01", "branch": "75", "payee_address_default": "广东省深圳市"},
+    "icbc_nc": {"user_id": "fep01.y.9999", "cis": "999900000000001"},
+    "pingan_b2bi": {"corp_code": "00102079900001234000"},
+}
+BANK = BankName("bank")
+OURS, PAYEE = AccountNumber("99990000000101"), AccountNumber("99990000000202")
+NOW = dt.datetime(2026, 1, 5, 9, 1, 0, tzinfo=SHANGHAI).astimezone(dt.UTC)
+DAY = BusinessDate(dt.date(2026, 1, 5))
+ORDER = PaymentOrder(OURS, Payee(PAYEE, "云阶示例贸易有限公司"), Cny(100_050), purpose="货款")
+SECRET = "not-for-logs"
+
+
+class _Clock:
+    def now(self) -> dt.datetime:
+        return NOW
+
+
+def exchanges(name: str) -> list[tuple[Operation, bytes, bytes]]:
+    """Return each operation with its request's bytes and its answer's."""
+    adapter: BankAdapter = registry.adapter(name)
+    card = override(adapter.card, {"signing": {"by": "slot"}})
+    holders = {OURS: "江枫样例制造有限公司", PAYEE: "云阶示例贸易有限公司"}
+    codec = adapter.open(
+        BankProfile(
+            BANK,
+            card,
+            adapter.options_class(**OPTIONS[name]),
+            "1",
+            {number: Account(number, BANK, holder) for number, holder in holders.items()},
+            "127.0.0.1:1",
+            dict.fromkeys(adapter.secret_names, SECRET),
+        )
+    )
+    book = MemoryBook(*(BookAccount(BANK, one, holders[one], Cny(500_000)) for one in holders))
+    host = registry.host(name).open(HostProfile(BANK, book, _Clock(), Faults()))
+    task, sequence = TaskId("T1"), Sequence()
+    dedupe = card.dedupe
+    reference = (
+        short_ref("E0001", task, dedupe.length_max) if dedupe.digits else client_ref("E0001", task)
+    )
+    found = []
+    for operation in (
+        ORDER,
+        StatusQuery(reference, ORDER, DAY),
+        BalanceQuery(OURS),
+        StatementQuery(OURS, DAY, DAY),
+    ):
+        known = reference if isinstance(operation, PaymentOrder) else None
+        draft = codec.prepare(operation, Context(NOW, sequence.next(NOW), known))
+        request = codec.seal(draft, None if draft.to_sign is None else b"signature")
+        answer = b"".join(one.data for one in host.receive_data(request))
+        found.append((operation, request, answer))
+    return found
