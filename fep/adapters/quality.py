@@ -1,7 +1,8 @@
 """How good an adapter is (质量等级): a fixed list of rules, and what each adapter keeps of them.
 
 An adapter's ``quality.toml`` names every rule once, as ``done``, ``todo`` or ``exempt`` (what the
-bank does not have); the latter two say why. The grade is the highest of which, and of all below
+bank does not have); the latter two say why. Its ``[example]`` has the options and the bank class
+that the adapter is tried with. The grade is the highest of which, and of all below
 it, every rule is done or exempt.
 """
 
@@ -10,9 +11,11 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import attrs
+
+from fep.adapters import strict
 
 FILE: Final = "quality.toml"
 """In the adapter's package."""
@@ -97,10 +100,19 @@ class Rule:
 
 
 @attrs.frozen
+class Example:
+    """What an adapter is opened with where it is tried and no enterprise is there."""
+
+    options: Mapping[str, Any] = attrs.Factory(dict)
+    bank_class: str = ""
+
+
+@attrs.frozen
 class Quality:
     """What an adapter keeps of the rules, in their order."""
 
     rules: tuple[Rule, ...]
+    example: Example
 
     @property
     def grade(self) -> Grade:
@@ -120,9 +132,9 @@ def read(text: str) -> Quality:
         ValueError: not TOML, a rule is unknown, missing or without its reason; all are named.
     """
     table = tomllib.loads(text)
-    given = table.get("rules")
-    if list(table) != ["rules"] or not isinstance(given, dict):
-        msg = f"{FILE} has one table, [rules]"
+    given, example = table.get("rules"), table.get("example", {})
+    if not set(table) <= {"rules", "example"} or not isinstance(given, dict):
+        msg = f"{FILE} has the tables [rules] and [example], and no other"
         raise ValueError(msg)
     faults = [f"{name} is no rule" for name in given if name not in NAMES]
     found = []
@@ -135,7 +147,7 @@ def read(text: str) -> Quality:
     if faults:
         msg = f"{FILE}: {'; '.join(faults)}"
         raise ValueError(msg)
-    return Quality(tuple(found))
+    return Quality(tuple(found), strict.converter().structure(example, Example))
 
 
 def _entry(entry: object) -> tuple[Status, str, str]:

@@ -26,7 +26,7 @@ log = structlog.get_logger()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 well, 1 not, 2 wrong usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # These two have parsers of their own, and load much that the daemon never needs.
+    # These have parsers of their own, and load much that the daemon never needs.
     if words[:1] == ["host"]:
         from fep.sandbox import host  # noqa: PLC0415
 
@@ -35,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from fep.sandbox import demo  # noqa: PLC0415
 
         return demo.main(words[1:])
+    if words[:1] == ["conformance"]:
+        from fep.sandbox import conformance  # noqa: PLC0415
+
+        return conformance.main(words[1:])
     given = _parser().parse_args(words)
     command: Callable[[argparse.Namespace], int] = given.command
     try:

@@ -36,9 +36,9 @@ def test_a_grade_needs_all_of_its_rules_and_of_those_below() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "one table"),
-        ("rules = 1", "one table"),
-        (TEXT + "[more]\n", "one table"),
+        ("", "tables"),
+        ("rules = 1", "tables"),
+        (TEXT + "[more]\n", "tables"),
         (TEXT + 'speed = { status = "done" }\n', "speed is no rule"),
         (changed("samples", ""), "samples is missing"),
         (changed("samples", '"done"'), "samples must be"),

@@ -1,0 +1,727 @@
+"""``fep conformance ADAPTER``: what every adapter must do, tried on one (适配器一致性测试).
+
+Most checks join the adapter's codec and its simulated bank by bytes; the last ones run the daemon
+itself against the simulated bank over TCP, with every fault that leaves a payment open. What is
+right is the behaviour card's word, and the same for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import itertools
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+
+from fep.adapters import registry
+from fep.adapters.api import (
+    Accepted,
+    BankAdapter,
+    BankCodec,
+    BankProfile,
+    Context,
+    Draft,
+    Outcome,
+    Refusal,
+    Rejected,
+    Reply,
+    Unclear,
+)
+from fep.adapters.card import BehaviourCard, SignAlgorithm, override
+from fep.adapters.decode import lines
+from fep.adapters.host import BankHost, BookAccount, Fault, Faults, HostProfile
+from fep.adapters.quality import Example
+from fep.client import BlockingClient
+from fep.domain.account import Account
+from fep.domain.clock import SHANGHAI, BusinessDate
+from fep.domain.errors import RemoteProtocolError
+from fep.domain.ids import AccountNumber, BankName, ClientRef, TaskId, client_ref, short_ref
+from fep.domain.ids import Sequence as Numbers
+from fep.domain.money import Cny
+from fep.domain.order import (
+    Balance,
+    BalanceQuery,
+    Operation,
+    Payee,
+    PaymentOrder,
+    PaymentReceipt,
+    PaymentState,
+    PaymentStatus,
+    Statement,
+    StatementQuery,
+    StatusQuery,
+)
+from fep.sandbox.book import SqliteBook
+from fep.sandbox.scene import BankPlan, Scene
+from fep.tasks.state import FINAL, State
+
+SEED: Final = 20261126
+CUTS: Final = 100
+"""Ways to cut a stream that are tried."""
+NOISES: Final = 400
+"""Byte strings that are no answers, or nearly one."""
+FRAME_BYTES: Final = 64 * 1024
+"""Size limit of a frame while the bound on memory is tried."""
+HELD_FACTOR: Final = 2
+LINES: Final = 45
+"""Payments whose lines a statement must tell, over several pages at most banks."""
+SPAN_DAYS: Final = 100
+"""Longest statement that a client may ask for."""
+PAYMENTS: Final = 8
+"""Of the daemon's part, for each kind of fault."""
+SECRET: Final = "never-to-be-shown"  # noqa: S105 - of no bank
+UNLISTED: Final = "ZZZ999"
+"""A code that no card lists."""
+BANK: Final = BankName("bank")
+OURS, PAYEE = AccountNumber("99990000000101"), AccountNumber("99990000000202")
+HOLDERS: Final = {OURS: "江枫样例制造有限公司", PAYEE: "云阶示例贸易有限公司"}
+OPENING: Final = Cny(10_000_000)
+NOW: Final = dt.datetime(2026, 1, 5, 9, 1, 0, tzinfo=SHANGHAI).astimezone(dt.UTC)
+DAY: Final = BusinessDate(dt.date(2026, 1, 5))
+ORDER: Final = PaymentOrder(OURS, Payee(PAYEE, HOLDERS[PAYEE]), Cny(100_050), purpose="货款")
+OPEN_FAULTS: Final = (
+    Fault.SILENT_BEFORE_BOOKING,
+    Fault.SILENT_AFTER_BOOKING,
+    Fault.CLOSE_BEFORE_BOOKING,
+    Fault.CLOSE_AFTER_BOOKING,
+    Fault.EXIT_BEFORE_BOOKING,
+    Fault.EXIT_AFTER_BOOKING,
+    Fault.UNKNOWN_AFTER_BOOKING,
+)
+"""After these nobody knows whether a payment was booked."""
+DAEMON_FAULTS: Final = (
+    "silent_after_booking=0.3,close_after_booking=0.2,unknown_after_booking=0.2,delayed=0.1"
+)
+
+
+class _FailedError(Exception):
+    """A check that does not hold; says what was seen."""
+
+
+def _hold(condition: object, saw: str) -> None:
+    if not condition:
+        raise _FailedError(saw)
+
+
+class _Clock:
+    """Stands still."""
+
+    def now(self) -> dt.datetime:
+        return NOW
+
+
+class Rig:
+    """An adapter's codec and its simulated bank, joined by bytes."""
+
+    def __init__(
+        self, directory: Path, adapter: BankAdapter, host: BankHost, example: Example
+    ) -> None:
+        self.adapter = adapter
+        self.card: BehaviourCard = override(adapter.card, {"signing": {"by": "slot"}})
+        self._host = host
+        self._example = example
+        self._directory = directory
+        self._books = 0
+        self.numbers = Numbers()
+        self.codec = self.open()
+        self._key, self.certificate = _key_of(self.card.signing.algorithm)
+
+    def sealed(self, draft: Draft, *, badly: bool = False) -> bytes:
+        """Return a request's bytes, signed as the key slot would, or badly."""
+        if draft.to_sign is None:
+            return self.codec.seal(draft, None)
+        return self.codec.seal(draft, self._key(draft.to_sign + (b"?" if badly else b"")))
+
+    def open(self, changes: Mapping[str, Any] | None = None) -> BankCodec:
+        """Return a codec, its card changed."""
+        accounts = {number: Account(number, BANK, name) for number, name in HOLDERS.items()}
+        return self.adapter.open(
+            BankProfile(
+                BANK,
+                override(self.card, changes or {}),
+                self.adapter.options_class(**self._example.options),
+                "1",
+                accounts,
+                "127.0.0.1:1",
+                dict.fromkeys(self.adapter.secret_names, SECRET),
+            )
+        )
+
+    @contextmanager
+    def bank(self, *faults: Fault) -> Iterator[Bank]:
+        """Open a simulated bank with an empty history, which does these faults always."""
+        self._books += 1
+        path = self._directory / f"book-{self._books}.sqlite"
+        accounts = [BookAccount(BANK, one, name, OPENING) for one, name in HOLDERS.items()]
+        book = SqliteBook.create(path, accounts, NOW)
+        chance = dict.fromkeys(faults, 1.0)
+        drawn = Faults(chance, random.Random(SEED))
+        profile = HostProfile(BANK, book, _Clock(), drawn, (self.certificate,))
+        try:
+            yield Bank(self, self._host, profile, book)
+        finally:
+            book.close()
+
+    def reference(self, number: int) -> ClientRef:
+        """Return the reference of a payment, as the engine makes it."""
+        task, dedupe = TaskId(f"T{number}"), self.card.dedupe
+        if dedupe.digits:
+            return short_ref("E0001", task, dedupe.length_max)
+        return client_ref("E0001", task)
+
+    def draft(self, operation: Operation, number: int = 1) -> Draft:
+        """Return an operation's request."""
+        known = self.reference(number) if isinstance(operation, PaymentOrder) else None
+        return self.codec.prepare(operation, Context(NOW, self.numbers.next(NOW), known))
+
+    def status(self, number: int = 1, order: PaymentOrder = ORDER) -> StatusQuery:
+        """Return the query after a payment."""
+        return StatusQuery(self.reference(number), order, DAY)
+
+
+@attrs.define
+class Bank:
+    """One simulated bank."""
+
+    rig: Rig
+    host: BankHost
+    profile: HostProfile
+    book: SqliteBook
+
+    def answer(
+        self, operation: Operation, number: int = 1, *, badly: bool = False
+    ) -> tuple[Draft, bytes]:
+        """Return a request and the bytes of what the bank answers, if anything."""
+        draft = self.rig.draft(operation, number)
+        request = self.rig.sealed(draft, badly=badly)
+        answers = self.host.open(self.profile).receive_data(request)
+        return draft, b"".join(one.data for one in answers)
+
+    def replies(self, operation: Operation, number: int = 1) -> list[Reply]:
+        """Return the bank's replies."""
+        return self.rig.codec.framer().receive_data(self.answer(operation, number)[1])
+
+    def ask(self, operation: Operation, number: int = 1) -> Outcome:
+        """Return what the bank's only reply means."""
+        replies = self.replies(operation, number)
+        _hold(len(replies) == 1, f"{len(replies)} replies to one {_name(operation)}")
+        return self.rig.codec.outcome(operation, replies[0])
+
+    def state(self, number: int = 1, order: PaymentOrder = ORDER) -> PaymentState:
+        """Return what the bank says of a payment."""
+        told = self.ask(self.rig.status(number, order))
+        _hold(isinstance(told, Accepted), f"a status query is answered with {told}")
+        assert isinstance(told, Accepted)
+        assert isinstance(told.result, PaymentStatus)
+        return told.result.state
+
+    @property
+    def booked(self) -> int:
+        """How many payments moved money."""
+        return sum(self.book.times_booked(one.client_ref) for one in self.book.payments())
+
+
+def _key_of(algorithm: SignAlgorithm) -> tuple[Callable[[bytes], bytes], x509.Certificate]:
+    """Return what signs, and the certificate that the bank has of it."""
+    if algorithm is SignAlgorithm.ECDSA_SHA256:
+        curve = ec.generate_private_key(ec.SECP256R1())
+        return partial(_sign_ecdsa, curve), _certificate(curve)
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return partial(_sign_rsa, key), _certificate(key)
+
+
+def _sign_ecdsa(key: ec.EllipticCurvePrivateKey, data: bytes) -> bytes:
+    return key.sign(data, ec.ECDSA(hashes.SHA256()))
+
+
+def _sign_rsa(key: rsa.RSAPrivateKey, data: bytes) -> bytes:
+    return key.sign(data, padding.PKCS1v15(), hashes.SHA256())
+
+
+def _certificate(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> x509.Certificate:
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "fep conformance")])
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(NOW - dt.timedelta(days=1))
+        .not_valid_after(NOW + dt.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+
+
+def _name(operation: Operation) -> str:
+    return type(operation).__name__
+
+
+QUERIES: Final = (BalanceQuery(OURS), StatementQuery(OURS, DAY, DAY))
+
+
+# -- the checks -----------------------------------------------------------------------------------
+
+
+def every_operation(rig: Rig) -> str:
+    """What the adapter prints its bank reads, and the other way round."""
+    with rig.bank() as bank:
+        paid = bank.ask(ORDER)
+        _hold(isinstance(paid, Accepted | Unclear), f"a payment is answered with {paid}")
+        if isinstance(paid, Accepted):
+            assert isinstance(paid.result, PaymentReceipt)
+            _hold(paid.result.client_ref == rig.reference(1), "the receipt has another reference")
+            _hold(paid.result.amount == ORDER.amount, "the receipt has another amount")
+        _hold(bank.booked == 1, f"one payment was booked {bank.booked} times")
+        state = bank.state()
+        _hold(state is PaymentState.SUCCEEDED, f"the booked payment is {state}")
+        balance = bank.ask(BalanceQuery(OURS))
+        _hold(isinstance(balance, Accepted), f"a balance query is answered with {balance}")
+        assert isinstance(balance, Accepted)
+        assert isinstance(balance.result, Balance)
+        left = OPENING - ORDER.amount
+        _hold(
+            balance.result.available == left,
+            f"the balance is {balance.result.available}, not {left}",
+        )
+        _hold(bank.book.check() == [], "the book does not add up")
+    return f"{len(rig.adapter.capabilities)} operations"
+
+
+def any_split(rig: Rig) -> str:
+    """However the bytes are cut, the same replies come."""
+    with rig.bank() as bank:
+        stream = b"".join(bank.answer(one)[1] for one in (ORDER, rig.status(), *QUERIES))
+    whole = [_seen(one) for one in rig.codec.framer().receive_data(stream)]
+    _hold(len(whole) == 2 + len(QUERIES), f"{len(whole)} replies to {2 + len(QUERIES)} requests")
+    rng = random.Random(SEED)
+    for _ in range(CUTS):
+        framer = rig.codec.framer()
+        cuts = sorted(rng.randrange(len(stream) + 1) for _ in range(rng.choice((1, 2, 8, 40))))
+        ends = [0, *cuts, len(stream)]
+        found = [
+            _seen(reply)
+            for begin, end in itertools.pairwise(ends)
+            for reply in framer.receive_data(stream[begin:end])
+        ]
+        _hold(found == whole, f"other replies when cut at {cuts}")
+    framer = rig.codec.framer()
+    single = [
+        _seen(reply)
+        for at in range(len(stream))
+        for reply in framer.receive_data(stream[at : at + 1])
+    ]
+    _hold(single == whole, "other replies byte by byte")
+    return f"{CUTS} cuts, and byte by byte"
+
+
+def _seen(reply: Reply) -> tuple[str, str, str, bytes]:
+    return reply.correlation, reply.trade, reply.code, reply.raw
+
+
+def any_bytes(rig: Rig) -> str:
+    """Any bytes are replies or a typed error; none of it proves that a payment was done or not."""
+    with rig.bank() as bank:
+        answers = [bank.answer(one)[1] for one in (ORDER, rig.status(), *QUERIES)]
+    rng = random.Random(SEED)
+    operations = (ORDER, rig.status(), *QUERIES)
+    for _ in range(NOISES):
+        data = _noise(rng, answers)
+        framer = rig.codec.framer()
+        replies: list[Reply] = []
+        try:
+            replies = framer.receive_data(data)
+            framer.receive_data(b"")
+            framer.receive_eof()
+        except RemoteProtocolError:
+            pass
+        for reply in replies:
+            for operation in operations:
+                rig.codec.outcome(operation, reply)
+                rig.codec.payment_ref(reply)
+            rig.codec.alive(reply)
+        with_garbage = list(lines(rig.adapter.name, rig.adapter.decoder, data))
+        json.dumps(with_garbage)
+    return f"{NOISES} byte strings"
+
+
+def _noise(rng: random.Random, answers: Sequence[bytes]) -> bytes:
+    data = bytearray(rng.choice(answers) + rng.choice(answers))
+    match rng.randrange(4):
+        case 0:
+            return rng.randbytes(rng.randrange(300))
+        case 1:
+            at = rng.randrange(len(data))
+            del data[at : at + rng.randrange(1, 60)]
+        case 2:
+            at = rng.randrange(len(data))
+            data[at:at] = rng.randbytes(rng.randrange(1, 60))
+        case _:
+            for _ in range(rng.choice((1, 3, 12))):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+    return bytes(data)
+
+
+def bounded_memory(rig: Rig) -> str:
+    """A frame that never ends is an error once the card's limit is reached."""
+    with rig.bank() as bank:
+        _, answer = bank.answer(QUERIES[0])
+    codec = rig.open({"limits": {"frame_bytes_max": FRAME_BYTES}})
+    for begin in (answer[: len(answer) // 2], answer[:-1], b"\xff" * 16, b"<" * 16, b"9" * 16):
+        framer = codec.framer()
+        fed = 0
+        try:
+            while fed <= HELD_FACTOR * FRAME_BYTES:
+                piece = begin if fed == 0 else b"0" * 4096
+                framer.receive_data(piece)
+                fed += len(piece)
+        except RemoteProtocolError:
+            continue
+        _hold(False, f"{fed} bytes that begin with {begin[:24]!r} were taken in")  # noqa: FBT003
+    return f"at most {HELD_FACTOR} times the limit"
+
+
+def codes_by_card(rig: Rig) -> str:
+    """Each code of the card means what its list says; every other proves nothing."""
+    codes = rig.card.codes
+    with rig.bank() as bank:
+        paid = bank.replies(ORDER)[0]
+        told = bank.replies(QUERIES[0])[0]
+
+    def of_payment(code: str) -> Outcome:
+        return rig.codec.outcome(ORDER, attrs.evolve(paid, code=code))
+
+    def of_query(code: str) -> Outcome:
+        return rig.codec.outcome(QUERIES[0], attrs.evolve(told, code=code))
+
+    for code in sorted(codes.refused):
+        _hold(isinstance(of_query(code), Rejected), f"{code} does not refuse a query")
+        _hold(not isinstance(of_payment(code), Accepted), f"{code} is a good answer to a payment")
+    for code in sorted(codes.permission):
+        found = of_query(code)
+        by_permission = isinstance(found, Rejected) and found.why is Refusal.PERMISSION
+        _hold(by_permission, f"{code} is not told as a permission: {found}")
+        _hold(not isinstance(of_payment(code), Accepted), f"{code} is a good answer to a payment")
+    for code in sorted(codes.throttled):
+        found = of_query(code)
+        by_throttle = isinstance(found, Rejected) and found.why is Refusal.THROTTLED
+        _hold(by_throttle, f"{code} is not told as throttled: {found}")
+    for code in [*sorted(codes.duplicate | codes.throttled | codes.unclear), UNLISTED, ""]:
+        found = of_payment(code)
+        _hold(isinstance(found, Unclear), f"{code!r} on a payment is not unclear but {found}")
+        _hold(not isinstance(of_query(code), Accepted), f"{code!r} is a good answer to a query")
+    return f"{sum(len(one) for one in attrs.astuple(codes))} codes, and two of none"
+
+
+def booked_once(rig: Rig) -> str:
+    """The same reference again moves no money, and is never taken for a refusal."""
+    with rig.bank() as bank:
+        bank.ask(ORDER)
+        again = bank.ask(ORDER)
+        _hold(bank.booked == 1, f"the same reference was booked {bank.booked} times")
+        _hold(not isinstance(again, Rejected), f"a repeat is told as a refusal: {again}")
+        state = bank.state()
+        _hold(state is PaymentState.SUCCEEDED, f"after the repeat it is {state}")
+    return rig.card.dedupe.resend.value
+
+
+def faults_stay_open(rig: Rig) -> str:
+    """After a fault a payment is unclear, and its status query tells what the book has."""
+    for fault in OPEN_FAULTS:
+        with rig.bank(fault) as bank:
+            for reply in bank.replies(ORDER):
+                found = rig.codec.outcome(ORDER, reply)
+                _hold(isinstance(found, Unclear), f"{fault} is answered with {found}")
+            booked = bank.booked
+            _hold(booked == int("after" in fault), f"{fault} booked {booked} times")
+            state = bank.state()
+            wanted = PaymentState.SUCCEEDED if booked else PaymentState.NO_RECORD
+            _hold(state is wanted, f"after {fault} it is told as {state}, not {wanted}")
+    return f"{len(OPEN_FAULTS)} faults"
+
+
+def refusals_and_landed(rig: Rig) -> str:
+    """What can't be paid is rejected in the end, and what waits at the bank is not done."""
+    poor = attrs.evolve(ORDER, amount=Cny(OPENING.fen + 1))
+    with rig.bank() as bank:
+        found = bank.ask(poor)
+        _hold(not (isinstance(found, Accepted) and found.final), f"without money: {found}")
+        state = bank.state(order=poor)
+        _hold(state in {PaymentState.REJECTED, PaymentState.NO_RECORD}, f"without money: {state}")
+        _hold(bank.booked == 0, "a payment without money was booked")
+    with rig.bank(Fault.LANDED) as bank:
+        found = bank.ask(ORDER)
+        _hold(not isinstance(found, Rejected), f"a landed payment is told as a refusal: {found}")
+        _hold(not (isinstance(found, Accepted) and found.final), "a landed payment is told as done")
+        state = bank.state()
+        open_states = {PaymentState.PROCESSING, PaymentState.UNKNOWN}
+        _hold(state in open_states, f"a landed payment is told as {state}")
+    with rig.bank(Fault.THROTTLED) as bank:
+        found = bank.ask(QUERIES[0])
+        throttled = isinstance(found, Rejected) and found.why is Refusal.THROTTLED
+        _hold(throttled, f"too many queries are told as {found}")
+    return "no money, landed, throttled"
+
+
+def facts_are_compared(rig: Rig) -> str:
+    """A status answer about another amount or payee closes nothing."""
+    with rig.bank() as bank:
+        bank.ask(ORDER)
+        for other in (
+            attrs.evolve(ORDER, amount=Cny(ORDER.amount.fen + 1)),
+            attrs.evolve(ORDER, amount=Cny(ORDER.amount.fen * 100)),
+        ):
+            replies = bank.replies(rig.status(order=other))
+            found = rig.codec.outcome(rig.status(order=other), replies[0])
+            closed = (
+                isinstance(found, Accepted)
+                and isinstance(found.result, PaymentStatus)
+                and found.result.state is PaymentState.SUCCEEDED
+            )
+            _hold(not closed, "a payment of another amount proves this one")
+    return "amount"
+
+
+def signatures(rig: Rig) -> str:
+    """The simulated bank books nothing that is signed badly."""
+    with rig.bank() as bank:
+        draft, _ = bank.answer(ORDER, badly=True)
+        if draft.to_sign is None:
+            return "the protocol has none of ours"
+        _hold(bank.booked == 0, "a payment with a bad signature was booked")
+        bank.ask(ORDER)
+        _hold(bank.booked == 1, "a payment with a good signature was not booked")
+    return draft.algorithm.value
+
+
+def statements(rig: Rig) -> str:
+    """All lines come, each once, over as many pages as there are; spans keep to the card."""
+    with rig.bank() as bank:
+        for number in range(LINES):
+            bank.replies(attrs.evolve(ORDER, amount=Cny(100 + number)), number)
+        amounts: list[int] = []
+        pages = 0
+        query = StatementQuery(OURS, DAY, DAY)
+        while True:
+            found = bank.ask(query)
+            _hold(isinstance(found, Accepted), f"a statement is answered with {found}")
+            assert isinstance(found, Accepted)
+            assert isinstance(found.result, Statement)
+            amounts += [entry.amount.fen for entry in found.result.entries]
+            pages += 1
+            _hold(pages <= LINES, "the pages never end")
+            if not found.result.cursor:
+                break
+            query = attrs.evolve(query, cursor=found.result.cursor)
+    _hold(sorted(amounts) == [100 + n for n in range(LINES)], f"{len(amounts)} lines, not {LINES}")
+    facts = rig.card.statement
+    first = BusinessDate(DAY - dt.timedelta(days=SPAN_DAYS - 1))
+    spans = rig.codec.split(StatementQuery(OURS, first, DAY), DAY)
+    days = [
+        one.first_day + dt.timedelta(days=at)
+        for one in spans
+        for at in range((one.last_day - one.first_day).days + 1)
+    ]
+    _hold(
+        sorted(days) == [first + dt.timedelta(days=at) for at in range(100)],
+        "days are left out or doubled",
+    )
+    if facts.span_days_max:
+        longest = max((one.last_day - one.first_day).days + 1 for one in spans)
+        _hold(longest <= facts.span_days_max, f"{longest} days are asked for at once")
+    if facts.today_separate:
+        mixed = any(one.first_day < DAY <= one.last_day for one in spans)
+        _hold(not mixed, "today and days before are asked for together")
+    return f"{LINES} lines on {pages} pages, {SPAN_DAYS} days in {len(spans)} queries"
+
+
+def correlations(rig: Rig) -> str:
+    """An answer bears what its request sent, or nothing where the protocol has no such thing."""
+    with rig.bank() as bank:
+        seen = set()
+        for operation in (ORDER, rig.status(), *QUERIES):
+            draft, data = bank.answer(operation)
+            [reply] = rig.codec.framer().receive_data(data)
+            _hold(draft.correlation not in seen, "two requests have one correlation")
+            seen.add(draft.correlation)
+            _hold(
+                reply.correlation in {draft.correlation, ""},
+                "an answer bears another's correlation",
+            )
+        [paid] = bank.replies(attrs.evolve(ORDER, amount=Cny(1)), 2)
+        bears = rig.codec.payment_ref(paid)
+        _hold(bears in {rig.reference(2), ""}, f"an answer to a payment bears {bears!r}")
+    return f"{len(seen)} requests"
+
+
+def secrets_hidden(rig: Rig) -> str:
+    """No secret is in what may be logged or shown."""
+    with rig.bank() as bank:
+        shown = [repr(rig.codec)]
+        for operation in (ORDER, rig.status(), *QUERIES):
+            draft, data = bank.answer(operation)
+            replies = rig.codec.framer().receive_data(data)
+            request = rig.sealed(draft)
+            shown += [repr(draft), repr(replies)]
+            shown += map(str, lines(rig.adapter.name, rig.adapter.decoder, request + data))
+    _hold(not any(SECRET in one for one in shown), "a secret is shown")
+    return f"{len(rig.adapter.secret_names)} secrets"
+
+
+CHECKS: Final[tuple[Callable[[Rig], str], ...]] = (
+    every_operation,
+    any_split,
+    any_bytes,
+    bounded_memory,
+    codes_by_card,
+    booked_once,
+    faults_stay_open,
+    refusals_and_landed,
+    facts_are_compared,
+    signatures,
+    statements,
+    correlations,
+    secrets_hidden,
+)
+
+
+def through_the_daemon(adapter: BankAdapter, example: Example, directory: Path) -> str:
+    """Every payment is booked once and closed by evidence, in the daemon itself over TCP."""
+    plan = BankPlan(
+        "bank",
+        adapter.name,
+        example.bank_class,
+        "",
+        adapter.title,
+        "999900000001",
+        example.options,
+        dict.fromkeys(adapter.secret_names, SECRET),
+    )
+    with Scene(directory, banks=(plan,), accounts_per_bank=2) as scene:
+        scene.reply_timeout_s = 1.0
+        scene.start_hosts(DAEMON_FAULTS)
+        scene.write_config()
+        scene.start_daemon()
+        payer, payee = scene.accounts
+        with scene.operator() as operator:
+            scene.wait_ready(operator)
+            for number in range(PAYMENTS):
+                params = {
+                    "payer": {"account": payer.number},
+                    "payee": {"account": payee.number, "name": payee.name},
+                    "amount": f"{number + 1}.00",
+                    "currency": "CNY",
+                }
+                body = {"kind": "transfer", "params": params}
+                operator.submit(f"P{number}", "bank", "transfer", body)
+            body = {"kind": "balance", "params": {"account": payer.number}}
+            operator.submit("B", "bank", "balance", body)
+            names = [*(f"P{number}" for number in range(PAYMENTS)), "B"]
+
+            def states(client: BlockingClient) -> dict[str, str] | None:
+                found = {one: client.call("task.get", {"task_id": one})["state"] for one in names}
+                return found if all(State(one) in FINAL for one in found.values()) else None
+
+            told = scene.wait(operator, states, "every task closed", 60.0)
+        book = scene.open_book()
+        try:
+            _hold(set(told.values()) == {"succeeded"}, f"the tasks ended as {told}")
+            amounts = sorted(one.amount.fen for one in book.payments())
+            wanted = [100 * (number + 1) for number in range(PAYMENTS)]
+            _hold(amounts == wanted, f"{len(amounts)} payments are in the book, not {PAYMENTS}")
+            _hold(book.check() == [], "the book does not add up")
+        finally:
+            book.close()
+        log = scene.directory.joinpath("fep.log").read_text("utf-8", "replace")
+        _hold(SECRET not in log, "a secret is in the log")
+        _hold('"lane.crashed"' not in log, "a lane crashed")
+    return f"{PAYMENTS} payments, {DAEMON_FAULTS}"
+
+
+@attrs.frozen
+class Result:
+    """What one check has shown."""
+
+    check: str
+    asks: str
+    passed: bool
+    detail: str
+    """What was tried; or what was seen, where it failed."""
+    seconds: float
+
+
+def conform(name: str, *, daemon: bool = True) -> Iterator[Result]:
+    """Yield each check's result for an adapter.
+
+    Raises:
+        UnknownAdapterError, BrokenAdapterError: it can't be tried.
+    """
+    adapter, host = registry.adapter(name), registry.host(name)
+    example = registry.quality(name).example
+    with tempfile.TemporaryDirectory(prefix="fep-conformance-") as place:
+        directory = Path(place)
+        rig = Rig(directory, adapter, host, example)
+        for check in CHECKS:
+            yield _tried(check.__name__, check.__doc__ or "", lambda one=check: one(rig))  # type: ignore[misc]
+        if daemon:
+            run = through_the_daemon
+            yield _tried(
+                run.__name__, run.__doc__ or "", lambda: run(adapter, example, directory / "scene")
+            )
+
+
+def _tried(name: str, asks: str, check: Callable[[], str]) -> Result:
+    began = time.monotonic()
+    try:
+        detail, passed = check(), True
+    except Exception as error:  # noqa: BLE001 - whatever an adapter raises is this check's finding
+        said = str(error) if isinstance(error, _FailedError) else f"{type(error).__name__}: {error}"
+        detail, passed = said[:500], False
+    return Result(
+        name, asks.split("\n", maxsplit=1)[0], passed, detail, round(time.monotonic() - began, 2)
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0 when every check holds."""
+    parser = argparse.ArgumentParser(
+        prog="fep conformance", description="Try on an adapter what every adapter must do."
+    )
+    parser.add_argument("adapter")
+    parser.add_argument("--json", action="store_true", help="one JSON line for programs")
+    parser.add_argument(
+        "--no-daemon", action="store_true", help="leave out what starts the daemon and a bank"
+    )
+    given = parser.parse_args(arguments)
+    results = []
+    try:
+        for result in conform(given.adapter, daemon=not given.no_daemon):
+            results.append(result)
+            if not given.json:
+                word = "pass" if result.passed else "FAIL"
+                print(f"{word}  {result.check:<20} {result.seconds:6.2f} s  {result.detail}")
+                if not result.passed:
+                    print(f"      {'':<20}           {result.asks}")
+                sys.stdout.flush()
+    except (registry.UnknownAdapterError, registry.BrokenAdapterError) as error:
+        print(error.args[0], file=sys.stderr)
+        return 1
+    failed = [one.check for one in results if not one.passed]
+    if given.json:
+        rows = [attrs.asdict(one) for one in results]
+        print(json.dumps({"adapter": given.adapter, "failed": failed, "checks": rows}))
+    else:
+        print(f"conformance: {given.adapter}: {len(results) - len(failed)} of {len(results)} hold")
+    return int(bool(failed))

@@ -1,0 +1,122 @@
+"""Every shipped adapter conforms; and each check fails for an adapter that is broken so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bank_adapters.ccb_wlpt import codec, host, messages, replies
+from fep.adapters import decode, registry
+from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply
+from fep.adapters.host import BookedState
+from fep.domain.money import Cny
+from fep.domain.order import Balance, PaymentState, Statement
+from fep.sandbox import conformance
+from fep.sandbox.conformance import CHECKS, conform
+
+Break = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_shipped_adapter_conforms(name: str) -> None:
+    results = list(conform(name))
+    assert [one.check for one in results if not one.passed] == [], results
+    assert len(results) == len(CHECKS) + 1
+
+
+def changes(place: Any, name: str, change: Callable[[Any, Any], Any]) -> Break:
+    """Return a break: what a function returns is changed, given its last argument too."""
+
+    def apply(patch: pytest.MonkeyPatch) -> None:
+        whole = getattr(place, name)
+        patch.setattr(place, name, lambda *args: change(whole(*args), args[-1]))
+
+    return apply
+
+
+def puts(place: Any, name: str, value: Any) -> Break:
+    """Return a break: another value stands there."""
+    return lambda patch: patch.setattr(place, name, value)
+
+
+def forgets_the_begin(patch: pytest.MonkeyPatch) -> None:
+    whole = messages.FrameReader.receive_data
+
+    def receive(self: messages.FrameReader, data: bytes) -> list[bytes]:
+        found = whole(self, data)
+        self._buffer.clear()
+        return found
+
+    patch.setattr(messages.FrameReader, "receive_data", receive)
+
+
+def holds_all(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(codec, "FrameReader", lambda _limit: messages.FrameReader(10**9))
+
+
+def poor_balance(outcome: Outcome, _reply: Reply) -> Outcome:
+    if isinstance(outcome, Accepted) and isinstance(outcome.result, Balance):
+        return Accepted(Balance(outcome.result.account, Cny(1), Cny(1), outcome.result.as_of))
+    return outcome
+
+
+def without_the_last_line(found: Statement, _message: Any) -> Statement:
+    return Statement(found.entries[:-1], found.cursor)
+
+
+def raises(outcome: Outcome, reply: Reply) -> Outcome:
+    if reply.content is None:
+        raise KeyError(reply.code)
+    return outcome
+
+
+BREAKS: dict[str, Break] = {
+    "every_operation": changes(replies, "outcome", poor_balance),
+    "any_split": forgets_the_begin,
+    "any_bytes": changes(replies, "outcome", raises),
+    "bounded_memory": holds_all,
+    "codes_by_card": changes(
+        replies, "_refused", lambda _found, reply: Rejected(reply.code, "", Refusal.BUSINESS)
+    ),
+    "booked_once": puts(host, "DUPLICATE", "SIM003"),
+    "faults_stay_open": puts(replies, "payment_state", lambda *_: PaymentState.REJECTED),
+    "refusals_and_landed": puts(host, "_DEAL_TYPES", host._DEAL_TYPES | {BookedState.LANDED: "4"}),
+    "facts_are_compared": puts(replies, "_difference", lambda *_: ""),
+    "signatures": puts(host._Client, "_is_signed", lambda *_: True),
+    "statements": changes(replies, "_statement", without_the_last_line),
+    "correlations": changes(
+        codec, "_reply", lambda reply, _frame: Reply("x", "", "", "", reply.raw, reply.content)
+    ),
+    "secrets_hidden": puts(decode, "masked", lambda value: value),
+}
+
+
+def test_every_check_has_a_break() -> None:
+    assert set(BREAKS) == {check.__name__ for check in CHECKS}
+
+
+@pytest.mark.parametrize("check", BREAKS)
+def test_a_broken_adapter_is_found(check: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    BREAKS[check](monkeypatch)
+    failed = {one.check for one in conform("ccb_wlpt", daemon=False) if not one.passed}
+    assert check in failed
+
+
+def test_the_command_tells_what_failed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert conformance.main(["ccb_wlpt", "--no-daemon"]) == 0
+    out = capsys.readouterr().out
+    assert f"ccb_wlpt: {len(CHECKS)} of {len(CHECKS)} hold" in out
+    BREAKS["signatures"](monkeypatch)
+    assert conformance.main(["ccb_wlpt", "--no-daemon"]) == 1
+    assert "FAIL  signatures" in capsys.readouterr().out
+    assert conformance.main(["ccb_wlpt", "--no-daemon", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["adapter"], told["failed"]) == ("ccb_wlpt", ["signatures"])
+    assert len(told["checks"]) == len(CHECKS)
+    assert conformance.main(["nobody"]) == 1
+    assert "there are:" in capsys.readouterr().err
