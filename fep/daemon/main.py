@@ -39,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from fep.sandbox import conformance  # noqa: PLC0415
 
         return conformance.main(words[1:])
+    if words[:1] == ["new-adapter"]:
+        from fep.sandbox import new_adapter  # noqa: PLC0415
+
+        return new_adapter.main(words[1:])
     given = _parser().parse_args(words)
     command: Callable[[argparse.Namespace], int] = given.command
     try:
@@ -86,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_upkeep(commands)
     commands.add_parser(
         "host", help="run a simulated bank on loopback (fep host --help)", add_help=False
+    )
+    commands.add_parser(
+        "conformance", help="try on an adapter what every adapter must do", add_help=False
+    )
+    commands.add_parser(
+        "new-adapter", help="make a folder with an adapter to begin with", add_help=False
     )
     commands.add_parser(
         "demo", help="show the main job on this machine (fep demo --help)", add_help=False

@@ -300,6 +300,20 @@ def every_operation(rig: Rig) -> str:
     return f"{len(rig.adapter.capabilities)} operations"
 
 
+def heartbeat(rig: Rig) -> str:
+    """The bank's own harmless request shows a bank that works, and changes nothing."""
+    with rig.bank() as bank:
+        draft = rig.codec.probe(Context(NOW, rig.numbers.next(NOW)))
+        _hold(draft.to_sign is None, "the heartbeat is to be signed")
+        answers = bank.host.open(bank.profile).receive_data(rig.codec.seal(draft, None))
+        data = b"".join(one.data for one in answers)
+        [reply] = rig.codec.framer().receive_data(data)
+        _hold(rig.codec.alive(reply), f"the answer {reply.code!r} shows no working bank")
+        _hold(not rig.codec.alive(attrs.evolve(reply, code=UNLISTED)), "any answer shows one")
+        _hold(not bank.book.payments(), "the heartbeat has paid")
+    return draft.trade
+
+
 def any_split(rig: Rig) -> str:
     """However the bytes are cut, the same replies come."""
     with rig.bank() as bank:
@@ -582,6 +596,7 @@ def secrets_hidden(rig: Rig) -> str:
 
 CHECKS: Final[tuple[Callable[[Rig], str], ...]] = (
     every_operation,
+    heartbeat,
     any_split,
     any_bytes,
     bounded_memory,

@@ -75,6 +75,7 @@ def raises(outcome: Outcome, reply: Reply) -> Outcome:
 
 BREAKS: dict[str, Break] = {
     "every_operation": changes(replies, "outcome", poor_balance),
+    "heartbeat": puts(codec.CcbWlptCodec, "alive", lambda *_: True),
     "any_split": forgets_the_begin,
     "any_bytes": changes(replies, "outcome", raises),
     "bounded_memory": holds_all,
