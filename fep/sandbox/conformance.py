@@ -43,7 +43,7 @@ from fep.adapters.api import (
 from fep.adapters.card import BehaviourCard, SignAlgorithm, override
 from fep.adapters.decode import lines
 from fep.adapters.host import BankHost, BookAccount, Fault, Faults, HostProfile
-from fep.adapters.quality import Example
+from fep.adapters.quality import Example, Status
 from fep.client import BlockingClient
 from fep.domain.account import Account
 from fep.domain.clock import SHANGHAI, BusinessDate
@@ -54,6 +54,7 @@ from fep.domain.money import Cny
 from fep.domain.order import (
     Balance,
     BalanceQuery,
+    Kind,
     Operation,
     Payee,
     PaymentOrder,
@@ -175,6 +176,13 @@ class Rig:
         finally:
             book.close()
 
+    @property
+    def queries(self) -> tuple[Operation, ...]:
+        """Queries that the adapter has, after the payment's own."""
+        if Kind.STATEMENT in self.adapter.capabilities:
+            return BalanceQuery(OURS), StatementQuery(OURS, DAY, DAY)
+        return (BalanceQuery(OURS),)
+
     def reference(self, number: int) -> ClientRef:
         """Return the reference of a payment, as the engine makes it."""
         task, dedupe = TaskId(f"T{number}"), self.card.dedupe
@@ -269,7 +277,12 @@ def _name(operation: Operation) -> str:
     return type(operation).__name__
 
 
-QUERIES: Final = (BalanceQuery(OURS), StatementQuery(OURS, DAY, DAY))
+EXEMPT: Final[Mapping[str, str]] = {
+    "facts_are_compared": "status_checks_facts",
+    "signatures": "signature",
+    "statements": "statement",
+}
+"""The rule of ``quality.toml`` that may say that the bank has nothing of what a check tries."""
 
 
 # -- the checks -----------------------------------------------------------------------------------
@@ -317,9 +330,12 @@ def heartbeat(rig: Rig) -> str:
 def any_split(rig: Rig) -> str:
     """However the bytes are cut, the same replies come."""
     with rig.bank() as bank:
-        stream = b"".join(bank.answer(one)[1] for one in (ORDER, rig.status(), *QUERIES))
+        stream = b"".join(bank.answer(one)[1] for one in (ORDER, rig.status(), *rig.queries))
     whole = [_seen(one) for one in rig.codec.framer().receive_data(stream)]
-    _hold(len(whole) == 2 + len(QUERIES), f"{len(whole)} replies to {2 + len(QUERIES)} requests")
+    _hold(
+        len(whole) == 2 + len(rig.queries),
+        f"{len(whole)} replies to {2 + len(rig.queries)} requests",
+    )
     rng = random.Random(SEED)
     for _ in range(CUTS):
         framer = rig.codec.framer()
@@ -348,9 +364,9 @@ def _seen(reply: Reply) -> tuple[str, str, str, bytes]:
 def any_bytes(rig: Rig) -> str:
     """Any bytes are replies or a typed error; none of it proves that a payment was done or not."""
     with rig.bank() as bank:
-        answers = [bank.answer(one)[1] for one in (ORDER, rig.status(), *QUERIES)]
+        answers = [bank.answer(one)[1] for one in (ORDER, rig.status(), *rig.queries)]
     rng = random.Random(SEED)
-    operations = (ORDER, rig.status(), *QUERIES)
+    operations = (ORDER, rig.status(), *rig.queries)
     for _ in range(NOISES):
         data = _noise(rng, answers)
         framer = rig.codec.framer()
@@ -391,7 +407,7 @@ def _noise(rng: random.Random, answers: Sequence[bytes]) -> bytes:
 def bounded_memory(rig: Rig) -> str:
     """A frame that never ends is an error once the card's limit is reached."""
     with rig.bank() as bank:
-        _, answer = bank.answer(QUERIES[0])
+        _, answer = bank.answer(BalanceQuery(OURS))
     codec = rig.open({"limits": {"frame_bytes_max": FRAME_BYTES}})
     for begin in (answer[: len(answer) // 2], answer[:-1], b"\xff" * 16, b"<" * 16, b"9" * 16):
         framer = codec.framer()
@@ -412,13 +428,13 @@ def codes_by_card(rig: Rig) -> str:
     codes = rig.card.codes
     with rig.bank() as bank:
         paid = bank.replies(ORDER)[0]
-        told = bank.replies(QUERIES[0])[0]
+        told = bank.replies(BalanceQuery(OURS))[0]
 
     def of_payment(code: str) -> Outcome:
         return rig.codec.outcome(ORDER, attrs.evolve(paid, code=code))
 
     def of_query(code: str) -> Outcome:
-        return rig.codec.outcome(QUERIES[0], attrs.evolve(told, code=code))
+        return rig.codec.outcome(BalanceQuery(OURS), attrs.evolve(told, code=code))
 
     for code in sorted(codes.refused):
         _hold(isinstance(of_query(code), Rejected), f"{code} does not refuse a query")
@@ -483,7 +499,7 @@ def refusals_and_landed(rig: Rig) -> str:
         open_states = {PaymentState.PROCESSING, PaymentState.UNKNOWN}
         _hold(state in open_states, f"a landed payment is told as {state}")
     with rig.bank(Fault.THROTTLED) as bank:
-        found = bank.ask(QUERIES[0])
+        found = bank.ask(BalanceQuery(OURS))
         throttled = isinstance(found, Rejected) and found.why is Refusal.THROTTLED
         _hold(throttled, f"too many queries are told as {found}")
     return "no money, landed, throttled"
@@ -565,7 +581,7 @@ def correlations(rig: Rig) -> str:
     """An answer bears what its request sent, or nothing where the protocol has no such thing."""
     with rig.bank() as bank:
         seen = set()
-        for operation in (ORDER, rig.status(), *QUERIES):
+        for operation in (ORDER, rig.status(), *rig.queries):
             draft, data = bank.answer(operation)
             [reply] = rig.codec.framer().receive_data(data)
             _hold(draft.correlation not in seen, "two requests have one correlation")
@@ -584,7 +600,7 @@ def secrets_hidden(rig: Rig) -> str:
     """No secret is in what may be logged or shown."""
     with rig.bank() as bank:
         shown = [repr(rig.codec)]
-        for operation in (ORDER, rig.status(), *QUERIES):
+        for operation in (ORDER, rig.status(), *rig.queries):
             draft, data = bank.answer(operation)
             replies = rig.codec.framer().receive_data(data)
             request = rig.sealed(draft)
@@ -684,11 +700,19 @@ def conform(name: str, *, daemon: bool = True) -> Iterator[Result]:
         UnknownAdapterError, BrokenAdapterError: it can't be tried.
     """
     adapter, host = registry.adapter(name), registry.host(name)
-    example = registry.quality(name).example
+    quality = registry.quality(name)
+    example = quality.example
+    exempt = {one.name: one.comment for one in quality.rules if one.status is Status.EXEMPT}
     with tempfile.TemporaryDirectory(prefix="fep-conformance-") as place:
         directory = Path(place)
         rig = Rig(directory, adapter, host, example)
         for check in CHECKS:
+            if check is statements and Kind.STATEMENT not in adapter.capabilities:
+                exempt[EXEMPT[check.__name__]] = "the adapter reads no statements"
+            if (why := exempt.get(EXEMPT.get(check.__name__, ""))) is not None:
+                asks = (check.__doc__ or "").split("\n")[0]
+                yield Result(check.__name__, asks, True, f"exempt: {why}", 0.0)  # noqa: FBT003
+                continue
             yield _tried(check.__name__, check.__doc__ or "", lambda one=check: one(rig))  # type: ignore[misc]
         if daemon:
             run = through_the_daemon

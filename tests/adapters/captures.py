@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
 
 from fep.adapters import registry
 from fep.adapters.api import BankAdapter, BankProfile, Context
@@ -15,6 +14,7 @@ from fep.domain.ids import AccountNumber, BankName, Sequence, TaskId, client_ref
 from fep.domain.money import Cny
 from fep.domain.order import (
     BalanceQuery,
+    Kind,
     Operation,
     Payee,
     PaymentOrder,
@@ -23,12 +23,6 @@ from fep.domain.order import (
 )
 from tests.bank_adapters.book import MemoryBook
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "ccb_wlpt": {"customer_id": "105999900000001", "user_id": "FEP001"},
-    "cmb_xml": {"login_name": "FEP01", "branch": "75", "payee_address_default": "广东省深圳市"},
-    "icbc_nc": {"user_id": "fep01.y.9999", "cis": "999900000000001"},
-    "pingan_b2bi": {"corp_code": "00102079900001234000"},
-}
 BANK = BankName("bank")
 OURS, PAYEE = AccountNumber("99990000000101"), AccountNumber("99990000000202")
 NOW = dt.datetime(2026, 1, 5, 9, 1, 0, tzinfo=SHANGHAI).astimezone(dt.UTC)
@@ -51,7 +45,7 @@ def exchanges(name: str) -> list[tuple[Operation, bytes, bytes]]:
         BankProfile(
             BANK,
             card,
-            adapter.options_class(**OPTIONS[name]),
+            adapter.options_class(**registry.quality(name).example.options),
             "1",
             {number: Account(number, BANK, holder) for number, holder in holders.items()},
             "127.0.0.1:1",
@@ -72,6 +66,8 @@ def exchanges(name: str) -> list[tuple[Operation, bytes, bytes]]:
         BalanceQuery(OURS),
         StatementQuery(OURS, DAY, DAY),
     ):
+        if isinstance(operation, StatementQuery) and Kind.STATEMENT not in adapter.capabilities:
+            continue
         known = reference if isinstance(operation, PaymentOrder) else None
         draft = codec.prepare(operation, Context(NOW, sequence.next(NOW), known))
         request = codec.seal(draft, None if draft.to_sign is None else b"signature")
