@@ -13,19 +13,11 @@ from bank_adapters.icbc_nc.messages import (
     take_sign_value,
     take_signed,
 )
-from fep.adapters.decode import Decoder, Frame, Role, xml_bounds
+from fep.adapters.decode import BODY_BYTES_MAX, Decoder, Frame, Role, http_bounds, xml_bounds
 from fep.wire.http import RequestReader, ResponseReader
 
-BODY_BYTES_MAX: Final = 64 * 1024 * 1024
-HEAD_BYTES_MAX: Final = 64 * 1024
 WINDOW_BYTES: Final = 1024 * 1024
 OVERLAP_BYTES: Final = 8 * 1024
-_HTTP: Final = re.compile(
-    rb"(?:POST|GET) [\x21-\x7e]{1,4096} HTTP/1\.[01]\r\n|HTTP/1\.[01] [0-9]{3}[^\r\n]{0,200}\r\n"
-)
-_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r\n", re.IGNORECASE)
-_HEAD_END: Final = b"\r\n\r\n"
-_LAST_CHUNK: Final = b"\r\n0\r\n\r\n"
 _BODY_NAME: Final = re.compile(rb"(?:reqData|errorCode)=")
 _BODY: Final = re.compile(rb"[A-Za-z0-9+/=%\s]*")
 
@@ -36,7 +28,7 @@ class _IcbcNcDecoder:
             # Each is looked for only in front of the one before: a body stands in its message.
             limit = min(at + WINDOW_BYTES, len(data))
             found = None
-            for look in (_http_bounds, _body_bounds, _xml_bounds):
+            for look in (http_bounds, _body_bounds, _xml_bounds):
                 if (bounds := look(data, at, limit)) is not None:
                     found, limit = bounds, bounds[0]
             if found is not None:
@@ -60,24 +52,6 @@ class _IcbcNcDecoder:
         if frame.startswith(b"reqData=%3C"):
             return _request("", frame)
         return _answer(frame, "")
-
-
-def _http_bounds(data: bytes, at: int, limit: int) -> tuple[int, int] | None:
-    for begun in _HTTP.finditer(data, at, limit):
-        head = data.find(_HEAD_END, begun.end() - 2, begun.end() + HEAD_BYTES_MAX)
-        if head < 0:
-            continue
-        body = head + len(_HEAD_END)
-        length = _LENGTH.search(data, begun.start(), head + 2)
-        if length is not None:
-            end = body + int(length[1])
-        elif (last := data.find(_LAST_CHUNK, head, head + BODY_BYTES_MAX)) >= 0:
-            end = last + len(_LAST_CHUNK)
-        else:
-            end = body
-        if end <= len(data):
-            return begun.start(), end
-    return None
 
 
 def _body_bounds(data: bytes, at: int, limit: int) -> tuple[int, int] | None:

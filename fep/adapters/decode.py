@@ -25,8 +25,18 @@ SHOWN_BYTES: Final = 48
 BLANK: Final = b" \t\r\n\0"
 """Between two frames it is no garbage."""
 MASKED: Final = "***"
-_SECRET: Final = re.compile(r"password|passwd|pin|token|secret|sign|cert", re.IGNORECASE)
+_SECRET: Final = re.compile(r"password|passwd|pwd|pin|token|secret|sign|cert", re.IGNORECASE)
 _DECLARATION: Final = re.compile(rb"<\?xml[^<>]{0,200}\?>\s{0,64}\Z")
+
+HEAD_BYTES_MAX: Final = 64 * 1024
+BODY_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Of an HTTP message."""
+_HTTP: Final = re.compile(
+    rb"(?:POST|GET) [\x21-\x7e]{1,4096} HTTP/1\.[01]\r\n|HTTP/1\.[01] [0-9]{3}[^\r\n]{0,200}\r\n"
+)
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r\n", re.IGNORECASE)
+_HEAD_END: Final = b"\r\n\r\n"
+_LAST_CHUNK: Final = b"\r\n0\r\n\r\n"
 
 Fields = Mapping[str, Any]
 
@@ -138,11 +148,30 @@ def xml_bounds(data: bytes, at: int, root: bytes) -> tuple[int, int] | None:
     """
     while (end := data.find(b"</" + root + b">", at)) >= 0:
         after = end + len(root) + 3
-        begin = data.rfind(b"<" + root + b">", at, end)
+        begin = max(data.rfind(b"<" + root + mark, at, end) for mark in (b">", b" "))
         if begin < 0:
             at = after
             continue
         if declared := _DECLARATION.search(data, max(at, begin - 256), begin):
             begin = declared.start()
         return begin, after
+    return None
+
+
+def http_bounds(data: bytes, at: int, limit: int) -> tuple[int, int] | None:
+    """Return the bounds of the next whole HTTP message that begins in front of a limit."""
+    for begun in _HTTP.finditer(data, at, limit):
+        head = data.find(_HEAD_END, begun.end() - 2, begun.end() + HEAD_BYTES_MAX)
+        if head < 0:
+            continue
+        body = head + len(_HEAD_END)
+        length = _LENGTH.search(data, begun.start(), head + 2)
+        if length is not None:
+            end = body + int(length[1])
+        elif (last := data.find(_LAST_CHUNK, head, head + BODY_BYTES_MAX)) >= 0:
+            end = last + len(_LAST_CHUNK)
+        else:
+            end = body
+        if end <= len(data):
+            return begun.start(), end
     return None

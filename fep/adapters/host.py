@@ -169,6 +169,10 @@ class Fault(StrEnum):
     """Done, and taken back up to ``RETURN_SECONDS_MAX`` later (退票)."""
     THROTTLED = "throttled"
     """A query is refused because it came too soon."""
+    SIGNED_OFF = "signed_off"
+    """A request is refused because the session has ended, where the protocol has one."""
+    SIGNED_OFF_AFTER_BOOKING = "signed_off_after_booking"
+    """Booked, and answered as if the session had ended before."""
     DELAYED = "delayed"
     """The right answer, ``DELAY_SECONDS`` late."""
 

@@ -38,6 +38,7 @@ from fep.adapters.api import (
     Refusal,
     Rejected,
     Reply,
+    SessionCodec,
     Unclear,
 )
 from fep.adapters.card import BehaviourCard, SignAlgorithm, override
@@ -103,8 +104,10 @@ OPEN_FAULTS: Final = (
     Fault.UNKNOWN_AFTER_BOOKING,
 )
 """After these nobody knows whether a payment was booked."""
+NO_SESSION: Final = "the protocol has none"
 DAEMON_FAULTS: Final = (
-    "silent_after_booking=0.3,close_after_booking=0.2,unknown_after_booking=0.2,delayed=0.1"
+    "silent_after_booking=0.3,close_after_booking=0.2,unknown_after_booking=0.2,delayed=0.1,"
+    "signed_off=0.02,signed_off_after_booking=0.1"
 )
 
 
@@ -193,7 +196,11 @@ class Rig:
     def draft(self, operation: Operation, number: int = 1) -> Draft:
         """Return an operation's request."""
         known = self.reference(number) if isinstance(operation, PaymentOrder) else None
-        return self.codec.prepare(operation, Context(NOW, self.numbers.next(NOW), known))
+        return self.codec.prepare(operation, self.context(known))
+
+    def context(self, reference: ClientRef | None = None) -> Context:
+        """Return what a request is made with."""
+        return Context(NOW, self.numbers.next(NOW), reference)
 
     def status(self, number: int = 1, order: PaymentOrder = ORDER) -> StatusQuery:
         """Return the query after a payment."""
@@ -213,10 +220,29 @@ class Bank:
         self, operation: Operation, number: int = 1, *, badly: bool = False
     ) -> tuple[Draft, bytes]:
         """Return a request and the bytes of what the bank answers, if anything."""
+        self.sign_on()
         draft = self.rig.draft(operation, number)
         request = self.rig.sealed(draft, badly=badly)
         answers = self.host.open(self.profile).receive_data(request)
         return draft, b"".join(one.data for one in answers)
+
+    def sign_on(self) -> None:
+        """Sign on as the link does, where the protocol has a session and there is none."""
+        codec = self.rig.codec
+        if not isinstance(codec, SessionCodec) or codec.is_signed_on:
+            return
+        draft = codec.logon(self.rig.context())
+        _hold(draft is not None, "nobody is signed on, and there is no log-on")
+        assert draft is not None
+        [reply] = self.exchange(codec.seal(draft, None))
+        _hold(codec.alive(reply), f"the log-on is answered with {reply.code!r}")
+        codec.signed_on(reply)
+        _hold(codec.is_signed_on, "a good log-on signs nobody on")
+
+    def exchange(self, request: bytes) -> list[Reply]:
+        """Return the replies to some bytes."""
+        answers = self.host.open(self.profile).receive_data(request)
+        return self.rig.codec.framer().receive_data(b"".join(one.data for one in answers))
 
     def replies(self, operation: Operation, number: int = 1) -> list[Reply]:
         """Return the bank's replies."""
@@ -316,11 +342,10 @@ def every_operation(rig: Rig) -> str:
 def heartbeat(rig: Rig) -> str:
     """The bank's own harmless request shows a bank that works, and changes nothing."""
     with rig.bank() as bank:
-        draft = rig.codec.probe(Context(NOW, rig.numbers.next(NOW)))
+        bank.sign_on()
+        draft = rig.codec.probe(rig.context())
         _hold(draft.to_sign is None, "the heartbeat is to be signed")
-        answers = bank.host.open(bank.profile).receive_data(rig.codec.seal(draft, None))
-        data = b"".join(one.data for one in answers)
-        [reply] = rig.codec.framer().receive_data(data)
+        [reply] = bank.exchange(rig.codec.seal(draft, None))
         _hold(rig.codec.alive(reply), f"the answer {reply.code!r} shows no working bank")
         _hold(not rig.codec.alive(attrs.evolve(reply, code=UNLISTED)), "any answer shows one")
         _hold(not bank.book.payments(), "the heartbeat has paid")
@@ -482,6 +507,25 @@ def faults_stay_open(rig: Rig) -> str:
     return f"{len(OPEN_FAULTS)} faults"
 
 
+def sessions(rig: Rig) -> str:
+    """When the session has ended a new one is made; a payment that was told so may be booked."""
+    codec = rig.codec
+    if not isinstance(codec, SessionCodec):
+        return NO_SESSION
+    for fault, booked in ((Fault.SIGNED_OFF, 0), (Fault.SIGNED_OFF_AFTER_BOOKING, 1)):
+        with rig.bank(fault) as bank:
+            [reply] = bank.replies(ORDER)
+            found = codec.outcome(ORDER, reply)
+            _hold(isinstance(found, Unclear), f"{fault} is answered with {found}")
+            _hold(codec.signed_off(reply), f"after {fault} somebody is still signed on")
+            _hold(not codec.is_signed_on, f"after {fault} a token is left")
+            _hold(bank.booked == booked, f"{fault} booked {bank.booked} times")
+        with rig.bank() as bank:
+            told = bank.ask(BalanceQuery(OURS))
+            _hold(isinstance(told, Accepted), f"after a new log-on: {told}")
+    return "ended before and after booking"
+
+
 def refusals_and_landed(rig: Rig) -> str:
     """What can't be paid is rejected in the end, and what waits at the bank is not done."""
     poor = attrs.evolve(ORDER, amount=Cny(OPENING.fen + 1))
@@ -600,6 +644,10 @@ def secrets_hidden(rig: Rig) -> str:
     """No secret is in what may be logged or shown."""
     with rig.bank() as bank:
         shown = [repr(rig.codec)]
+        fresh = rig.open()
+        if (logon := fresh.logon(rig.context())) is not None:
+            sealed = fresh.seal(logon, None)
+            shown += [repr(logon), *map(str, lines(rig.adapter.name, rig.adapter.decoder, sealed))]
         for operation in (ORDER, rig.status(), *rig.queries):
             draft, data = bank.answer(operation)
             replies = rig.codec.framer().receive_data(data)
@@ -619,6 +667,7 @@ CHECKS: Final[tuple[Callable[[Rig], str], ...]] = (
     codes_by_card,
     booked_once,
     faults_stay_open,
+    sessions,
     refusals_and_landed,
     facts_are_compared,
     signatures,
@@ -668,10 +717,15 @@ def through_the_daemon(adapter: BankAdapter, example: Example, directory: Path) 
             told = scene.wait(operator, states, "every task closed", 60.0)
         book = scene.open_book()
         try:
-            _hold(set(told.values()) == {"succeeded"}, f"the tasks ended as {told}")
+            # One that was refused for want of a session is not done, and its number is free of it.
+            ends = {"succeeded", "rejected"}
+            _hold(set(told.values()) <= ends, f"the tasks ended as {told}")
+            _hold(told["B"] == "succeeded", f"a balance query ended as {told['B']}")
+            done = [name for name in told if name != "B" and told[name] == "succeeded"]
             amounts = sorted(one.amount.fen for one in book.payments())
-            wanted = [100 * (number + 1) for number in range(PAYMENTS)]
-            _hold(amounts == wanted, f"{len(amounts)} payments are in the book, not {PAYMENTS}")
+            wanted = sorted(100 * (int(name[1:]) + 1) for name in done)
+            _hold(amounts == wanted, f"booked are {amounts} fen, told as done {wanted}")
+            _hold(len(done) > PAYMENTS // 2, f"only {len(done)} payments were done")
             _hold(book.check() == [], "the book does not add up")
         finally:
             book.close()

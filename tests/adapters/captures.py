@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 from fep.adapters import registry
-from fep.adapters.api import BankAdapter, BankProfile, Context
+from fep.adapters.api import BankAdapter, BankProfile, Context, SessionCodec
 from fep.adapters.card import override
 from fep.adapters.host import BookAccount, Faults, HostProfile
 from fep.domain.account import Account
@@ -36,8 +36,8 @@ class _Clock:
         return NOW
 
 
-def exchanges(name: str) -> list[tuple[Operation, bytes, bytes]]:
-    """Return each operation with its request's bytes and its answer's."""
+def exchanges(name: str) -> list[tuple[Operation | None, bytes, bytes]]:
+    """Return each operation (None: the log-on) with its request's bytes and its answer's."""
     adapter: BankAdapter = registry.adapter(name)
     card = override(adapter.card, {"signing": {"by": "slot"}})
     holders = {OURS: "江枫样例制造有限公司", PAYEE: "云阶示例贸易有限公司"}
@@ -59,7 +59,15 @@ def exchanges(name: str) -> list[tuple[Operation, bytes, bytes]]:
     reference = (
         short_ref("E0001", task, dedupe.length_max) if dedupe.digits else client_ref("E0001", task)
     )
-    found = []
+    found: list[tuple[Operation | None, bytes, bytes]] = []
+    if isinstance(codec, SessionCodec):
+        logon = codec.logon(Context(NOW, sequence.next(NOW)))
+        assert logon is not None
+        request = codec.seal(logon, None)
+        answer = b"".join(one.data for one in host.receive_data(request))
+        [reply] = codec.framer().receive_data(answer)
+        codec.signed_on(reply)
+        found.append((None, request, answer))
     for operation in (
         ORDER,
         StatusQuery(reference, ORDER, DAY),

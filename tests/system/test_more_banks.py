@@ -27,12 +27,25 @@ ICBC = BankPlan(
     "99990000000000001",
     {"user_id": "fep01.y.9999", "cis": "999900000000001"},
 )
+BOC = BankPlan(
+    "boc",
+    "boc_b2e",
+    "104",
+    "104100000004",
+    "中国银行",
+    "999900000000000003",
+    {"terminal_id": "E999999", "customer_id": "104999900", "operator_id": "FEP001"},
+    {"password": "demo-only"},
+)
 PAYMENTS = 6
-FAULTS = "silent_after_booking=0.2,close_after_booking=0.2,unknown_after_booking=0.2"
+FAULTS = (
+    "silent_after_booking=0.2,close_after_booking=0.2,unknown_after_booking=0.2,"
+    "signed_off=0.02,signed_off_after_booking=0.2"
+)
 
 
 def test_each_payment_is_booked_once_and_every_query_is_answered(directory: Path) -> None:
-    with Scene(directory, banks=(CCB, ICBC), accounts_per_bank=2) as scene:
+    with Scene(directory, banks=(CCB, ICBC, BOC), accounts_per_bank=2) as scene:
         scene.reply_timeout_s = 1.0
         scene.start_hosts(FAULTS)
         scene.write_config()
@@ -48,10 +61,15 @@ def test_each_payment_is_booked_once_and_every_query_is_answered(directory: Path
             references = {}
             for plan in scene.banks:
                 payer = next(one for one in scene.accounts if one.bank == plan.name)
+                done = 0
                 for number in range(PAYMENTS):
                     task = operator.call("task.get", {"task_id": f"{plan.name}-{number}"})
-                    assert task["state"] == "succeeded", task
-                    references[task["client_ref"]] = f"{number + 1}.00"
+                    # One that was refused for want of a session is proved not to be there.
+                    assert task["state"] in {"succeeded", "rejected"}, task
+                    if task["state"] == "succeeded":
+                        references[task["client_ref"]] = f"{number + 1}.00"
+                        done += 1
+                assert done >= PAYMENTS // 2
                 for kind, params in (
                     ("balance", {"account": payer.number}),
                     ("transfer_status", {"task_id": f"{plan.name}-0"}),
@@ -69,7 +87,7 @@ def test_each_payment_is_booked_once_and_every_query_is_answered(directory: Path
         assert book.check() == []
         booked = {one.client_ref: str(one.amount) for one in book.payments()}
         assert booked == references
-        assert len(book.payments()) == len(scene.banks) * PAYMENTS
+        assert len(book.payments()) == len(references)
         assert {one.state for one in book.payments()} == {BookedState.DONE}
         book.close()
         log = (scene.directory / "fep.log").read_text("utf-8")

@@ -1,0 +1,156 @@
+"""The envelope ``bocb2e``: a head, and one transaction ``trn-…-rq`` or ``trn-…-rs``.
+
+XML in UTF-8. Requests are written strictly; answers are read leniently: any order, fields missing
+or unknown, bad bytes replaced.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import attrs
+from lxml import etree
+
+from fep.domain.errors import BodyError, RemoteProtocolError
+
+TYPE: Final = "text/xml; charset=UTF-8"
+_HEAD: Final = '<?xml version="1.0" encoding="UTF-8"?>'
+_ROOT: Final = '<bocb2e version="120" security="true" locale="zh_CN">'
+_DECLARATION: Final = re.compile(r"\s*<\?xml[^>]*\?>")
+_DOCTYPE: Final = re.compile(r"<!\s*(DOCTYPE|ENTITY)", re.IGNORECASE)
+_NOT_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_SIGNED: Final = re.compile(rb"<trn-b2e[0-9]{4}-rq>.*</trn-b2e[0-9]{4}-rq>", re.DOTALL)
+_SIGNATURE: Final = re.compile(rb"<signature>([^<]*)</signature>")
+
+Fields = Mapping[str, "str | Fields"]
+"""Elements by name: text, or elements again."""
+
+
+@attrs.frozen
+class Message:
+    """One message."""
+
+    head: Mapping[str, str] = attrs.field(repr=False)
+    """Not shown: the token is among them."""
+    trade: str
+    """Such as ``b2e0009``."""
+    status: Fields = attrs.field(factory=dict)
+    """The outer status of an answer: rspcod and rspmsg."""
+    items: tuple[Fields, ...] = attrs.field(repr=False, default=())
+    """What stands in each ``b2e…-rq`` or ``b2e…-rs``; an answer's item has a status of its own."""
+    fields: Fields = attrs.field(repr=False, factory=dict)
+    """What stands beside them, such as the token of a sign-on."""
+
+    @property
+    def number(self) -> str:
+        """The message's number, trnid."""
+        return self.head.get("trnid", "")
+
+
+def encode(message: Message, part: str = "rq", errors: str = "strict") -> bytes:
+    """Return the message's XML.
+
+    Raises:
+        BodyError: a character that no XML, or no UTF-8, can carry.
+    """
+    status = f"<status>{_elements(message.status)}</status>" if message.status else ""
+    name = f"{message.trade}-{part}"
+    items = "".join(f"<{name}>{_elements(item)}</{name}>" for item in message.items)
+    inner = f"<trn-{name}>{status}{_elements(message.fields)}{items}</trn-{name}>"
+    text = f"{_HEAD}{_ROOT}<head>{_elements(message.head)}</head><trans>{inner}</trans></bocb2e>"
+    if errors == "strict" and (wrong := _NOT_XML.search(text)):
+        msg = f"character {wrong[0]!r} can't stand in XML"
+        raise BodyError(msg)
+    return text.encode("utf-8", errors)
+
+
+def _elements(fields: Fields) -> str:
+    return "".join(
+        f"<{name}>{_escape(value) if isinstance(value, str) else _elements(value)}</{name}>"
+        for name, value in fields.items()
+    )
+
+
+def _escape(value: str) -> str:
+    return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def decode(xml: bytes) -> Message:
+    """Return the message in these bytes; blanks around every value are cut off.
+
+    Raises:
+        RemoteProtocolError: not well-formed, another root, no transaction, or a DOCTYPE.
+    """
+    text = xml.decode("utf-8", errors="replace").lstrip("\ufeff").strip(" \t\r\n\0")
+    text = _NOT_XML.sub("\ufffd", _DECLARATION.sub("", text, count=1))
+    if _DOCTYPE.search(text):
+        msg = "the message has a document type, which no bank sends"
+        raise RemoteProtocolError(msg)
+    parser = etree.XMLParser(
+        encoding="utf-8",
+        resolve_entities=False,
+        no_network=True,
+        load_dtd=False,
+        dtd_validation=False,
+        huge_tree=False,
+        remove_comments=True,
+        remove_pis=True,
+    )
+    try:
+        root = etree.fromstring(text.encode("utf-8"), parser)
+    except etree.XMLSyntaxError as error:
+        msg = f"the message is not well-formed XML: {error.msg}"
+        raise RemoteProtocolError(msg) from error
+    head, trans = root.find("head"), root.find("trans")
+    if root.tag != "bocb2e" or head is None or trans is None or not len(trans):
+        msg = "the message is no bocb2e with head and transaction"
+        raise RemoteProtocolError(msg)
+    trn = trans[0]
+    name = trn.tag.removeprefix("trn-")
+    inside = [(child.tag, _fields(child)) for child in trn.iterchildren("*")]
+    status = next((value for tag, value in inside if tag == "status"), "")
+    items = tuple(value for tag, value in inside if tag == name and not isinstance(value, str))
+    return Message(
+        {tag: value for tag, value in _dict(head).items() if isinstance(value, str)},
+        name.removesuffix("-rq").removesuffix("-rs"),
+        status if not isinstance(status, str) else {},
+        items,
+        {tag: value for tag, value in inside if tag not in {"status", name}},
+    )
+
+
+def _fields(element: etree._Element) -> str | Fields:
+    return _dict(element) if len(element) else (element.text or "").strip()
+
+
+def _dict(element: etree._Element) -> dict[str, str | Fields]:
+    return {child.tag: _fields(child) for child in element.iterchildren("*")}
+
+
+def text(fields: Fields, *names: str) -> str:
+    """Return the text at the end of a path, empty where there is none."""
+    value: str | Fields = fields
+    for name in names:
+        if isinstance(value, str):
+            return ""
+        value = value.get(name, "")
+    return value if isinstance(value, str) else ""
+
+
+def signed_part(xml: bytes) -> bytes:
+    """Return the bytes that the key signs: the transaction with its tags."""
+    found = _SIGNED.search(xml)
+    return found[0] if found else b""
+
+
+def add_signature(xml: bytes, signature: bytes) -> bytes:
+    """Return the request with its signature, base64, in the head's empty element."""
+    return xml.replace(b"<signature></signature>", b"<signature>" + signature + b"</signature>", 1)
+
+
+def take_signature(xml: bytes) -> bytes:
+    """Return the signature as it stands, empty where there is none."""
+    found = _SIGNATURE.search(xml)
+    return found[1] if found else b""
