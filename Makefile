@@ -14,7 +14,7 @@ DRIVER := .build/driver.stamp
 ASYNC_OFF := ASYNC9,ASYNC109,ASYNC110,ASYNC114,ASYNC119,ASYNC121,ASYNC124,ASYNC128
 
 .PHONY: help setup demo test check format lint types layers lock clean bench-link bench-submit \
-	bench-queue bench-recovery bench-soak simulate crash
+	bench-queue bench-adapters bench-recovery bench-soak simulate crash
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench-submit: setup ## acknowledged submits a second, at 1, 16 and 64 clients
 
 bench-queue: setup ## fep beside beanstalkd, Redis and PostgreSQL as a durable queue
 	@$(BIN)/python -m bench.queue $(BENCH)
+
+bench-adapters: setup ## what each adapter's codec costs, beside lxml's bare parse
+	@$(BIN)/python -m bench.adapters $(BENCH)
 
 bench-recovery: setup ## a million waiting tasks: memory, restart, submits
 	@$(BIN)/python -m bench.recovery $(BENCH)

@@ -472,7 +472,7 @@ def _money(amount: str) -> Cny:
     if not _MONEY.fullmatch(amount):
         msg = f"{amount[:20]!r} is not an amount in yuan"
         raise ValueError(msg)
-    return Cny.parse(amount)
+    return Cny.parse_loose(amount)
 
 
 def _moment(at: str) -> dt.datetime:

@@ -217,7 +217,7 @@ def _money(text: str) -> Cny:
     if not _MONEY.fullmatch(text):
         msg = f"{text[:20]!r} is not an amount in yuan"
         raise ValueError(msg)
-    return Cny.parse(text)
+    return Cny.parse_loose(text)
 
 
 def _moment(text: str) -> dt.datetime:

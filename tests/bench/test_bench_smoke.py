@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from fep.adapters import registry
+from fep.domain.order import Kind
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECONDS_MAX = 300
 LOADS = {"put_1x1", "put_1x64", "put_64x1", "put_64x16", "cycle_64x1"}
@@ -62,6 +65,15 @@ def test_recovery_finds_every_waiting_task() -> None:
     assert found["rss_mb"] > 0
     assert found["submits_empty"] > 0
     assert found["submits_full"] > 0
+
+
+def test_adapters_are_all_measured() -> None:
+    _, found = bench("adapters", "--rounds", "1")
+    assert list(found) == registry.names()
+    for name, figures in found.items():
+        assert figures["balance_us"] > 0
+        reads = Kind.STATEMENT in registry.adapter(name).capabilities
+        assert reads == ("to_lxml" in figures)
 
 
 def test_soak_ends_what_it_began() -> None:

@@ -71,6 +71,7 @@ def item(code: str, **more: str) -> dict[str, object]:
         ("B001", item("SIM-T"), PaymentState.RETURNED),
         ("B001", item("B002"), PaymentState.UNKNOWN),
         ("B001", item(""), PaymentState.UNKNOWN),
+        ("B001", item("B001", trnamt="1000.5"), PaymentState.SUCCEEDED),
         ("B001", item("B001", trnamt="1000.51"), PaymentState.UNKNOWN),
         ("SIM5", item("B001"), PaymentState.NO_RECORD),
     ],

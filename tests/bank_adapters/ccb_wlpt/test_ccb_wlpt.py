@@ -196,6 +196,7 @@ def test_pages_go_on_to_the_last_one() -> None:
         ({"DEAL_TYPE": "9"}, PaymentState.UNKNOWN),
         ({"DEAL_TYPE": "7"}, PaymentState.UNKNOWN),
         ({}, PaymentState.UNKNOWN),
+        ({"DEAL_TYPE": "4", "PAY_AMOUNT": "1000.5"}, PaymentState.SUCCEEDED),
         ({"DEAL_TYPE": "4", "PAY_AMOUNT": "1000.51"}, PaymentState.UNKNOWN),
         ({"DEAL_TYPE": "4", "RECV_ACCNO": "1"}, PaymentState.UNKNOWN),
     ],
