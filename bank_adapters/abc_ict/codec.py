@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import datetime as dt
 from collections.abc import Mapping
 from typing import Final, assert_never
 
@@ -22,7 +21,7 @@ from fep.adapters.api import (
     Unclear,
 )
 from fep.adapters.card import BehaviourCard, States
-from fep.domain.clock import SHANGHAI, BusinessDate, to_shanghai
+from fep.domain.clock import BusinessDate, from_bank, to_shanghai
 from fep.domain.errors import BodyError, LocalProtocolError, RemoteProtocolError
 from fep.domain.ids import AccountNumber, ClientRef
 from fep.domain.money import Cny
@@ -350,11 +349,9 @@ def _balance(query: BalanceQuery, message: Message) -> Balance:
     if len(parts) <= AVAILABLE or not parts[ACCOUNT] or not query.account.endswith(parts[ACCOUNT]):
         msg = "the answer tells of another account"
         raise ValueError(msg)
-    at = text(message, "RespDate") + text(message, "RespTime")
-    local = dt.datetime.strptime(at, "%Y%m%d%H%M%S")  # noqa: DTZ007 - the bank's own clock
     return Balance(
         account=query.account,
         available=Cny.parse(parts[AVAILABLE].strip()),
         book=Cny.parse(parts[BOOK].strip()),
-        as_of=local.replace(tzinfo=SHANGHAI).astimezone(dt.UTC),
+        as_of=from_bank(text(message, "RespDate") + text(message, "RespTime")),
     )

@@ -34,7 +34,7 @@ from fep.adapters.api import (
 )
 from fep.adapters.card import BehaviourCard, States
 from fep.adapters.http import HttpFramer
-from fep.domain.clock import SHANGHAI, BusinessDate, to_shanghai
+from fep.domain.clock import BusinessDate, from_bank, to_shanghai
 from fep.domain.errors import BodyError, LocalProtocolError, RemoteProtocolError
 from fep.domain.ids import AccountNumber, ClientRef
 from fep.domain.money import ZERO, Cny
@@ -422,7 +422,7 @@ def _balance(query: BalanceQuery, message: Message) -> Balance:
         account=query.account,
         available=_money(text(item, "balance", "avabal")),
         book=_money(text(item, "balance", "bokbal")),
-        as_of=_moment(text(item, "baldat")),
+        as_of=from_bank(text(item, "baldat")),
     )
 
 
@@ -447,7 +447,7 @@ def _entry(item: Fields) -> StatementEntry:
     after = text(item, "balance")
     return StatementEntry(
         bank_ref=text(item, "obssid"),
-        booked_at=_moment(text(item, "trndat")),
+        booked_at=from_bank(text(item, "trndat")),
         direction=direction,
         amount=amount,
         counterparty_account=text(item, "toactn"),
@@ -473,10 +473,3 @@ def _money(amount: str) -> Cny:
         msg = f"{amount[:20]!r} is not an amount in yuan"
         raise ValueError(msg)
     return Cny.parse_loose(amount)
-
-
-def _moment(at: str) -> dt.datetime:
-    """Return a time of fourteen digits, whatever stands between them, aware UTC."""
-    digits = re.sub(r"[^0-9]", "", at)[:14]
-    local = dt.datetime.strptime(digits, "%Y%m%d%H%M%S")  # noqa: DTZ007 - the bank's own clock
-    return local.replace(tzinfo=SHANGHAI).astimezone(dt.UTC)

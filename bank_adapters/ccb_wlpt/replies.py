@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from typing import Final, assert_never
 
@@ -10,7 +9,7 @@ from bank_adapters.ccb_wlpt.messages import Fields, Message
 from bank_adapters.ccb_wlpt.requests import PAYMENTS, RENMINBI, trades_of
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
 from fep.adapters.card import BehaviourCard, States
-from fep.domain.clock import SHANGHAI
+from fep.domain.clock import from_bank
 from fep.domain.ids import ClientRef
 from fep.domain.money import ZERO, Cny
 from fep.domain.order import (
@@ -144,7 +143,7 @@ def _balance(query: BalanceQuery, message: Message) -> Balance:
         account=query.account,
         available=_money(fields.get("BALANCE1", "") or fields.get("BALANCE", "")),
         book=book,
-        as_of=_moment(fields.get("QRY_TIME", "")),
+        as_of=from_bank(fields.get("QRY_TIME", "")),
     )
 
 
@@ -195,7 +194,7 @@ def _entry(row: Fields) -> StatementEntry:
     after = row.get("AMT1", "")
     return StatementEntry(
         bank_ref=row.get("TRAN_FLOW", ""),
-        booked_at=_moment(row.get("TRANDATE", "") + row.get("TRANTIME", "")),
+        booked_at=from_bank(row.get("TRANDATE", "") + row.get("TRANTIME", "")),
         direction=direction,
         amount=amount,
         counterparty_account=row.get("ACCNO2", ""),
@@ -218,10 +217,3 @@ def _money(text: str) -> Cny:
         msg = f"{text[:20]!r} is not an amount in yuan"
         raise ValueError(msg)
     return Cny.parse_loose(text)
-
-
-def _moment(text: str) -> dt.datetime:
-    """Return a time written with any marks between its fourteen digits, aware UTC."""
-    digits = re.sub(r"[^0-9]", "", text)[:14]
-    local = dt.datetime.strptime(digits, "%Y%m%d%H%M%S")  # noqa: DTZ007 - the bank's own clock
-    return local.replace(tzinfo=SHANGHAI).astimezone(dt.UTC)

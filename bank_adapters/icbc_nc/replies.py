@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from typing import Final, assert_never
 
@@ -10,7 +9,7 @@ from bank_adapters.icbc_nc.messages import Message, Row
 from bank_adapters.icbc_nc.requests import PAYMENT, RENMINBI, asked_at, trade_of
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
 from fep.adapters.card import BehaviourCard, States
-from fep.domain.clock import SHANGHAI
+from fep.domain.clock import from_bank
 from fep.domain.ids import ClientRef
 from fep.domain.money import ZERO, Cny
 from fep.domain.order import (
@@ -209,7 +208,7 @@ def _entry(row: Row) -> StatementEntry:
     balance = row.get("Balance", "")
     return StatementEntry(
         bank_ref=row.get("TimeStamp", "") + row.get("SequenceNo", ""),
-        booked_at=_moment(row.get("TimeStamp", "")),
+        booked_at=from_bank(row.get("TimeStamp", "")),
         direction=direction,
         amount=amount,
         counterparty_account=row.get("RecipAccNo", ""),
@@ -233,10 +232,3 @@ def _fen(text: str) -> Cny:
         msg = f"{text[:20]!r} is not an amount in fen"
         raise ValueError(msg)
     return Cny(int(text))
-
-
-def _moment(text: str) -> dt.datetime:
-    """Return the time of a TimeStamp, such as 2026-01-05-09.02.00.123456, aware UTC."""
-    digits = re.sub(r"[^0-9]", "", text)[:14]
-    local = dt.datetime.strptime(digits, "%Y%m%d%H%M%S")  # noqa: DTZ007 - the bank's own clock
-    return local.replace(tzinfo=SHANGHAI).astimezone(dt.UTC)

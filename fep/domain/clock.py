@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import time
 from collections.abc import Callable
 from typing import Final, NewType, Protocol
 
 SHANGHAI: Final = dt.timezone(dt.timedelta(hours=8), "Asia/Shanghai")
 """China has had one zone and no summer time since 1991, so a fixed offset is exact."""
+
+BANK_DIGITS: Final = 14
+"""Of a bank's time: year to second."""
+_NUMBERS: Final = re.compile(r"[0-9]+")
 
 BusinessDate = NewType("BusinessDate", dt.date)
 """A day as the bank counts it (Asia/Shanghai), not to be mixed with a UTC date."""
@@ -87,4 +92,26 @@ def from_text(text: str) -> dt.datetime:
         return moment.astimezone(dt.UTC)
     except OverflowError as error:
         msg = f"{text!r} is outside the calendar in UTC"
+        raise ValueError(msg) from error
+
+
+def from_bank(text: str) -> dt.datetime:
+    """Return the moment that a bank writes in Shanghai time: fourteen digits, any marks between.
+
+    What follows, such as fractions of a second, does not count.
+
+    Raises:
+        ValueError: there are fewer digits, or they are no time.
+    """
+    digits = "".join(_NUMBERS.findall(text))
+    if len(digits) < BANK_DIGITS:
+        msg = f"{text[:40]!r} is no date and time"
+        raise ValueError(msg)
+    year, month, day = int(digits[:4]), int(digits[4:6]), int(digits[6:8])
+    hour, minute, second = int(digits[8:10]), int(digits[10:12]), int(digits[12:14])
+    local = dt.datetime(year, month, day, hour, minute, second, tzinfo=SHANGHAI)
+    try:
+        return local.astimezone(dt.UTC)
+    except OverflowError as error:
+        msg = f"{text[:40]!r} is outside the calendar in UTC"
         raise ValueError(msg) from error

@@ -14,6 +14,7 @@ from fep.domain.clock import (
     PatientClock,
     SystemClock,
     business_date,
+    from_bank,
     from_text,
     to_shanghai,
     to_text,
@@ -128,3 +129,26 @@ def test_a_patient_clock_follows_a_clock_that_goes_right_again() -> None:
         passed += 60.0
         wall.moment += dt.timedelta(seconds=60.0 + step)
     assert patient.now() == wall.moment
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "20260105090200",
+        "2026-01-05-09.02.00.123456",
+        "2026/01/0509:02:00",
+        " 2026年01月05日 090200 ",
+    ],
+)
+def test_a_banks_time_is_shanghais_whatever_its_marks(text: str) -> None:
+    assert from_bank(text) == dt.datetime(2026, 1, 5, 1, 2, 0, tzinfo=dt.UTC)
+    assert from_bank(text).tzinfo is dt.UTC
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "2026-01-05", "2026010590200", "20260105250000", "20261305090000", "00010101000000"],
+)
+def test_what_is_no_time_of_a_bank_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        from_bank(text)
