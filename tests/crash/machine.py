@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import signal
@@ -28,12 +29,13 @@ from tests.crash.bank import Manners
 from tests.crash.finance import Journal
 from tests.crash.means import mount
 from tests.crash.points import Point
-from tests.crash.processes import Child, clock_environment, execute
+from tests.crash.processes import Child, clock_environment, execute, holder
 from tests.crash.proxy import Protocol, Proxy, ProxyThread
 from tests.crash.store import Death, FileStore, ServerStore, Store
 
 STATE_BYTES: Final = 160 * 1024 * 1024
 START_SECONDS_MAX: Final = 60.0
+HELD_SECONDS_MAX: Final = 5.0
 CALL_SECONDS_MAX: Final = 5.0
 PROMISE_SECONDS: Final = 0.3
 """From when "no record" is proof at these banks. It may be short since the lines keep the order."""
@@ -68,6 +70,8 @@ class Life:
     """Its disk was made to fail: it may end itself, with status 1, and what it logs is excused."""
     bereft: bool = False
     """The server of its store died: it may end itself, with status 1, and its reason in the log."""
+    held_at: float = math.inf
+    """Since when it is dead and its strace has not noticed."""
     read_bytes: int = 0
 
 
@@ -353,6 +357,7 @@ class Machine:
                     self.kill_daemon()
         if self.store.is_down and self._is_due(STORE) and (fault := self.store.start()):
             self.faults.append(fault)
+        self._let_go(now)
         if self.life is not None and self.life.process.poll() is not None:
             self._judge(self.life)
             self.life = None
@@ -367,6 +372,16 @@ class Machine:
                 self._finance_killed = True
             if self._is_due(FINANCE):
                 self._launch_finance()
+
+    def _let_go(self, now: float) -> None:
+        """End a strace that has held a dead daemon for long."""
+        life = self.life
+        if life is None or not life.hurt or not (tracer := holder(life.process.pid)):
+            return
+        life.held_at = min(life.held_at, now)
+        if now - life.held_at > HELD_SECONDS_MAX:
+            self.counts["let_go"] += 1
+            self._send(tracer, signal.SIGKILL)
 
     def _is_due(self, name: str) -> bool:
         """Say whether what is down is to be started now; it rests for a drawn while before."""

@@ -127,6 +127,20 @@ def execute(
         )
 
 
+def holder(pid: int) -> int:
+    """Return the pid of the strace that a process which has ended is held by, 0 for none.
+
+    A tracer that is attached while its process ends may wait for ever, and nobody else is told of
+    the end until it goes.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
+    except OSError:
+        return 0
+    fields = dict(line.partition(":\t")[::2] for line in status.splitlines())
+    return int(fields.get("TracerPid", "0")) if fields.get("State", "").startswith("Z") else 0
+
+
 def clock_environment(file: Path) -> dict[str, str]:
     """Return what gives a process the wall clock of a file, such as ``+3d``; monotonic stays.
 

@@ -103,7 +103,7 @@ def test_what_a_machine_does_not_allow_is_counted_as_not_run(place: Path) -> Non
         ("sends-first", Fault.KILL_AT_POINT, 4, "doubled"),
         ("sends-again", Fault.BANKS_MISBEHAVE, 6, "doubled"),
         ("acknowledges-first", Fault.KILL_DAEMON, 1, "lost"),
-        ("commits-later", Fault.KILL_POSTGRES, 1, "lost"),
+        ("commits-later", Fault.KILL_POSTGRES, 1, "lost or doubled"),
         ("believes-no-record", Fault.CLOCK, 1, "wrong"),
         ("believes-the-clock", Fault.CLOCK, 1, "wrong"),
     ],
@@ -116,7 +116,8 @@ def test_a_broken_daemon_is_caught(
     rounds = ("--from", str(first), "--rounds", str(CATCH_ROUNDS_MAX))
     status, figures, output = campaign(place, *words, *rounds)
     assert status == 1, output
-    assert figures[violation] > 0, output
+    # What is lost of the one is the submission, of the other that it was sent.
+    assert any(figures[one] > 0 for one in violation.split(" or ")), output
     assert f"python -m tests.crash --only {figures['failed'][0]} " in output
     (kept,) = place.glob(f"fep-crash-{figures['failed'][0]}-kept-*")
     assert (kept / (DUMP if fault in ON_SERVER else "state/fep.sqlite")).exists()
