@@ -45,6 +45,8 @@ class Protocol(StrEnum):
     """One connection; requests are under way side by side and answers bear their numbers."""
     HTTP = "http"
     """HTTP/1.1: several connections, one request at a time on each."""
+    FOLDER = "folder"
+    """Files: ours are put where the bank fetches them, and its own come when it likes."""
 
 
 class Resend(StrEnum):

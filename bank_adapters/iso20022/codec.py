@@ -1,0 +1,251 @@
+"""The adapter's two faces to the engine: a connection's framer and one bank's codec."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import datetime as dt
+import re
+from collections.abc import Iterator
+from typing import Final
+
+import attrs
+from lxml import etree
+
+from bank_adapters.iso20022.config import Iso20022Options
+from bank_adapters.iso20022.facts import REPORTS, lines_of, references, reports
+from bank_adapters.iso20022.messages import TYPE, Message, documents, read, written
+from bank_adapters.iso20022.replies import REQUEST_ID, Content, outcome, read_http, read_parcel
+from bank_adapters.iso20022.requests import PAYMENT, Request, probe, request
+from fep.adapters.api import BankProfile, Context, Draft, Outcome, Reply
+from fep.adapters.card import Protocol, Signer
+from fep.adapters.files import TOLD, Contents, Parcel, ParcelFramer, parcel_bytes
+from fep.adapters.http import HttpFramer
+from fep.domain.clock import BusinessDate, to_text
+from fep.domain.errors import LocalProtocolError, RemoteProtocolError
+from fep.domain.order import Operation, StatementQuery
+from fep.wire.http import request_bytes
+
+SIGNATURE: Final = "X-Signature"
+"""HTTP header: base64 of our key's signature over the document; our choice."""
+OURS: Final = re.compile(r"F[0-9A-Z]{19}")
+"""What our references look like: of nobody else's payment is anything handed on."""
+DAYS_MAX: Final = 366
+"""Of one statement."""
+
+
+@attrs.frozen
+class _Content:
+    """What a draft holds."""
+
+    request: Request
+    sequence: str
+    at: dt.datetime
+    reference: str
+
+
+@attrs.frozen
+class Iso20022Codec:
+    """One configured bank's messages; stateless but for its profile."""
+
+    profile: BankProfile
+
+    # -- what the link asks -----------------------------------------------------------------------
+
+    def framer(self) -> HttpFramer | ParcelFramer:
+        """Return the framer of a new connection."""
+        limit = self.profile.card.limits.frame_bytes_max
+        if self._is_folder:
+            return ParcelFramer(read_parcel, limit)
+        return HttpFramer(read_http, limit)
+
+    def logon(self, context: Context) -> Draft | None:  # noqa: ARG002 - the interface's
+        """Return None: there is no session."""
+        return None
+
+    def probe(self, context: Context) -> Draft:
+        """Return the heartbeat."""
+        return self._draft(probe(self.profile), context)
+
+    def alive(self, reply: Reply) -> bool:
+        """Say whether the answer to a heartbeat shows a working bank."""
+        codes = self.profile.card.codes
+        return isinstance(reply.content, Content) and reply.code in codes.ok | codes.throttled
+
+    def contents(self, document: bytes) -> Contents:
+        """Return what is in a file that came from the bank.
+
+        Raises:
+            RemoteProtocolError: it can't be read, or not yet to its end.
+        """
+        marks: dict[str, bytes] = {}
+        told: dict[str, str] = {}
+        for one in documents(document):
+            message = read(one)
+            try:
+                parts = list(_marked(message, one))
+            except ValueError as error:
+                msg = f"a value can't be read: {error}"
+                raise RemoteProtocolError(msg) from error
+            for mark, part in parts:
+                # Several documents in one file stay one behind the other.
+                if mark not in marks:
+                    marks[mark] = part
+                elif marks[mark] is not part:
+                    marks[mark] += b"\n" + part
+            if message.kind != "camt.053":
+                # A statement is looked through by itself; it may hold thousands of payments.
+                told |= {
+                    mark: reference
+                    for reference in references(message)
+                    if OURS.fullmatch(reference) and (mark := f"payment:{reference}") in marks
+                }
+        return Contents(marks, told)
+
+    # -- what the engine asks ---------------------------------------------------------------------
+
+    def prepare(self, operation: Operation, context: Context) -> Draft:
+        """Return the request for an operation.
+
+        Raises:
+            BodyError: this bank can't carry it; the message names the member.
+            LocalProtocolError: a payment without its reference.
+        """
+        return self._draft(request(self.profile, operation, context), context)
+
+    def seal(self, draft: Draft, signature: bytes | None) -> bytes:
+        """Return the exact bytes to send.
+
+        Raises:
+            LocalProtocolError: a signature is missing, or there is one where none belongs.
+        """
+        content = draft.content
+        assert isinstance(content, _Content)
+        if (draft.to_sign is None) != (signature is None):
+            msg = "the draft and its signature do not belong together"
+            raise LocalProtocolError(msg)
+        asked = content.request
+        document = asked.document.encode("utf-8")
+        if self._is_folder:
+            return parcel_bytes(
+                Parcel(
+                    trade=asked.trade,
+                    correlation=content.sequence,
+                    reference=content.reference,
+                    at=to_text(content.at),
+                    names=(f"pain001-{content.reference}.xml",) if document else (),
+                    marks=asked.marks,
+                    newest=asked.newest,
+                    documents=(document,) if document else (),
+                )
+            )
+        headers = [(REQUEST_ID, f"{asked.trade}-{content.sequence}"), ("Accept", "application/xml")]
+        if signature is not None:
+            headers.append((SIGNATURE, base64.b64encode(signature).decode("ascii")))
+        method = "POST" if document else "GET"
+        peer = self.profile.peer
+        return request_bytes(peer, asked.target, document, TYPE, headers, method=method)
+
+    def outcome(self, operation: Operation, reply: Reply) -> Outcome:
+        """Return what a reply means for the operation it answers; never raises on bad content."""
+        return outcome(self.profile, operation, reply)
+
+    def payment_ref(self, reply: Reply) -> str:
+        """Return the reference that an answer to a payment bears, or empty."""
+        if not isinstance(reply.content, Content) or reply.trade not in {"", PAYMENT, TOLD}:
+            return ""
+        return reply.content.payment
+
+    def split(self, query: StatementQuery, today: BusinessDate) -> list[StatementQuery]:  # noqa: ARG002 - the interface's
+        """Return the queries a statement must be asked in: spans the bank tells at once."""
+        step = dt.timedelta(days=self.profile.card.statement.span_days_max)
+        spans, first = [], query.first_day
+        while first <= query.last_day:
+            last = BusinessDate(min(first + step - dt.timedelta(days=1), query.last_day))
+            spans.append(attrs.evolve(query, first_day=first, last_day=last))
+            first = BusinessDate(first + step)
+        return spans
+
+    # -- own --------------------------------------------------------------------------------------
+
+    @property
+    def _is_folder(self) -> bool:
+        return self.profile.card.transport.protocol is Protocol.FOLDER
+
+    @property
+    def options(self) -> Iso20022Options:
+        """The bank's own."""
+        options = self.profile.options
+        assert isinstance(options, Iso20022Options)
+        return options
+
+    def _draft(self, asked: Request, context: Context) -> Draft:
+        signs = bool(asked.document) and self.profile.card.signing.by is Signer.SLOT
+        reference = context.client_ref or ""
+        if asked.marks and asked.marks[0].startswith("payment:"):
+            reference = asked.marks[0].partition(":")[2]
+        return Draft(
+            correlation=context.sequence,
+            trade=asked.trade,
+            to_sign=asked.document.encode("utf-8") if signs else None,
+            algorithm=self.profile.card.signing.algorithm,
+            content=_Content(asked, context.sequence, context.now, reference),
+        )
+
+
+def _marked(message: Message, document: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield what a message is looked for by, each with the part of it that says that."""
+    if message.kind == "pain.001":
+        # A copy of what we sent is no word of the bank's.
+        return
+    if message.kind not in REPORTS:
+        for reference in references(message):
+            yield f"payment:{reference}", document
+        return
+    for report in reports(message):
+        if not report.account:
+            continue
+        if report.balances:
+            yield f"balance:{report.account}", document
+        for day in _days(report.first, report.last):
+            yield f"statement:{report.account}:{day}", document
+    yield from _excerpts(message)
+
+
+def _days(first: BusinessDate | None, last: BusinessDate | None) -> list[str]:
+    if first is None or last is None:
+        return []
+    span = min((last - first).days + 1, DAYS_MAX)
+    return [(first + dt.timedelta(days=at)).isoformat() for at in range(span)]
+
+
+def _excerpts(message: Message) -> Iterator[tuple[str, bytes]]:
+    """Yield for each payment the report with its lines alone: a statement may have thousands."""
+    for report in message.body.findall(REPORTS[message.kind]):
+        by_payment: dict[str, list[etree._Element]] = {}
+        for entry in report.findall("Ntry"):
+            ids = set()
+            for line in lines_of(message, report, entry):
+                ids |= {line.reference, line.message_ref} - {"", "NOTPROVIDED"}
+            for one in ids:
+                by_payment.setdefault(one, []).append(entry)
+        if not by_payment:
+            continue
+        bare = _bare(message, report)
+        for reference, entries in by_payment.items():
+            part = copy.deepcopy(bare)
+            part.body[-1].extend(copy.deepcopy(entries))
+            yield f"payment:{reference}", written(part)
+
+
+def _bare(message: Message, report: etree._Element) -> Message:
+    """Return the message with this report alone, without its lines and balances."""
+    body = etree.Element(message.body.tag)
+    body.extend(copy.deepcopy(message.body.findall("GrpHdr")))
+    kept = etree.SubElement(body, report.tag)
+    kept.extend(
+        copy.deepcopy(
+            [one for one in report.iterchildren("*") if one.tag in {"Id", "CreDtTm", "Acct"}]
+        )
+    )
+    return Message(message.kind, body)

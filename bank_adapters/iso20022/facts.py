@@ -1,0 +1,450 @@
+"""What a message says, as values: states of payments, booked lines, balances.
+
+Source: the message definitions of pain.002, camt.052/053/054 and pacs.004; where versions differ
+(a name, a choice of date), all forms are read. What can't be read raises ``ValueError``: a line
+left out would be a lie.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Iterator
+from typing import Final
+
+import attrs
+from lxml import etree
+
+from bank_adapters.iso20022.messages import Message, text
+from fep.domain.clock import SHANGHAI, BusinessDate, business_date
+from fep.domain.money import FEN_MAX, Cny
+
+_AMOUNT: Final = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,5}))?")
+_DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_DAY_CHARS: Final = 10
+CURRENCIES: Final = frozenset({"", "CNY"})
+
+REPORTS: Final = {"camt.052": "Rpt", "camt.053": "Stmt", "camt.054": "Ntfctn"}
+BOOKED: Final = "BOOK"
+RETURN_FAMILY: Final = "RRTN"
+"""BkTxCd: reversal due to a payment return."""
+
+
+def money(value: str) -> Cny:
+    """Return an amount as messages write it: up to five decimals, of which three are zeros."""
+    found = _AMOUNT.fullmatch(value)
+    if found is None or (found[2] or "")[2:].strip("0"):
+        msg = f"{value[:40]!r} is no amount in yuan"
+        raise ValueError(msg)
+    amount = Cny(int(found[1] + (found[2] or "")[:2].ljust(2, "0")))
+    if amount.fen > FEN_MAX:
+        msg = f"{value[:40]!r} is no amount of this world"
+        raise ValueError(msg)
+    return amount
+
+
+def moment(value: str) -> dt.datetime:
+    """Return an ISODate or ISODateTime; without an offset it is Shanghai's, a day its midnight."""
+    if _DAY.fullmatch(value[:_DAY_CHARS]) is None:
+        msg = f"{value[:40]!r} is no date"
+        raise ValueError(msg)
+    found = dt.datetime.fromisoformat(value)
+    if found.tzinfo is None:
+        found = found.replace(tzinfo=SHANGHAI)
+    try:
+        return found.astimezone(dt.UTC)
+    except OverflowError as error:
+        msg = f"{value[:40]!r} is outside the calendar"
+        raise ValueError(msg) from error
+
+
+def _moment_or_none(value: str) -> dt.datetime | None:
+    try:
+        return moment(value)
+    except ValueError:
+        return None
+
+
+def _date(element: etree._Element | None, name: str) -> dt.datetime | None:
+    """Return a date that is a choice (Dt or DtTm), or plain as in older versions."""
+    value = text(element, f"{name}/DtTm", f"{name}/Dt", name)
+    return moment(value) if value else None
+
+
+def _day(element: etree._Element | None, name: str) -> BusinessDate | None:
+    """Return the calendar day as it is written, whatever its offset."""
+    value = text(element, f"{name}/Dt", f"{name}/DtTm", name)
+    return BusinessDate(moment(value[:_DAY_CHARS]).astimezone(SHANGHAI).date()) if value else None
+
+
+@attrs.frozen
+class Amount:
+    """An amount with its currency."""
+
+    value: Cny
+    currency: str
+
+
+def _amount(element: etree._Element | None, *paths: str) -> Amount | None:
+    for path in paths:
+        found = element.find(path) if element is not None else None
+        if found is not None and (value := (found.text or "").strip()):
+            return Amount(money(value), found.get("Ccy", "").strip())
+    return None
+
+
+def _account(element: etree._Element | None, *names: str) -> str:
+    paths = (path for name in names for path in (f"{name}/Id/IBAN", f"{name}/Id/Othr/Id"))
+    return text(element, *paths)
+
+
+# -- pain.002 -------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Status:
+    """What a status report says of one payment, at the deepest level that names it."""
+
+    code: str
+    reasons: tuple[str, ...] = ()
+    said: str = ""
+    above: tuple[str, ...] = ()
+    """States of the levels above, which a payment's own goes before."""
+    created: dt.datetime | None = None
+    bank_ref: str = ""
+    amount: Amount | None = None
+    payer: str = ""
+    payee: str = ""
+
+
+def created(message: Message) -> dt.datetime | None:
+    """Return when the bank made a message, None where it can't be read."""
+    return _moment_or_none(text(message.body, "GrpHdr/CreDtTm"))
+
+
+def references(message: Message) -> frozenset[str]:
+    """Return all that a message refers to payments by."""
+    names = {
+        "OrgnlMsgId", "OrgnlPmtInfId", "OrgnlEndToEndId", "OrgnlInstrId",
+        "EndToEndId", "PmtInfId", "InstrId", "MsgId",
+    }  # fmt: skip
+    found = {
+        (one.text or "").strip()
+        for one in message.body.iter("*")
+        if one.tag in names and (one.tag != "MsgId" or _is_of_refs(one))
+    }
+    return frozenset(found - {""})
+
+
+def _is_of_refs(element: etree._Element) -> bool:
+    above = element.getparent()
+    return above is not None and above.tag == "Refs"
+
+
+def statuses(message: Message, reference: str) -> Iterator[Status]:
+    """Yield what a pain.002 says of the payment that bears this reference in all its ids."""
+    group = message.body.find("OrgnlGrpInfAndSts")
+    is_ours = text(group, "OrgnlMsgId") == reference
+    at = created(message)
+    above = _code(group, "GrpSts")
+    batches = message.body.findall("OrgnlPmtInfAndSts")
+    seen = False
+    for batch in batches:
+        batch_id = text(batch, "OrgnlPmtInfId")
+        of_batch = batch_id == reference or (is_ours and not batch_id)
+        rows = batch.findall("TxInfAndSts")
+        mine = [row for row in rows if _names(row, reference)]
+        if not mine and of_batch and len(rows) == 1 and not _ids(rows[0]):
+            mine = rows
+        levels = (above, _code(batch, "PmtInfSts"))
+        total = _amount(batch, "OrgnlCtrlSum") if of_batch and len(rows) <= 1 else None
+        for row in mine:
+            seen = True
+            code = _code(row, "TxSts")
+            yield _status(row, code or levels[1] or levels[0], levels, at, total)
+        if not mine and of_batch and not rows:
+            seen = True
+            yield _status(batch, levels[1] or levels[0], levels[:1], at, total)
+    # Older versions have the transactions beside the group, without a batch.
+    for row in message.body.findall("TxInfAndSts"):
+        if _names(row, reference):
+            seen = True
+            yield _status(row, _code(row, "TxSts") or above, (above,), at, None)
+    if not seen and is_ours and not batches:
+        yield _status(group, above, (), at, _amount(group, "OrgnlCtrlSum"))
+
+
+def _code(element: etree._Element | None, name: str) -> str:
+    return text(element, name)
+
+
+def _ids(row: etree._Element) -> set[str]:
+    return {text(row, "OrgnlEndToEndId"), text(row, "OrgnlInstrId")} - {""}
+
+
+def _names(row: etree._Element, reference: str) -> bool:
+    """Say whether a row is this payment's: no id of it is another's."""
+    return _ids(row) == {reference}
+
+
+def _status(
+    element: etree._Element | None,
+    code: str,
+    above: tuple[str, ...],
+    at: dt.datetime | None,
+    total: Amount | None,
+) -> Status:
+    reasons = element.findall("StsRsnInf") if element is not None else []
+    said = [text(line) for one in reasons for line in one.findall("AddtlInf")]
+    original = element.find("OrgnlTxRef") if element is not None else None
+    return Status(
+        code=code,
+        reasons=tuple(filter(None, (text(one, "Rsn/Cd", "Rsn/Prtry") for one in reasons))),
+        said=" ".join(filter(None, said))[:200],
+        above=tuple(filter(None, above)),
+        created=at,
+        bank_ref=text(element, "AcctSvcrRef"),
+        amount=_amount(original, "Amt/InstdAmt", "IntrBkSttlmAmt", "Amt/EqvtAmt/Amt") or total,
+        payer=_account(original, "DbtrAcct"),
+        payee=_account(original, "CdtrAcct"),
+    )
+
+
+# -- camt and pacs.004 ----------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Line:
+    """One movement of an account."""
+
+    account: str
+    amount: Amount
+    is_debit: bool
+    state: str
+    """BOOK, PDNG, INFO, …; empty where it is not told."""
+    booked_at: dt.datetime
+    has_time: bool
+    reference: str = ""
+    """EndToEndId, as it stands."""
+    message_ref: str = ""
+    """The other ids of a payment of ours: MsgId, PmtInfId, InstrId; one of them."""
+    bank_ref: str = ""
+    counterparty: str = ""
+    counterparty_name: str = ""
+    purpose: str = ""
+    is_reversal: bool = False
+    return_reason: str = ""
+    return_said: str = ""
+    created: dt.datetime | None = None
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether it takes an earlier one back."""
+        return self.is_reversal or bool(self.return_reason)
+
+    def is_of(self, reference: str) -> bool:
+        """Say whether it is this payment's: by its own id, or by another where it bears none."""
+        if self.reference and self.reference != "NOTPROVIDED":
+            return self.reference == reference
+        return self.message_ref == reference
+
+
+@attrs.frozen
+class Balance:
+    """One balance of a report."""
+
+    code: str
+    amount: Cny
+    currency: str
+    day: BusinessDate | None
+
+
+@attrs.frozen
+class Report:
+    """One account's report, statement or notification."""
+
+    kind: str
+    account: str
+    created: dt.datetime | None
+    first: BusinessDate | None
+    last: BusinessDate | None
+    balances: tuple[Balance, ...]
+    lines: tuple[Line, ...]
+    page: int = 1
+    is_last_page: bool = True
+    number: str = ""
+    ident: str = ""
+
+    def balance(self, *codes: str) -> Balance | None:
+        """Return the first balance of these codes, in their order."""
+        for code in codes:
+            for one in self.balances:
+                if one.code == code:
+                    return one
+        return None
+
+
+def reports(message: Message) -> Iterator[Report]:
+    """Yield the reports of a camt message."""
+    if (name := REPORTS.get(message.kind)) is not None:
+        for element in message.body.iterchildren(name):
+            yield _report(message, element)
+
+
+def account_of(report: etree._Element) -> str:
+    """Return the account of a report's element."""
+    return _account(report, "Acct")
+
+
+def lines_of(message: Message, report: etree._Element, entry: etree._Element) -> tuple[Line, ...]:
+    """Return the lines of one entry."""
+    return tuple(_lines(entry, account_of(report), created(message)))
+
+
+def _report(message: Message, element: etree._Element) -> Report:
+    account, at = account_of(element), created(message)
+    at = _moment_or_none(text(element, "CreDtTm")) or at
+    lines = tuple(line for entry in element.findall("Ntry") for line in _lines(entry, account, at))
+    balances = tuple(_balance(one) for one in element.findall("Bal"))
+    days = [one.day for one in balances if one.day is not None]
+    days += [business_date(line.booked_at) for line in lines]
+    first = _span(element, "FrDtTm", "FrDt") or min(days, default=None)
+    last = _span(element, "ToDtTm", "ToDt") or max(days, default=None)
+    page = text(element, "StmtPgntn/PgNb", "RptPgntn/PgNb", "NtfctnPgntn/PgNb") or "1"
+    ends = text(element, "StmtPgntn/LastPgInd", "RptPgntn/LastPgInd", "NtfctnPgntn/LastPgInd")
+    return Report(
+        kind=message.kind,
+        account=account,
+        created=at,
+        first=first,
+        last=last,
+        balances=balances,
+        lines=lines,
+        page=int(page) if page.isascii() and page.isdecimal() and len(page) < 6 else 1,
+        is_last_page=ends not in {"false", "0"},
+        number=text(element, "ElctrncSeqNb", "LglSeqNb"),
+        ident=text(element, "Id"),
+    )
+
+
+def _span(element: etree._Element, *names: str) -> BusinessDate | None:
+    """Return a day of FrToDt as it is written: the bank's day, whatever its offset."""
+    value = text(element, *(f"FrToDt/{name}" for name in names))
+    return BusinessDate(moment(value[:_DAY_CHARS]).astimezone(SHANGHAI).date()) if value else None
+
+
+def _balance(element: etree._Element) -> Balance:
+    amount = _amount(element, "Amt")
+    if amount is None:
+        msg = "a balance has no amount"
+        raise ValueError(msg)
+    side = text(element, "CdtDbtInd")
+    if side not in {"CRDT", "DBIT"}:
+        msg = f"a balance is neither credit nor debit: {side[:20]!r}"
+        raise ValueError(msg)
+    code = text(element, "Tp/CdOrPrtry/Cd", "Tp/CdOrPrtry/Prtry", "Tp/Cd")
+    value = amount.value if side == "CRDT" else -amount.value
+    return Balance(code, value, amount.currency, _day(element, "Dt"))
+
+
+def _lines(entry: etree._Element, account: str, at: dt.datetime | None) -> Iterator[Line]:
+    """Yield an entry's line, or those of its transactions where each has its own amount."""
+    whole = _line(entry, None, account, at)
+    rows = entry.findall("NtryDtls/TxDtls")
+    if len(rows) < 2:
+        yield _line(entry, rows[0], account, at) if rows else whole
+        return
+    parts = [_line(entry, row, account, at) for row in rows]
+    told = all(_own_amount(row) is not None for row in rows)
+    signed = sum(one.amount.value.fen * (1 if one.is_debit else -1) for one in parts)
+    if not told or abs(signed) != whole.amount.value.fen:
+        msg = "an entry of several transactions does not add up"
+        raise ValueError(msg)
+    yield from parts
+
+
+def _own_amount(row: etree._Element) -> Amount | None:
+    return _amount(row, "Amt", "AmtDtls/TxAmt/Amt", "AmtDtls/InstdAmt/Amt")
+
+
+def _line(
+    entry: etree._Element, row: etree._Element | None, account: str, at: dt.datetime | None
+) -> Line:
+    amount = _amount(entry, "Amt")
+    of_row = _own_amount(row) if row is not None else None
+    if row is not None and len(entry.findall("NtryDtls/TxDtls")) > 1 and of_row is not None:
+        amount = of_row
+    side = text(row, "CdtDbtInd") or text(entry, "CdtDbtInd")
+    booked = _date(entry, "BookgDt") or _date(entry, "ValDt")
+    if amount is None or side not in {"CRDT", "DBIT"} or booked is None:
+        msg = "an entry has no amount, side or date"
+        raise ValueError(msg)
+    is_debit = side == "DBIT"
+    party = "Cdtr" if is_debit else "Dbtr"
+    returned = _first(row, "RtrInf")
+    if returned is not None:
+        # What comes back comes from whom it went to.
+        party = "Cdtr" if not is_debit else "Dbtr"
+    family = text(row, "BkTxCd/Domn/Fmly/SubFmlyCd") or text(entry, "BkTxCd/Domn/Fmly/SubFmlyCd")
+    reason = text(returned, "Rsn/Cd", "Rsn/Prtry")
+    if (returned is not None or family == RETURN_FAMILY) and not reason:
+        reason = "NARR"
+    parties = row.find("RltdPties") if row is not None else None
+    purpose = [text(one) for one in row.findall("RmtInf/Ustrd")] if row is not None else []
+    return Line(
+        account=account,
+        amount=amount,
+        is_debit=is_debit,
+        state=text(entry, "Sts/Cd", "Sts/Prtry", "Sts"),
+        booked_at=booked,
+        has_time=bool(text(entry, "BookgDt/DtTm")),
+        reference=text(row, "Refs/EndToEndId"),
+        message_ref=text(row, "Refs/InstrId", "Refs/PmtInfId", "Refs/MsgId")
+        or text(entry, "NtryDtls/Btch/PmtInfId"),
+        bank_ref=text(row, "Refs/AcctSvcrRef") or text(entry, "AcctSvcrRef", "NtryRef"),
+        counterparty=_account(parties, f"{party}Acct"),
+        counterparty_name=text(
+            parties, f"{party}/Pty/Nm", f"{party}/Nm", f"{party}/Agt/FinInstnId/Nm"
+        ),
+        purpose=" ".join(filter(None, purpose))
+        or text(row, "AddtlTxInf")
+        or text(entry, "AddtlNtryInf"),
+        is_reversal=text(entry, "RvslInd").lower() in {"true", "1"},
+        return_reason=reason,
+        return_said=text(returned, "AddtlInf"),
+        created=at,
+    )
+
+
+def _first(element: etree._Element | None, name: str) -> etree._Element | None:
+    return element.find(name) if element is not None else None
+
+
+@attrs.frozen
+class Returned:
+    """What a payment return (pacs.004) says of one payment."""
+
+    reason: str
+    said: str
+    amount: Amount | None
+    day: BusinessDate | None
+    bank_ref: str
+    created: dt.datetime | None
+
+
+def returns(message: Message, reference: str) -> Iterator[Returned]:
+    """Yield what a pacs.004 says of a payment."""
+    for row in message.body.findall("TxInf"):
+        if not _names(row, reference):
+            continue
+        reasons = row.findall("RtrRsnInf")
+        yield Returned(
+            reason=next(
+                filter(None, (text(one, "Rsn/Cd", "Rsn/Prtry") for one in reasons)), "NARR"
+            ),
+            said=" ".join(text(one, "AddtlInf") for one in reasons).strip()[:200],
+            amount=_amount(row, "RtrdIntrBkSttlmAmt"),
+            day=_day(row, "IntrBkSttlmDt") or _day(message.body, "GrpHdr/IntrBkSttlmDt"),
+            bank_ref=text(row, "RtrId"),
+            created=created(message),
+        )

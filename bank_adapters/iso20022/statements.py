@@ -1,0 +1,263 @@
+"""A statement and a balance from the reports that are there.
+
+Over HTTP the bank answers what was asked. From a folder the statement of each day is one file that
+comes when it likes; whether one is missing shows in the balances: one day's closing is the next
+one's opening. Lines of a day without a statement yet are those that were notified.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import attrs
+
+from bank_adapters.iso20022.facts import BOOKED, CURRENCIES, Line, Report
+from fep.domain.clock import SHANGHAI, BusinessDate, business_date
+from fep.domain.order import (
+    Balance,
+    BalanceQuery,
+    Direction,
+    Statement,
+    StatementEntry,
+    StatementQuery,
+)
+
+OPENING: Final = ("OPBD", "PRCD")
+CLOSING: Final = ("CLBD",)
+NOW_BOOKED: Final = ("ITBD", "CLBD")
+NOW_AVAILABLE: Final = ("ITAV", "CLAV", "FWAV")
+SATURDAY: Final = 5
+_EARLIEST: Final = dt.datetime.min.replace(tzinfo=dt.UTC)
+
+
+class MissingError(ValueError):
+    """What was asked for is not there, or not whole; ``code`` says in which way."""
+
+    def __init__(self, code: str, said: str) -> None:
+        super().__init__(said)
+        self.code = code
+
+
+# -- balance --------------------------------------------------------------------------------------
+
+
+def balance(
+    query: BalanceQuery, found: Iterable[Report], asked_at: dt.datetime | None, age_max_s: float
+) -> Balance:
+    """Return the newest balance that a report tells.
+
+    Raises:
+        MissingError: none does, or it is too old.
+        ValueError: it is in another currency.
+    """
+    told = [
+        (as_of, report)
+        for report in found
+        if report.account == query.account
+        and report.balance(*NOW_BOOKED) is not None
+        and (as_of := _as_of(report)) is not None
+    ]
+    if not told:
+        raise MissingError("NO_REPORT", "no report with a balance of this account is there")
+    as_of, report = max(told, key=lambda one: one[0])
+    if asked_at is not None and (asked_at - as_of).total_seconds() > age_max_s:
+        raise MissingError("STALE", f"the newest balance is of {as_of:%Y-%m-%d %H:%M:%S}Z")
+    book, available = report.balance(*NOW_BOOKED), report.balance(*NOW_AVAILABLE)
+    assert book is not None
+    available = available or book
+    if not {book.currency, available.currency} <= CURRENCIES:
+        msg = f"the balance is in {book.currency[:3]}"
+        raise ValueError(msg)
+    return Balance(query.account, available.amount, book.amount, as_of)
+
+
+def _as_of(report: Report) -> dt.datetime | None:
+    """Return when a balance was so: a closing one never later than its day."""
+    at, book = report.created, report.balance(*NOW_BOOKED)
+    if report.kind != "camt.053" or book is None or book.day is None:
+        return at
+    end = dt.datetime.combine(book.day + dt.timedelta(days=1), dt.time(), SHANGHAI)
+    return end.astimezone(dt.UTC) if at is None else min(at, end.astimezone(dt.UTC))
+
+
+# -- statement ------------------------------------------------------------------------------------
+
+
+def page(query: StatementQuery, found: Sequence[Report]) -> Statement:
+    """Return the page that an HTTP answer is, or all that a mailbox has of it.
+
+    Raises:
+        MissingError: it does not add up.
+    """
+    ours = [one for one in found if one.account == query.account]
+    statements = _newest(one for one in ours if one.kind == "camt.053")
+    lines = _lines(query, ours, statements)
+    cut = [one for one in statements if not one.is_last_page]
+    if cut and len(statements) > 1:
+        raise MissingError("STATEMENT_GAP", "a page of one of several statements is not there")
+    cursor = str(cut[0].page + 1) if cut else ""
+    return Statement(tuple(_entry(line) for line in lines), cursor)
+
+
+def collected(
+    query: StatementQuery,
+    found: Sequence[Report],
+    today: BusinessDate,
+    *,
+    weekends: bool,
+) -> Statement:
+    """Return the statement that the files of these days make.
+
+    Raises:
+        MissingError: a past day's file is not there, or does not add up.
+    """
+    ours = [one for one in found if one.account == query.account]
+    statements = _newest(one for one in ours if one.kind == "camt.053")
+    day = query.first_day
+    while day <= query.last_day and day < today:
+        if not _is_told(day, statements, weekends=weekends):
+            raise MissingError("NO_STATEMENT", f"the statement of {day} is not there")
+        day = BusinessDate(day + dt.timedelta(days=1))
+    lines = _lines(query, ours, statements)
+    return Statement(tuple(_entry(line) for line in lines))
+
+
+def _is_told(day: BusinessDate, statements: Sequence[Report], *, weekends: bool) -> bool:
+    """Say whether all lines of a past day are known."""
+    if any(_covers(one, day) for one in statements):
+        return True
+    before = [one for one in statements if one.last is not None and one.last < day]
+    after = [one for one in statements if one.first is not None and one.first > day]
+    if before and after:
+        closing, opening = before[-1].balance(*CLOSING), after[0].balance(*OPENING)
+        return closing is not None and opening is not None and closing.amount == opening.amount
+    return not weekends and day.weekday() >= SATURDAY
+
+
+def _covers(report: Report, day: BusinessDate) -> bool:
+    return (
+        report.first is not None
+        and report.last is not None
+        and (report.first <= day <= report.last)
+    )
+
+
+def _newest(found: Iterable[Report]) -> list[Report]:
+    """Return the statements by day, each once: the newest of those that are of the same days."""
+    whole: dict[tuple[object, ...], list[Report]] = {}
+    for one in found:
+        whole.setdefault((one.first, one.last), []).append(one)
+    kept = []
+    for group in whole.values():
+        newest = max(group, key=_made)
+        pages = {one.page: one for one in sorted(group, key=_made) if _is_part(one, newest)}
+        kept.append(_joined([pages[number] for number in sorted(pages)]))
+    return sorted(kept, key=lambda one: one.first or BusinessDate(dt.date.min))
+
+
+def _made(report: Report) -> dt.datetime:
+    return report.created or _EARLIEST
+
+
+def _is_part(one: Report, newest: Report) -> bool:
+    return one is newest or (
+        one.page != newest.page and (one.number, one.ident) == (newest.number, newest.ident)
+    )
+
+
+def _joined(pages: Sequence[Report]) -> Report:
+    if len(pages) == 1:
+        return _checked(pages[0])
+    numbers = [one.page for one in pages]
+    if numbers != list(range(1, len(pages) + 1)) or not pages[-1].is_last_page:
+        raise MissingError("STATEMENT_GAP", "a page of the statement is not there")
+    return _checked(
+        attrs.evolve(
+            pages[-1],
+            page=1,
+            balances=tuple(balance for one in pages for balance in one.balances),
+            lines=tuple(line for one in pages for line in one.lines),
+        )
+    )
+
+
+def _checked(report: Report) -> Report:
+    """Return a statement whose lines make its closing of its opening, where it is whole.
+
+    Raises:
+        MissingError: they do not.
+    """
+    opening, closing = report.balance(*OPENING), report.balance(*CLOSING)
+    if opening is None or closing is None or report.page != 1 or not report.is_last_page:
+        return report
+    moved = sum(
+        -line.amount.value.fen if line.is_debit else line.amount.value.fen
+        for line in report.lines
+        if _is_booked(report, line)
+    )
+    if opening.amount.fen + moved != closing.amount.fen:
+        said = f"the lines of {report.first} do not make {closing.amount} of {opening.amount}"
+        raise MissingError("STATEMENT_GAP", said)
+    return report
+
+
+def _is_booked(report: Report, line: Line) -> bool:
+    return line.state == BOOKED or (not line.state and report.kind == "camt.053")
+
+
+def _lines(
+    query: StatementQuery, ours: Sequence[Report], statements: Sequence[Report]
+) -> list[Line]:
+    """Return the lines of the days asked for, each once."""
+    lines: list[Line] = []
+    seen: set[tuple[object, ...]] = set()
+    interim = sorted((one for one in ours if one.kind == "camt.052"), key=_made)[-1:]
+    notified = [one for one in ours if one.kind == "camt.054"]
+    for report in (*statements, *interim, *notified):
+        fresh = [
+            line
+            for line in report.lines
+            if _is_booked(report, line)
+            and _key(line) not in seen
+            and (report.kind == "camt.053" or not _is_stated(line, statements))
+        ]
+        # Two lines of one report may look alike and be two.
+        seen.update(_key(line) for line in fresh)
+        lines += fresh
+    within = [
+        one for one in lines if query.first_day <= business_date(one.booked_at) <= query.last_day
+    ]
+    for line in within:
+        if line.amount.currency not in CURRENCIES:
+            msg = f"a line is in {line.amount.currency[:3]}"
+            raise ValueError(msg)
+    return within
+
+
+def _is_stated(line: Line, statements: Sequence[Report]) -> bool:
+    """Say whether the statement of a line's day is there: then it has the line, or it is none."""
+    return any(_covers(one, business_date(line.booked_at)) for one in statements)
+
+
+def _key(line: Line) -> tuple[object, ...]:
+    """Return what makes two lines of two reports one."""
+    day = business_date(line.booked_at)
+    refs = (line.bank_ref,) if line.bank_ref else (line.reference, line.message_ref, day)
+    return (*refs, line.is_debit, line.amount.value, line.comes_back)
+
+
+def _entry(line: Line) -> StatementEntry:
+    reference = "" if line.reference in {"", "NOTPROVIDED"} else line.reference
+    return StatementEntry(
+        bank_ref=line.bank_ref,
+        booked_at=line.booked_at,
+        direction=Direction.DEBIT if line.is_debit else Direction.CREDIT,
+        amount=line.amount.value,
+        counterparty_account=line.counterparty,
+        counterparty_name=line.counterparty_name,
+        client_ref=reference or line.message_ref,
+        purpose=line.purpose,
+        reversal=line.comes_back,
+    )
