@@ -202,11 +202,13 @@ def _marked(message: Message, document: bytes) -> Iterator[tuple[str, bytes]]:
         for reference in references(message):
             yield f"payment:{reference}", document
         return
-    for report in reports(message):
+    for part, report in zip(
+        message.body.iterchildren(REPORTS[message.kind]), reports(message), strict=True
+    ):
         if not report.account:
             continue
         if report.balances:
-            yield f"balance:{report.account}", document
+            yield f"balance:{report.account}", written(_bare(message, part, "Bal"))
         for day in _days(report.first, report.last):
             yield f"statement:{report.account}:{day}", document
     yield from _excerpts(message)
@@ -238,14 +240,14 @@ def _excerpts(message: Message) -> Iterator[tuple[str, bytes]]:
             yield f"payment:{reference}", written(part)
 
 
-def _bare(message: Message, report: etree._Element) -> Message:
-    """Return the message with this report alone, without its lines and balances."""
+def _bare(message: Message, report: etree._Element, *more: str) -> Message:
+    """Return the message with this report alone, without its lines."""
     body = etree.Element(message.body.tag)
     body.extend(copy.deepcopy(message.body.findall("GrpHdr")))
     kept = etree.SubElement(body, report.tag)
     kept.extend(
         copy.deepcopy(
-            [one for one in report.iterchildren("*") if one.tag in {"Id", "CreDtTm", "Acct"}]
+            [one for one in report.iterchildren("*") if one.tag in {"Id", "CreDtTm", "Acct", *more}]
         )
     )
     return Message(message.kind, body)

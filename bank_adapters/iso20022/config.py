@@ -23,7 +23,6 @@ CARD: Final[BehaviourCard] = card_from_toml(
 _TARGET: Final = validators.matches_re(r"/[!-~]{0,300}")
 _PLACES: Final[dict[str, frozenset[str]]] = {
     "submit_path": frozenset(),
-    "probe_path": frozenset(),
     "status_path": frozenset({"reference"}),
     "balance_path": frozenset({"account"}),
     "statement_path": frozenset({"account", "first", "last", "page"}),
@@ -84,9 +83,7 @@ class Iso20022Options:
         default="/accounts/{account}/statement?from={first}&to={last}&page={page}",
         validator=_PATH,
     )
-    probe_path: str = attrs.field(
-        default="", validator=validators.optional(validators.matches_re(r"(/[!-~]{0,300})?"))
-    )
+    probe_path: str = attrs.field(default="", validator=validators.matches_re(r"(/[!-~]{0,300})?"))
     """What is got as heartbeat; empty: the balance of the first account of ours."""
     balance_age_max_s: int = attrs.field(default=900, validator=validators.ge(1))
     """Of a report that came by the folder: an older balance is not told."""

@@ -69,7 +69,7 @@ def request(profile: BankProfile, operation: Operation, context: Context) -> Req
         case BalanceQuery():
             account = _own(profile, operation.account, "account").number
             target = _target(options.balance_path, account=account)
-            return Request(BALANCE, target, marks=(f"balance:{account}",), newest=1)
+            return Request(BALANCE, target, marks=(f"balance:{account}",), newest=8)
         case PaymentOrder():
             if context.client_ref is None:
                 msg = "a payment was to be written without its reference"

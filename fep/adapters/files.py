@@ -137,7 +137,7 @@ def _parcel(head: Any) -> tuple[Parcel, list[int]]:  # noqa: ANN401 - any JSON v
     if not isinstance(head, dict) or not isinstance(head.get("trade"), str):
         msg = "it has no trade"
         raise ValueError(msg)  # noqa: TRY004 - a value, not a call, is wrong
-    texts = {name: _text(head.get(name, "")) for name in _TEXTS}
+    texts: dict[str, Any] = {name: _text(head.get(name, "")) for name in _TEXTS}
     marks = tuple(_text(one) for one in head.get("marks", ()))
     newest, files = head.get("newest", 0), head.get("files", [])
     if len(marks) > MARKS_MAX or len(files) > DOCUMENTS_MAX or type(newest) is not int:

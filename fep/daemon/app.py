@@ -11,7 +11,7 @@ import fcntl
 import math
 import os
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -38,6 +38,7 @@ from fep.domain.clock import Clock
 from fep.domain.errors import ConfigError
 from fep.domain.ids import AccountNumber, BankName, Sequence
 from fep.keys.service import KeyRing, Slot, run_monitor, run_slot
+from fep.links.folder import FolderLink
 from fep.links.mux import UnmatchedReply
 from fep.links.pool import LinkPool
 from fep.links.service import BankLink, Connect, Link, connect_tcp, run_link
@@ -59,6 +60,12 @@ INSTANCE_FILE: Final = "fep.instance"
 LEAVE_SECONDS_MAX: Final = 10.0
 CLOSED_AFTER_SECONDS: Final = 5.0
 """At the start a shared database has this long before everybody is told that it is away."""
+
+_LINKS: Final[Mapping[Protocol, Callable[..., BankLink]]] = {
+    Protocol.TCP: Link,
+    Protocol.HTTP: LinkPool,
+    Protocol.FOLDER: FolderLink,
+}
 
 
 @attrs.define
@@ -336,8 +343,7 @@ class Daemon:
             self.tasks.sharing.know_foreign(bank.name, bank.adapter.capabilities)
             return
         codec = bank.adapter.open(bank.profile(self._accounts, bank.read_secrets()))
-        make = LinkPool if bank.card.transport.protocol is Protocol.HTTP else Link
-        link: BankLink = make(
+        link: BankLink = _LINKS[bank.card.transport.protocol](
             bank.link,
             codec,
             self._sequence,

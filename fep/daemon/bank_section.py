@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import attrs
@@ -23,18 +24,20 @@ from fep.adapters.card import (
     States,
     Transport,
 )
+from fep.adapters.files import FileCodec
 from fep.daemon.tables import Table, hint
 from fep.domain.account import Account
 from fep.domain.errors import ConfigError
 from fep.domain.ids import AccountNumber, BankName, SlotName, parse_name
 from fep.keys.config import SecretRef
 from fep.keys.credentials import read_text
-from fep.links.config import CONNECTIONS_MAX, LinkConfig
+from fep.links.config import CONNECTIONS_MAX, Folders, LinkConfig
 
 WORKERS_MAX: Final = 64
 SPAN_SECONDS_MAX: Final = 3600.0
 WATCH_DAYS_MAX: Final = 90
 """A look asks the statement back to the day of the payment, and a statement covers 100 days."""
+KEPT_DAYS_MAX: Final = 366
 FRAME_BYTES_MIN: Final = 1024
 FRAME_BYTES_MAX: Final = 256 * 1024 * 1024
 BLANK: Final = BehaviourCard(Identity("", ""), Dedupe("", 0))
@@ -77,7 +80,7 @@ class BankConfig:
             options=self.options,
             direct_connect_number=self.direct_connect_number,
             accounts=accounts,
-            peer=f"{self.link.host}:{self.link.port}",
+            peer=self.link.peer,
             secrets=secrets or {},
         )
 
@@ -169,8 +172,10 @@ def _check_secrets(table: Table, adapter: BankAdapter, given: Mapping[str, objec
 
 
 def _link(table: Table, name: BankName, card: BehaviourCard) -> LinkConfig | None:
-    host = table.text("host")
-    port = table.integer("port", None, 1, 65_535)
+    # Of a bank that takes files there is no host; one whose card can't be read may be such.
+    folders, is_given = _folders(table, card.transport)
+    host = table.text("host", "" if is_given else None)
+    port = table.integer("port", 0 if is_given else None, 0 if is_given else 1, 65_535)
     spans = {
         key: table.number(key, default, 0.01, SPAN_SECONDS_MAX)
         for key, default in (
@@ -187,12 +192,40 @@ def _link(table: Table, name: BankName, card: BehaviourCard) -> LinkConfig | Non
     connections = _connections(table, card.transport)
     if not table.is_clean():
         return None
-    return table.made(lambda: LinkConfig(name, host, port, connections=connections, **spans))
+    return table.made(
+        lambda: LinkConfig(name, host, port, connections=connections, folders=folders, **spans)
+    )
+
+
+def _folders(table: Table, transport: Transport) -> tuple[Folders | None, bool]:
+    """Return a bank's folders, and whether the file has a table of them."""
+    is_wanted = transport.protocol is Protocol.FOLDER
+    inner = table.table("folder", required=is_wanted)
+    if inner is None:
+        return None, is_wanted
+    if not is_wanted:
+        table.fault("folder", "only of a bank whose card says transport.protocol = 'folder'")
+    places = [inner.text(name) and inner.path_of(name) for name in ("out", "in", "archive")]
+    spans = {
+        key: inner.number(key, default, low, SPAN_SECONDS_MAX)
+        for key, default, low in (
+            ("poll_s", 2.0, 0.01),
+            ("settle_s", 1.0, 0.0),
+            ("unreadable_s", 60.0, 0.0),
+            ("fetched_within_s", 900.0, 0.01),
+        )
+    }
+    kept_days = inner.integer("kept_days", 14, 1, KEPT_DAYS_MAX)
+    inner.close()
+    if not inner.is_clean():
+        return None, True
+    out, inbox, archive = (Path(one).resolve() for one in places)
+    return inner.made(lambda: Folders(out, inbox, archive, kept_days=kept_days, **spans)), True
 
 
 def _connections(table: Table, transport: Transport) -> int:
-    if transport.protocol is Protocol.TCP:
-        # One connection carries all requests at once there.
+    if transport.protocol is not Protocol.HTTP:
+        # One connection carries all requests at once there; a folder has none.
         if table.integer("connections", 1, 1, CONNECTIONS_MAX) != 1:
             table.fault("connections", "only of a bank that speaks HTTP; this one has one")
         return 1
@@ -306,6 +339,11 @@ def try_codecs(
     """
     for bank in banks:
         try:
-            bank.adapter.open(bank.profile(accounts))
+            codec = bank.adapter.open(bank.profile(accounts))
         except (ConfigError, ValueError) as error:
             tables[bank.name].blame(str(error).removeprefix(f"bank {bank.name}: "))
+            continue
+        is_folder = bank.card.transport.protocol is Protocol.FOLDER
+        if is_folder and not isinstance(codec, FileCodec):
+            said = "card.transport.protocol: this adapter's bank does not take files"
+            tables[bank.name].blame(said)

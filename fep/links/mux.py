@@ -41,6 +41,8 @@ class UnmatchedReply:
     reply: Reply
     late: bool = False
     """True: its request was abandoned on this same connection (deadline, shutdown)."""
+    told: bool = False
+    """True: the bank says such things unasked, and this is one."""
 
 
 class Match(Enum):

@@ -128,7 +128,7 @@ class LinkSnapshot:
 
     bank: BankName
     peer: str
-    """``host:port`` of the bank's front-end machine."""
+    """``host:port`` of the bank's front-end machine, or the folder that our files go to."""
     state: LinkState
     since: dt.datetime
     """When the state began, aware UTC."""
@@ -237,6 +237,11 @@ class Traffic:
         )
         self.unmatched += 1
         self._waiting.append(UnmatchedReply(self._bank, reply, late=match is Match.LATE))
+        self._pulse()
+
+    def put_told(self, reply: Reply) -> None:
+        """Keep what a bank says unasked (a file that came) until the receiver took it."""
+        self._waiting.append(UnmatchedReply(self._bank, reply, told=True))
         self._pulse()
 
     @property
@@ -690,7 +695,7 @@ class Link:
         """Return what screens show."""
         return LinkSnapshot(
             bank=self.config.bank,
-            peer=f"{self.config.host}:{self.config.port}",
+            peer=self.config.peer,
             state=self.state,
             since=self.since,
             is_open=self.is_open,

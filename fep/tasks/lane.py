@@ -772,14 +772,14 @@ class Lane:
             # It is being asked after at this moment, or sent; whoever does that looks here.
             self._late[task] = reply
             return task, False
-        if task.state in OPEN_AT_BANK and not task.claimed:
-            try:
+        try:
+            if task.state in OPEN_AT_BANK and not task.claimed:
                 return task, await self._take_late_answer(task, reply)
-            except PlaceLostError:
-                # Who serves the bank by now asks it; the bytes are kept for whoever looks.
-                return task, False
-        self._compare(task, reply)
-        return task, False
+            self._compare(task, reply)
+            return task, await self._take_return(task, reply)
+        except PlaceLostError:
+            # Who serves the bank by now asks it; the bytes are kept for whoever looks.
+            return task, False
 
     async def _answered(self, reply: Reply) -> Task | None:
         """Return the payment that an answer is to: by our reference, or by its correlation.
@@ -820,7 +820,15 @@ class Lane:
             await self._open_at_bank(task, Event.PROVED_ACCEPTED, cause, outcome, wire)
         elif events:
             await self.finish(task, events, cause, outcome, wire)
+            await self._take_return(task, reply)
         return bool(events)
+
+    async def _take_return(self, task: Task, reply: Reply) -> bool:
+        """Reopen a success of which the bank says unasked that it came back; say whether it did."""
+        if task.state is not State.SUCCEEDED or not isinstance(task.body, Order):
+            return False
+        outcome = self.parts.codec.outcome(status_query(task), reply)
+        return await self.watch.take_status(task, outcome, reply)
 
     def _compare(self, task: Task, reply: Reply) -> None:
         """Raise the alarm when an answer says otherwise than the end its payment was brought to."""

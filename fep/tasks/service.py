@@ -18,7 +18,6 @@ import orjson
 import structlog
 import trio
 
-from fep.adapters.api import Reply
 from fep.alarms.service import Alarms
 from fep.alarms.state import AlarmKind
 from fep.domain.account import Account
@@ -361,7 +360,7 @@ class TaskService:
         """Keep every answer that matched nothing, and use it where it proves something."""
         task_status.started()
         async for unmatched in replies:
-            await self._take_unmatched(unmatched.bank, unmatched.reply)
+            await self._take_unmatched(unmatched)
 
     # -- admission ----------------------------------------------------------------------------
 
@@ -1474,7 +1473,8 @@ class TaskService:
             with _Claim(free, self._put_back) as claim:
                 await self.patiently(partial(self._commit, changes, claim, known))
 
-    async def _take_unmatched(self, bank: BankName, reply: Reply) -> None:
+    async def _take_unmatched(self, unmatched: UnmatchedReply) -> None:
+        bank, reply = unmatched.bank, unmatched.reply
         lane = self._lane(bank)
         task, is_kept = (None, False) if lane is None else await lane.take_late(reply)
         wire = store.received(reply)
@@ -1483,8 +1483,9 @@ class TaskService:
         if not is_kept:
             keep = partial(store.add_message, seq=seq, bank=bank, wire=wire, at=now)
             await self.patiently(partial(self.store.write, keep))
-        log.warning(
-            "reply.unmatched",
+        write = log.info if unmatched.told and task is not None else log.warning
+        write(
+            "reply.told" if unmatched.told else "reply.unmatched",
             bank=bank,
             trade=reply.trade,
             code=reply.code,

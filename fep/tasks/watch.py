@@ -352,18 +352,18 @@ class Watch:
         await service.patiently(partial(service.write_of, task, write))
         log.info("task.searched", task_id=task.task_id, cause=cause)
 
-    async def take_status(self, task: Task, outcome: Outcome, reply: Reply) -> None:
-        """Reopen a success that the bank's status query says came back."""
+    async def take_status(self, task: Task, outcome: Outcome, reply: Reply) -> bool:
+        """Reopen a success that the bank's status says came back; say whether that was done."""
         match outcome:
             case Accepted(result=PaymentStatus(state=PaymentState.RETURNED) as status):
                 cause = "the bank's status query says: returned (退票)"
                 watched = Watched(task.seq, task.task_id, payment_of(task))
                 wire = store.received(reply, evidence.told(outcome))
-                await self._reopen(
+                return await self._reopen(
                     watched, cause, status.returned_on, status.code, status.message, wire
                 )
             case _:
-                pass
+                return False
 
     async def _reopen(
         self,
@@ -373,13 +373,13 @@ class Watch:
         code: str,
         message: str,
         wire: store.Bytes,
-    ) -> None:
-        """Make a success ``returned`` and owe its client that."""
+    ) -> bool:
+        """Make a success ``returned`` and owe its client that; say whether it was one."""
         service = self._service
         task = await service.store.read(partial(store.one, task_id=watched.task_id))
         assert task is not None
         if task.state is not State.SUCCEEDED:
-            return
+            return False
         payment = watched.payment
         receipt = PaymentReceipt(
             payment.client_ref, payment.amount, payment.bank_ref, returned_on=returned_on
@@ -391,6 +391,7 @@ class Watch:
             "bank_message": message or cause,
         }
         await service.change(task, (Event.PROVED_RETURNED,), cause, columns=columns, wire=wire)
+        return True
 
     def _alarm(self, subject: str, cause: str) -> None:
         self._service.alarms.raise_alarm(AlarmKind.EVIDENCE_AMBIGUOUS, subject, cause)
