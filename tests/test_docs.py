@@ -261,6 +261,9 @@ def _read_keys(directory: Path) -> set[tuple[str, str]]:
         "password": {"file": "password"},
     }
     found |= _known_keys(shared, directory)
+    files = tomllib.loads(text)
+    files["bank"][0]["folder"] = {"out": "out", "in": "in", "archive": "archive"}
+    found |= _known_keys(files, directory)
     soft = tomllib.loads(text)
     soft["slot"].append({"name": "soft", "backend": "software", "key": {"file": "soft.pem"}})
     return found | _known_keys(soft, directory)

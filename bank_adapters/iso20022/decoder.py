@@ -61,8 +61,8 @@ def _of_http(
     if body and not found:
         more = {**more, "bytes": len(body)}
     shown = {**more, "documents": [_shown(one) for one in found]}
-    said = next((code for one in found if (code := _code(one))), "")
-    return Frame(role, trade, code, said if role is Role.ANSWER else "", reference, shown)
+    said = " ".join(_code(one) for one in found) if role is Role.ANSWER else ""
+    return Frame(role, trade, code, said[:200], reference, shown)
 
 
 def _code(message: Message) -> str:

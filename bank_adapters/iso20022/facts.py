@@ -15,7 +15,7 @@ from typing import Final
 import attrs
 from lxml import etree
 
-from bank_adapters.iso20022.messages import Message, text
+from bank_adapters.iso20022.messages import Message, text, texts
 from fep.domain.clock import SHANGHAI, BusinessDate, business_date
 from fep.domain.money import FEN_MAX, Cny
 
@@ -195,12 +195,11 @@ def _status(
     total: Amount | None,
 ) -> Status:
     reasons = element.findall("StsRsnInf") if element is not None else []
-    said = [text(line) for one in reasons for line in one.findall("AddtlInf")]
     original = element.find("OrgnlTxRef") if element is not None else None
     return Status(
         code=code,
         reasons=tuple(filter(None, (text(one, "Rsn/Cd", "Rsn/Prtry") for one in reasons))),
-        said=" ".join(filter(None, said))[:200],
+        said=texts(element, "StsRsnInf/AddtlInf")[:200],
         above=tuple(filter(None, above)),
         created=at,
         bank_ref=text(element, "AcctSvcrRef"),
@@ -390,7 +389,6 @@ def _line(
     if (returned is not None or family == RETURN_FAMILY) and not reason:
         reason = "NARR"
     parties = row.find("RltdPties") if row is not None else None
-    purpose = [text(one) for one in row.findall("RmtInf/Ustrd")] if row is not None else []
     return Line(
         account=account,
         amount=amount,
@@ -406,12 +404,12 @@ def _line(
         counterparty_name=text(
             parties, f"{party}/Pty/Nm", f"{party}/Nm", f"{party}/Agt/FinInstnId/Nm"
         ),
-        purpose=" ".join(filter(None, purpose))
+        purpose=texts(row, "RmtInf/Ustrd")
         or text(row, "AddtlTxInf")
         or text(entry, "AddtlNtryInf"),
         is_reversal=text(entry, "RvslInd").lower() in {"true", "1"},
         return_reason=reason,
-        return_said=text(returned, "AddtlInf"),
+        return_said=texts(returned, "AddtlInf")[:200],
         created=at,
     )
 
@@ -442,7 +440,7 @@ def returns(message: Message, reference: str) -> Iterator[Returned]:
             reason=next(
                 filter(None, (text(one, "Rsn/Cd", "Rsn/Prtry") for one in reasons)), "NARR"
             ),
-            said=" ".join(text(one, "AddtlInf") for one in reasons).strip()[:200],
+            said=texts(row, "RtrRsnInf/AddtlInf")[:200],
             amount=_amount(row, "RtrdIntrBkSttlmAmt"),
             day=_day(row, "IntrBkSttlmDt") or _day(message.body, "GrpHdr/IntrBkSttlmDt"),
             bank_ref=text(row, "RtrId"),

@@ -203,6 +203,9 @@ class _Client:
         now = self.profile.clock.now()
         code = _STATES[payment.state]
         report = status_report(payment, now, code, _reason(payment), payment.reason)
+        if payment.state is not BookedState.RETURNED:
+            return report
+        # Its status was the last word of the payment; only its lines tell that it came back.
         day, today = business_date(payment.at), business_date(now)
         entries = [
             one

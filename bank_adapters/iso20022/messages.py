@@ -123,6 +123,12 @@ def text(element: etree._Element | None, *paths: str) -> str:
     return ""
 
 
+def texts(element: etree._Element | None, path: str) -> str:
+    """Return all texts that are there at a path, with a blank between them."""
+    found = element.findall(path) if element is not None else []
+    return " ".join(filter(None, ((one.text or "").strip() for one in found)))
+
+
 def written(message: Message) -> bytes:
     """Return a message as a document again: what is kept of a larger one."""
     return (

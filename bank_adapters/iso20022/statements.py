@@ -115,6 +115,8 @@ def collected(
     """
     ours = [one for one in found if one.account == query.account]
     statements = _newest(one for one in ours if one.kind == "camt.053")
+    if any(one.page != 1 or not one.is_last_page for one in statements):
+        raise MissingError("STATEMENT_GAP", "a page of a statement is not there")
     day = query.first_day
     while day <= query.last_day and day < today:
         if not _is_told(day, statements, weekends=weekends):

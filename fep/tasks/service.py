@@ -1483,15 +1483,18 @@ class TaskService:
         if not is_kept:
             keep = partial(store.add_message, seq=seq, bank=bank, wire=wire, at=now)
             await self.patiently(partial(self.store.write, keep))
-        write = log.info if unmatched.told and task is not None else log.warning
-        write(
-            "reply.told" if unmatched.told else "reply.unmatched",
-            bank=bank,
-            trade=reply.trade,
-            code=reply.code,
-            digest=digest(reply.raw),
-            task_id="" if task is None else task.task_id,
-        )
+        told_to = "" if task is None else task.task_id
+        if unmatched.told:
+            log.info("reply.told", bank=bank, digest=digest(reply.raw), task_id=told_to)
+        else:
+            log.warning(
+                "reply.unmatched",
+                bank=bank,
+                trade=reply.trade,
+                code=reply.code,
+                digest=digest(reply.raw),
+                task_id=told_to,
+            )
         if task is None:
             self.alarms.raise_alarm(
                 AlarmKind.UNMATCHED_REPLY, bank, "an answer matched no request; its bytes are kept"
