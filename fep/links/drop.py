@@ -22,7 +22,7 @@ from typing import Final
 import attrs
 
 from fep.adapters.files import DOCUMENTS_MAX, Contents
-from fep.domain.clock import Clock, to_shanghai
+from fep.domain.clock import SHANGHAI, Clock, to_shanghai
 from fep.domain.errors import RemoteProtocolError
 from fep.links.config import Folders
 
@@ -36,7 +36,7 @@ FILES_AT_ONCE: Final = 100
 RECENT_MAX: Final = 8
 """Files of the archive whose contents are remembered."""
 _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_KEPT: Final = re.compile(r"[0-9]{12}-([0-9a-f]{16})-[0-9A-Za-z._-]{1,60}")
+_KEPT: Final = re.compile(r"([0-9]{12})-([0-9a-f]{16})-[0-9A-Za-z._-]{1,60}")
 _NOT_PLAIN: Final = re.compile(r"[^0-9A-Za-z._-]")
 
 Signature = tuple[int, int, int]
@@ -101,6 +101,8 @@ class Drop:
         self._digests: dict[str, str] = {}
         """Of what came in the days that are kept, with the day."""
         self._recent: OrderedDict[Path, Contents] = OrderedDict()
+        self._last = dt.datetime.min.replace(tzinfo=SHANGHAI)
+        """The moment that the newest file of the archive bears."""
         self._waits: dict[str, float] = {}
         """Files of ours that nobody fetched yet, and when they were seen first."""
 
@@ -138,7 +140,8 @@ class Drop:
                 continue
             for name in sorted(_names(self.folders.archive / day)):
                 if found := _KEPT.fullmatch(name):
-                    self._digests[found[1]] = day
+                    self._digests[found[2]] = day
+                    self._last = max(self._last, _moment(day, found[1]))
                     path = self.folders.archive / day / name
                     # What this code can't read an earlier one may have read.
                     with contextlib.suppress(RemoteProtocolError, OSError):
@@ -315,7 +318,7 @@ class Drop:
         again = not reason and digest in self._digests
         kept: Path | None = None
         if not again:
-            day = to_shanghai(self._clock.now())
+            day = self._next_moment()
             folder = UNREADABLE if reason else f"{day:%Y-%m-%d}"
             name = _NOT_PLAIN.sub("_", path.name)[:60]
             kept = self.folders.archive / folder / f"{day:%H%M%S%f}-{digest}-{name}"
@@ -333,6 +336,15 @@ class Drop:
             reason = reason or moved
             seen.is_tried, seen.since = True, float("inf")
         return Arrived(path.name, kept, contents, reason, again)
+
+    def _next_moment(self) -> dt.datetime:
+        """Return the moment of arrival, later than that of all before: names sort by it."""
+        now = to_shanghai(self._clock.now())
+        # A clock that was a day ahead once must not stamp all that comes after.
+        if now <= self._last < now + dt.timedelta(days=1):
+            now = self._last + dt.timedelta(microseconds=1)
+        self._last = now
+        return now
 
     @staticmethod
     def _write(kept: Path, data: bytes) -> None:
@@ -399,6 +411,14 @@ class Drop:
             if part is not None and id(part) not in seen:
                 seen.add(id(part))
                 yield part
+
+
+def _moment(day: str, digits: str) -> dt.datetime:
+    """Return the moment that a name in the archive bears; the earliest of one that is none."""
+    try:
+        return dt.datetime.strptime(f"{day}{digits}+0800", "%Y-%m-%d%H%M%S%f%z")
+    except ValueError:
+        return dt.datetime.min.replace(tzinfo=SHANGHAI)
 
 
 def _names(folder: Path) -> list[str]:

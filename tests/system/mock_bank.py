@@ -79,7 +79,12 @@ class MockBank:
 
     def open_account(self, name: str, number: str, behaviour: str = "accept", **more: Any) -> None:
         """Let the bank hold an account in yuan."""
-        wanted = {"id": name, "iban": number, "name": f"样例{name}", "currency": "CNY"}
+        wanted: dict[str, Any] = {
+            "id": name,
+            "iban": number,
+            "name": f"样例{name}",
+            "currency": "CNY",
+        }
         wanted |= {"balance": 1_000_000_00, "behaviour": behaviour}
         self.call("POST", "/_mock/accounts", wanted | more)
 
