@@ -189,7 +189,10 @@ class Iso20022Codec:
             trade=asked.trade,
             to_sign=asked.document.encode("utf-8") if signs else None,
             algorithm=self.profile.card.signing.algorithm,
-            content=_Content(asked, context.sequence, context.now, reference),
+            # To the second, as the request's number has it: what was sent can be made anew.
+            content=_Content(
+                asked, context.sequence, context.now.replace(microsecond=0), reference
+            ),
         )
 
 

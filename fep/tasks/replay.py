@@ -196,7 +196,8 @@ def _read_answer(
     except RemoteProtocolError as error:
         return Reading(kept, one, then, f"not understood: {error}", ("not understood",)), None
     changes: tuple[str, ...] = ()
-    if reply.correlation != one.correlation:
+    # One that bears none was placed by the order of its connection's answers.
+    if reply.correlation not in ("", one.correlation):
         changes = (f"correlation: {one.correlation!r}, now {reply.correlation!r}",)
     assert isinstance(task.body, Order)
     match kept:

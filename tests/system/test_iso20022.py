@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -322,3 +324,15 @@ def test_each_payment_was_decided_once(world: World) -> None:
     assert '"lane.crashed"' not in log
     assert "Traceback" not in log
     assert not list((world.bank.drop / ".fep").iterdir())
+
+
+def test_what_was_kept_reads_today_as_it_did_then(world: World) -> None:
+    world.scene.stop_daemon()
+    for command in (["replay", "--all", "--json"], ["verify-store", "--full"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "fep.daemon.main", *command, "--config", world.scene.config],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (command, done.stdout[-3000:], done.stderr[-2000:])

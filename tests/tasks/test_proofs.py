@@ -125,6 +125,26 @@ async def test_a_late_answer_that_names_nobody_we_know_is_kept_with_an_alarm(wor
         assert (await fep.get("T1"))["state"] == "unknown"
 
 
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_success_of_which_the_bank_says_unasked_that_it_came_back_is_returned(
+    world: World, told: bool
+) -> None:
+    codec = changed(says(PaymentState.RETURNED))
+    async with world.fep(card=NEVER, codec=codec) as fep:
+        await fep.ready(PINGAN)
+        tap = Tap(world, PINGAN, swallows=False)
+        await fep.submit("T1", bank=PINGAN, body=money(PINGAN))
+        await fep.becomes("T1", State.SUCCEEDED)
+        reply = framed(PINGAN, tap.answers[0])
+        for _ in range(2):
+            await fep.unmatched.send(UnmatchedReply(PINGAN, reply, told=told))
+        await fep.becomes("T1", State.RETURNED)
+        kept = "select count(*) from message where direction = 'received'"
+        await until(lambda: world.on_disk(kept) == [(3,)])
+        assert AlarmKind.EVIDENCE_CONFLICT not in fep.alarm_kinds()
+        assert AlarmKind.PAYMENT_RETURNED in fep.alarm_kinds()
+
+
 class _Elsewhere:
     """Of several machines another serves every bank by now."""
 
