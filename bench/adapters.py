@@ -39,6 +39,7 @@ PAGE_SIZES: Final = {
     "boc_b2e": ("ROWS_MAX",),
     "ccb_wlpt": ("ROWS_PER_PAGE",),
     "icbc_nc": ("ROWS_PER_PAGE",),
+    "iso20022": ("ROWS_MAX",),
     "pingan_b2bi": ("TODAY_ROWS",),
 }
 """What in the simulated banks keeps a page short; they are made long for this."""

@@ -348,15 +348,14 @@ def _balance(element: etree._Element) -> Balance:
 
 def _lines(entry: etree._Element, account: str, at: dt.datetime | None) -> Iterator[Line]:
     """Yield an entry's line, or those of its transactions where each has its own amount."""
-    whole = _line(entry, None, account, at)
     rows = entry.findall("NtryDtls/TxDtls")
     if len(rows) < 2:
-        yield _line(entry, rows[0], account, at) if rows else whole
+        yield _line(entry, rows[0] if rows else None, account, at, _amount(entry, "Amt"))
         return
-    parts = [_line(entry, row, account, at) for row in rows]
-    told = all(_own_amount(row) is not None for row in rows)
+    whole = _line(entry, None, account, at, _amount(entry, "Amt"))
+    parts = [_line(entry, row, account, at, _own_amount(row)) for row in rows]
     signed = sum(one.amount.value.fen * (1 if one.is_debit else -1) for one in parts)
-    if not told or abs(signed) != whole.amount.value.fen:
+    if abs(signed) != whole.amount.value.fen:
         msg = "an entry of several transactions does not add up"
         raise ValueError(msg)
     yield from parts
@@ -367,12 +366,12 @@ def _own_amount(row: etree._Element) -> Amount | None:
 
 
 def _line(
-    entry: etree._Element, row: etree._Element | None, account: str, at: dt.datetime | None
+    entry: etree._Element,
+    row: etree._Element | None,
+    account: str,
+    at: dt.datetime | None,
+    amount: Amount | None,
 ) -> Line:
-    amount = _amount(entry, "Amt")
-    of_row = _own_amount(row) if row is not None else None
-    if row is not None and len(entry.findall("NtryDtls/TxDtls")) > 1 and of_row is not None:
-        amount = of_row
     side = text(row, "CdtDbtInd") or text(entry, "CdtDbtInd")
     booked = _date(entry, "BookgDt") or _date(entry, "ValDt")
     if amount is None or side not in {"CRDT", "DBIT"} or booked is None:

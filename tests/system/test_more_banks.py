@@ -37,6 +37,15 @@ BOC = BankPlan(
     {"terminal_id": "E999999", "customer_id": "104999900", "operator_id": "FEP001"},
     {"password": "demo-only"},
 )
+ISO = BankPlan(
+    "iso",
+    "iso20022",
+    "999",
+    "",
+    "样例银行",
+    "999900000000000004",
+    {"initiating_party": "江枫样例制造有限公司"},
+)
 PAYMENTS = 6
 FAULTS = (
     "silent_after_booking=0.2,close_after_booking=0.2,unknown_after_booking=0.2,"
@@ -45,7 +54,7 @@ FAULTS = (
 
 
 def test_each_payment_is_booked_once_and_every_query_is_answered(directory: Path) -> None:
-    with Scene(directory, banks=(CCB, ICBC, BOC), accounts_per_bank=2) as scene:
+    with Scene(directory, banks=(CCB, ICBC, BOC, ISO), accounts_per_bank=2) as scene:
         scene.reply_timeout_s = 1.0
         scene.start_hosts(FAULTS)
         scene.write_config()
