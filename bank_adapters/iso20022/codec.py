@@ -6,14 +6,15 @@ import base64
 import copy
 import datetime as dt
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 import attrs
 from lxml import etree
 
 from bank_adapters.iso20022.config import Iso20022Options
-from bank_adapters.iso20022.facts import REPORTS, lines_of, references, reports
+from bank_adapters.iso20022.facts import REPORTS, account_of, references, span
 from bank_adapters.iso20022.messages import TYPE, Message, documents, read, written
 from bank_adapters.iso20022.replies import REQUEST_ID, Content, outcome, read_http, read_parcel
 from bank_adapters.iso20022.requests import PAYMENT, Request, probe, request
@@ -22,7 +23,7 @@ from fep.adapters.card import Protocol, Signer
 from fep.adapters.files import TOLD, Contents, Parcel, ParcelFramer, parcel_bytes
 from fep.adapters.http import HttpFramer
 from fep.domain.clock import BusinessDate, to_text
-from fep.domain.errors import LocalProtocolError, RemoteProtocolError
+from fep.domain.errors import LocalProtocolError
 from fep.domain.order import Operation, StatementQuery
 from fep.wire.http import request_bytes
 
@@ -78,29 +79,25 @@ class Iso20022Codec:
         Raises:
             RemoteProtocolError: it can't be read, or not yet to its end.
         """
-        marks: dict[str, bytes] = {}
+        parts: dict[str, list[Callable[[], bytes]]] = {}
         told: dict[str, str] = {}
         for one in documents(document):
             message = read(one)
-            try:
-                parts = list(_marked(message, one))
-            except ValueError as error:
-                msg = f"a value can't be read: {error}"
-                raise RemoteProtocolError(msg) from error
-            for mark, part in parts:
-                # Several documents in one file stay one behind the other.
-                if mark not in marks:
-                    marks[mark] = part
-                elif marks[mark] is not part:
-                    marks[mark] += b"\n" + part
+            for mark, part in _marked(message, one):
+                parts.setdefault(mark, []).append(part)
             if message.kind != "camt.053":
                 # A statement is looked through by itself; it may hold thousands of payments.
                 told |= {
                     mark: reference
-                    for reference in references(message)
-                    if OURS.fullmatch(reference) and (mark := f"payment:{reference}") in marks
+                    for reference in references(message.body)
+                    if OURS.fullmatch(reference) and (mark := f"payment:{reference}") in parts
                 }
-        return Contents(marks, told)
+
+        def part_of(mark: str) -> bytes:
+            # Several documents in one file stay one behind the other.
+            return b"\n".join(dict.fromkeys(part() for part in parts[mark]))
+
+        return Contents(frozenset(parts), told, part_of)
 
     # -- what the engine asks ---------------------------------------------------------------------
 
@@ -196,25 +193,35 @@ class Iso20022Codec:
         )
 
 
-def _marked(message: Message, document: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield what a message is looked for by, each with the part of it that says that."""
+def _marked(message: Message, document: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Yield what a message is looked for by, each with what makes the part that says that.
+
+    Nothing is read that could be wrong: of a file with one bad value the rest still counts.
+    """
+
+    def whole() -> bytes:
+        return document
+
     if message.kind == "pain.001":
         # A copy of what we sent is no word of the bank's.
         return
     if message.kind not in REPORTS:
-        for reference in references(message):
-            yield f"payment:{reference}", document
+        for reference in references(message.body):
+            yield f"payment:{reference}", whole
         return
-    for part, report in zip(
-        message.body.iterchildren(REPORTS[message.kind]), reports(message), strict=True
-    ):
-        if not report.account:
-            continue
-        if report.balances:
-            yield f"balance:{report.account}", written(_bare(message, part, "Bal"))
-        for day in _days(report.first, report.last):
-            yield f"statement:{report.account}:{day}", document
-    yield from _excerpts(message)
+    for report in message.body.iterchildren(REPORTS[message.kind]):
+        if account := account_of(report):
+            if report.find("Bal") is not None:
+                yield f"balance:{account}", partial(_part, message, report, "Bal")
+            for day in _days(*span(report)):
+                yield f"statement:{account}:{day}", whole
+        by_payment: dict[str, list[etree._Element]] = {}
+        for entry in report.iterchildren("Ntry"):
+            for reference in references(entry):
+                by_payment.setdefault(reference, []).append(entry)
+        for reference, entries in by_payment.items():
+            part = partial(_part, message, report, "", entries)
+            yield f"payment:{reference}", part
 
 
 def _days(first: BusinessDate | None, last: BusinessDate | None) -> list[str]:
@@ -224,33 +231,14 @@ def _days(first: BusinessDate | None, last: BusinessDate | None) -> list[str]:
     return [(first + dt.timedelta(days=at)).isoformat() for at in range(span)]
 
 
-def _excerpts(message: Message) -> Iterator[tuple[str, bytes]]:
-    """Yield for each payment the report with its lines alone: a statement may have thousands."""
-    for report in message.body.findall(REPORTS[message.kind]):
-        by_payment: dict[str, list[etree._Element]] = {}
-        for entry in report.findall("Ntry"):
-            ids = set()
-            for line in lines_of(message, report, entry):
-                ids |= {line.reference, line.message_ref} - {"", "NOTPROVIDED"}
-            for one in ids:
-                by_payment.setdefault(one, []).append(entry)
-        if not by_payment:
-            continue
-        bare = _bare(message, report)
-        for reference, entries in by_payment.items():
-            part = copy.deepcopy(bare)
-            part.body[-1].extend(copy.deepcopy(entries))
-            yield f"payment:{reference}", written(part)
-
-
-def _bare(message: Message, report: etree._Element, *more: str) -> Message:
-    """Return the message with this report alone, without its lines."""
+def _part(
+    message: Message, report: etree._Element, more: str = "", entries: Sequence[etree._Element] = ()
+) -> bytes:
+    """Return a document with this report and these lines alone: a statement may have thousands."""
     body = etree.Element(message.body.tag)
     body.extend(copy.deepcopy(message.body.findall("GrpHdr")))
     kept = etree.SubElement(body, report.tag)
-    kept.extend(
-        copy.deepcopy(
-            [one for one in report.iterchildren("*") if one.tag in {"Id", "CreDtTm", "Acct", *more}]
-        )
-    )
-    return Message(message.kind, body)
+    names = {"Id", "CreDtTm", "Acct", more}
+    kept.extend(copy.deepcopy([one for one in report.iterchildren("*") if one.tag in names]))
+    kept.extend(copy.deepcopy(list(entries)))
+    return written(Message(message.kind, body))

@@ -79,7 +79,7 @@ def _reference(message: Message) -> str:
         report = next(iter(message.body.iterchildren("Rpt", "Stmt", "Ntfctn")), None)
         if report is not None:
             name = account_of(report) or name
-    return name or next(iter(sorted(references(message))), "") or message.kind
+    return name or next(iter(sorted(references(message.body))), "") or message.kind
 
 
 def _shown(message: Message) -> dict[str, Any]:

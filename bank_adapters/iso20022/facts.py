@@ -26,6 +26,18 @@ CURRENCIES: Final = frozenset({"", "CNY"})
 
 REPORTS: Final = {"camt.052": "Rpt", "camt.053": "Stmt", "camt.054": "Ntfctn"}
 BOOKED: Final = "BOOK"
+NOT_PROVIDED: Final = "NOTPROVIDED"
+"""What stands in an id that must be there and is not known."""
+_IDS: Final = (
+    "OrgnlMsgId",
+    "OrgnlPmtInfId",
+    "OrgnlEndToEndId",
+    "OrgnlInstrId",
+    "EndToEndId",
+    "PmtInfId",
+    "InstrId",
+    "MsgId",
+)
 RETURN_FAMILY: Final = "RRTN"
 """BkTxCd: reversal due to a payment return."""
 
@@ -122,18 +134,14 @@ def created(message: Message) -> dt.datetime | None:
     return _moment_or_none(text(message.body, "GrpHdr/CreDtTm"))
 
 
-def references(message: Message) -> frozenset[str]:
-    """Return all that a message refers to payments by."""
-    names = {
-        "OrgnlMsgId", "OrgnlPmtInfId", "OrgnlEndToEndId", "OrgnlInstrId",
-        "EndToEndId", "PmtInfId", "InstrId", "MsgId",
-    }  # fmt: skip
+def references(element: etree._Element) -> frozenset[str]:
+    """Return all that a message, or a part of it, refers to payments by."""
     found = {
         (one.text or "").strip()
-        for one in message.body.iter("*")
-        if one.tag in names and (one.tag != "MsgId" or _is_of_refs(one))
+        for one in element.iter(*_IDS)
+        if one.tag != "MsgId" or _is_of_refs(one)
     }
-    return frozenset(found - {""})
+    return frozenset(found - {"", NOT_PROVIDED})
 
 
 def _is_of_refs(element: etree._Element) -> bool:
@@ -243,7 +251,7 @@ class Line:
 
     def is_of(self, reference: str) -> bool:
         """Say whether it is this payment's: by its own id, or by another where it bears none."""
-        if self.reference and self.reference != "NOTPROVIDED":
+        if self.reference and self.reference != NOT_PROVIDED:
             return self.reference == reference
         return self.message_ref == reference
 
@@ -295,9 +303,18 @@ def account_of(report: etree._Element) -> str:
     return _account(report, "Acct")
 
 
-def lines_of(message: Message, report: etree._Element, entry: etree._Element) -> tuple[Line, ...]:
-    """Return the lines of one entry."""
-    return tuple(_lines(entry, account_of(report), created(message)))
+def span(report: etree._Element) -> tuple[BusinessDate | None, BusinessDate | None]:
+    """Return the days that a report tells of, without reading its lines."""
+    first, last = _told_day(report, "FrDtTm", "FrDt"), _told_day(report, "ToDtTm", "ToDt")
+    if first is not None and last is not None:
+        return first, last
+    dates = [*report.iterfind("Bal/Dt"), *report.iterfind("Ntry/BookgDt")]
+    days = [
+        business_date(at)
+        for one in dates
+        if (at := _moment_or_none(text(one, "DtTm", "Dt", "."))) is not None
+    ]
+    return first or min(days, default=None), last or max(days, default=None)
 
 
 def _report(message: Message, element: etree._Element) -> Report:
@@ -305,10 +322,7 @@ def _report(message: Message, element: etree._Element) -> Report:
     at = _moment_or_none(text(element, "CreDtTm")) or at
     lines = tuple(line for entry in element.findall("Ntry") for line in _lines(entry, account, at))
     balances = tuple(_balance(one) for one in element.findall("Bal"))
-    days = [one.day for one in balances if one.day is not None]
-    days += [business_date(line.booked_at) for line in lines]
-    first = _span(element, "FrDtTm", "FrDt") or min(days, default=None)
-    last = _span(element, "ToDtTm", "ToDt") or max(days, default=None)
+    first, last = span(element)
     page = text(element, "StmtPgntn/PgNb", "RptPgntn/PgNb", "NtfctnPgntn/PgNb") or "1"
     ends = text(element, "StmtPgntn/LastPgInd", "RptPgntn/LastPgInd", "NtfctnPgntn/LastPgInd")
     return Report(
@@ -326,10 +340,11 @@ def _report(message: Message, element: etree._Element) -> Report:
     )
 
 
-def _span(element: etree._Element, *names: str) -> BusinessDate | None:
+def _told_day(element: etree._Element, *names: str) -> BusinessDate | None:
     """Return a day of FrToDt as it is written: the bank's day, whatever its offset."""
     value = text(element, *(f"FrToDt/{name}" for name in names))
-    return BusinessDate(moment(value[:_DAY_CHARS]).astimezone(SHANGHAI).date()) if value else None
+    at = _moment_or_none(value[:_DAY_CHARS])
+    return None if at is None else business_date(at)
 
 
 def _balance(element: etree._Element) -> Balance:

@@ -10,7 +10,7 @@ from typing import Final, assert_never
 import attrs
 
 from bank_adapters.iso20022.config import Iso20022Options
-from bank_adapters.iso20022.facts import Report, references, reports
+from bank_adapters.iso20022.facts import Report, reports
 from bank_adapters.iso20022.judging import judge
 from bank_adapters.iso20022.messages import TYPE, Message, documents, read
 from bank_adapters.iso20022.requests import BALANCE, PAYMENT, PROBE, STATEMENT, STATUS
@@ -25,7 +25,7 @@ from fep.adapters.api import (
     Unclear,
 )
 from fep.adapters.card import BehaviourCard, Protocol
-from fep.adapters.files import FOUND, NONE, TOLD, Parcel
+from fep.adapters.files import NONE, TOLD, Parcel
 from fep.domain.clock import BusinessDate, business_date, from_text
 from fep.domain.errors import RemoteProtocolError
 from fep.domain.ids import ClientRef
@@ -118,7 +118,7 @@ def read_parcel(parcel: Parcel, raw: bytes) -> Reply:
     code, said = parcel.code, parcel.message
     content = None
     try:
-        messages = tuple(read(one) for one in parcel.documents)
+        messages = tuple(read(one) for part in parcel.documents for one in documents(part))
         asked_at = from_text(parcel.at) if parcel.at else None
         content = Content(messages, parcel.reference, asked_at)
     except (RemoteProtocolError, ValueError) as error:
@@ -234,11 +234,3 @@ def _payment(card: BehaviourCard, order: PaymentOrder, content: Content) -> Outc
             return Unclear(status.code, status.message)
         case _:
             assert_never(status.state)
-
-
-def named(message: Message) -> frozenset[str]:
-    """Return what a message names payments by."""
-    return references(message)
-
-
-__all__ = ["FOUND", "Content", "named", "outcome", "read_http", "read_parcel"]

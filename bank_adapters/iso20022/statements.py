@@ -13,7 +13,7 @@ from typing import Final
 
 import attrs
 
-from bank_adapters.iso20022.facts import BOOKED, CURRENCIES, Line, Report
+from bank_adapters.iso20022.facts import BOOKED, CURRENCIES, NOT_PROVIDED, Line, Report
 from fep.domain.clock import SHANGHAI, BusinessDate, business_date
 from fep.domain.order import (
     Balance,
@@ -251,7 +251,7 @@ def _key(line: Line) -> tuple[object, ...]:
 
 
 def _entry(line: Line) -> StatementEntry:
-    reference = "" if line.reference in {"", "NOTPROVIDED"} else line.reference
+    reference = "" if line.reference in {"", NOT_PROVIDED} else line.reference
     return StatementEntry(
         bank_ref=line.bank_ref,
         booked_at=line.booked_at,

@@ -59,10 +59,12 @@ class Parcel:
 class Contents:
     """What is in one file that came."""
 
-    marks: Mapping[str, bytes] = attrs.field(factory=dict, repr=False)
-    """By mark: what the file says of it, as a document that a codec reads like the whole."""
+    marks: frozenset[str] = frozenset()
+    """What it is looked for by."""
     told: Mapping[str, str] = attrs.Factory(dict)
     """Marks of payments whose evidence is to be handed on at once, and their references."""
+    part: Callable[[str], bytes] = attrs.field(default=lambda _mark: b"", repr=False, eq=False)
+    """Returns what the file says under a mark, as a document that a codec reads like the whole."""
 
 
 @runtime_checkable

@@ -173,7 +173,7 @@ def _check_secrets(table: Table, adapter: BankAdapter, given: Mapping[str, objec
 
 def _link(table: Table, name: BankName, card: BehaviourCard) -> LinkConfig | None:
     # Of a bank that takes files there is no host; one whose card can't be read may be such.
-    folders, is_given = _folders(table, card.transport)
+    folders, is_given = _folders(table, card)
     host = table.text("host", "" if is_given else None)
     port = table.integer("port", 0 if is_given else None, 0 if is_given else 1, 65_535)
     spans = {
@@ -197,13 +197,13 @@ def _link(table: Table, name: BankName, card: BehaviourCard) -> LinkConfig | Non
     )
 
 
-def _folders(table: Table, transport: Transport) -> tuple[Folders | None, bool]:
-    """Return a bank's folders, and whether the file has a table of them."""
-    is_wanted = transport.protocol is Protocol.FOLDER
+def _folders(table: Table, card: BehaviourCard) -> tuple[Folders | None, bool]:
+    """Return a bank's folders, and whether the file has, or must have, a table of them."""
+    is_wanted = card.transport.protocol is Protocol.FOLDER
     inner = table.table("folder", required=is_wanted)
     if inner is None:
         return None, is_wanted
-    if not is_wanted:
+    if not is_wanted and card is not BLANK:
         table.fault("folder", "only of a bank whose card says transport.protocol = 'folder'")
     places = [inner.text(name) and inner.path_of(name) for name in ("out", "in", "archive")]
     spans = {

@@ -404,12 +404,11 @@ class Drop:
                 self._recent.popitem(last=False)
         else:
             self._recent.move_to_end(path)
-        seen: set[int] = set()
+        seen: set[bytes] = set()
         for mark in marks:
-            part = contents.marks.get(mark)
             # Of a statement of several days the same part stands under each.
-            if part is not None and id(part) not in seen:
-                seen.add(id(part))
+            if mark in contents.marks and (part := contents.part(mark)) not in seen:
+                seen.add(part)
                 yield part
 
 

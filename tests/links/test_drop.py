@@ -39,7 +39,7 @@ def contents(data: bytes) -> Contents:
         msg = "not whole"
         raise RemoteProtocolError(msg)
     marks = data[1:-1].partition(b":")[0].decode().split()
-    return Contents(dict.fromkeys(marks, data), {one: one for one in marks})
+    return Contents(frozenset(marks), {one: one for one in marks}, lambda _: data)
 
 
 def make(root: Path, clock: Clock | None = None, **times: float) -> Drop:

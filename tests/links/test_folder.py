@@ -63,7 +63,8 @@ class FileCodec(ToyCodec):
             msg = "not whole"
             raise RemoteProtocolError(msg)
         marks = document[1:-1].partition(b":")[0].decode().split()
-        return Contents(dict.fromkeys(marks, document), {one: f"R{one}" for one in marks})
+        told = {one: f"R{one}" for one in marks}
+        return Contents(frozenset(marks), told, lambda _: document)
 
 
 class Rig:

@@ -12,7 +12,7 @@ from lxml import etree
 from bank_adapters.iso20022.codec import OURS as OURS_REF
 from bank_adapters.iso20022.facts import moment, money
 from bank_adapters.iso20022.messages import documents, parse, read
-from fep.adapters.api import Accepted, Outcome
+from fep.adapters.api import Accepted, Outcome, Unclear
 from fep.adapters.files import Parcel, parcel_bytes
 from fep.domain.errors import RemoteProtocolError
 from fep.domain.money import Cny
@@ -29,6 +29,7 @@ from tests.bank_adapters.iso20022.samples import (
     camt,
     codec,
     entry,
+    payment,
     reply,
     status,
 )
@@ -161,6 +162,8 @@ def test_any_bytes_are_an_outcome_and_none_raises(data: bytes, sample: str, at: 
         found = codec(FOLDER).contents(body)
     except RemoteProtocolError:
         return
+    for mark in found.marks:
+        found.part(mark)
     assert all(OURS_REF.fullmatch(one) for one in found.told.values())
 
 
@@ -206,3 +209,68 @@ def test_a_kept_answer_is_read_again_like_the_first_time() -> None:
         first.raw,
     )
     assert one.outcome(STATUS, again) == one.outcome(STATUS, first)
+
+
+OTHER = "F0000000000000000000"
+
+
+def test_a_file_is_found_by_all_that_it_tells_of() -> None:
+    made = [
+        camt("camt.054", entry(), entry("oops", ref=OTHER), entry(ref="THEIRS"), at="soon"),
+        status("ACCP"),
+        camt("camt.053", entry(), balances=bal("CLBD", "x"), day="2026-01-05"),
+    ]
+    head = "<?xml version='1.0'?>"
+    found = codec(FOLDER).contents("".join(head + one for one in made).encode())
+    assert found.marks == {
+        f"payment:{REF}",
+        f"payment:{OTHER}",
+        "payment:THEIRS",
+        f"balance:{OURS}",
+        f"statement:{OURS}:2026-01-05",
+    }
+    assert set(found.told.values()) == {REF, OTHER}
+    # What another payment's line has in it does not matter to this one.
+    part = found.part(f"payment:{REF}").decode()
+    assert OTHER not in part
+    assert _state(*(one.decode() for one in documents(part.encode()))) is PaymentState.SUCCEEDED
+    told = Parcel("told", "", REF, "FOUND", names=("a",), documents=(part.encode(),))
+    [kept] = codec(FOLDER).framer().receive_data(parcel_bytes(told))
+    paid = codec(FOLDER).outcome(ORDER, kept)
+    assert isinstance(paid, Accepted)
+    assert paid.final
+    assert codec(FOLDER).payment_ref(kept) == REF
+    bad = found.part(f"payment:{OTHER}")
+    assert b"oops" in bad
+    whole = codec().outcome(STATUS, reply(made[0]))
+    assert isinstance(whole, Unclear)
+
+
+def test_a_copy_of_our_own_file_is_no_word_of_the_banks() -> None:
+    found = codec(FOLDER).contents(payment())
+    assert (found.marks, found.told) == (frozenset(), {})
+
+
+def test_a_statement_tells_nobody_unasked() -> None:
+    found = codec(FOLDER).contents(camt("camt.053", entry(), day="2026-01-05").encode())
+    assert f"payment:{REF}" in found.marks
+    assert found.told == {}
+
+
+@given(at=st.integers(0, 5), count=st.integers(1, 6), back=st.booleans())
+def test_a_part_says_of_its_payment_what_the_whole_does(at: int, count: int, back: bool) -> None:
+    lines = [
+        entry(
+            ref=REF if number == at else f"F{number:019d}",
+            side="CRDT" if back else "DBIT",
+            inside="<RtrInf><Rsn><Cd>AC04</Cd></Rsn></RtrInf>" if back else "",
+        )
+        for number in range(count)
+    ]
+    made = camt("camt.054", *lines)
+    found = codec(FOLDER).contents(made.encode())
+    mark = f"payment:{REF}"
+    assert (mark in found.marks) == (at < count)
+    if at < count:
+        part = found.part(mark).decode()
+        assert codec().outcome(STATUS, reply(part)) == codec().outcome(STATUS, reply(made))
