@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import datetime as dt
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import attrs
 from cryptography import x509
@@ -149,7 +149,10 @@ class Book(Protocol):
 
 
 class Fault(StrEnum):
-    """What a host can do wrong, by name; each is drawn with its probability per request."""
+    """What every host can do wrong, by name; each is drawn with its probability per request.
+
+    What one bank alone does wrong is named by its host (``FaultyHost``).
+    """
 
     SILENT_BEFORE_BOOKING = "silent_before_booking"
     """A payment arrives and nothing happens: no booking, no answer."""
@@ -185,32 +188,41 @@ RETURN_SECONDS_MAX: Final = 60.0
 class Faults:
     """Probabilities by fault, drawn from one seed."""
 
-    chance: Mapping[Fault, float] = attrs.Factory(dict)
+    chance: Mapping[Any, float] = attrs.Factory(dict)
+    """Of a ``Fault``, or of a bank's own by its name."""
     rng: random.Random = attrs.field(factory=lambda: random.Random(0), repr=False)  # noqa: S311
 
     @classmethod
-    def parse(cls, spec: str, seed: int) -> Faults:
+    def parse(cls, spec: str, seed: int, own: Collection[str] = ()) -> Faults:
         """Return the faults of a ``name=probability,...`` spec.
+
+        Args:
+            spec: the faults.
+            seed: of the draws.
+            own: names of the bank's own faults.
 
         Raises:
             ValueError: an unknown name or a probability outside 0..1; the message lists the names.
         """
-        chance: dict[Fault, float] = {}
+        known = {*Fault, *own}
+        chance: dict[str, float] = {}
         for part in filter(None, (piece.strip() for piece in spec.split(","))):
-            name, _, number = part.partition("=")
+            fault, _, number = (piece.strip() for piece in part.partition("="))
             try:
-                fault, probability = Fault(name.strip()), float(number or "1")
-            except ValueError as error:
-                known = ", ".join(Fault)
-                msg = f"{part!r} is not NAME=PROBABILITY with a name of: {known}"
-                raise ValueError(msg) from error
+                probability = float(number or "1") if fault in known else None
+            except ValueError:
+                probability = None
+            if probability is None:
+                names = ", ".join((*Fault, *own))
+                msg = f"{part!r} is not NAME=PROBABILITY with a name of: {names}"
+                raise ValueError(msg)
             if not 0.0 <= probability <= 1.0:
                 msg = f"{part!r}: the probability must be from 0 to 1"
                 raise ValueError(msg)
             chance[fault] = probability
         return cls(chance, random.Random(seed))  # noqa: S311
 
-    def draw(self, fault: Fault) -> bool:
+    def draw(self, fault: str) -> bool:
         """Say whether this fault happens now."""
         probability = self.chance.get(fault, 0.0)
         return probability > 0.0 and self.rng.random() < probability
@@ -265,6 +277,21 @@ class BankHost(Protocol):
     def open(self, profile: HostProfile) -> HostConnection:
         """Return the host's half of a new connection."""
         ...
+
+
+@runtime_checkable
+class FaultyHost(BankHost, Protocol):
+    """A host with faults of its own bank: what only this bank's line does."""
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """What each does, by its name."""
+        ...
+
+
+def own_faults(host: BankHost) -> Mapping[str, str]:
+    """Return what a host's own faults do, by their names."""
+    return host.faults if isinstance(host, FaultyHost) else {}
 
 
 def verify(

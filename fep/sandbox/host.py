@@ -28,7 +28,7 @@ from cryptography import x509
 
 from fep import logs
 from fep.adapters import registry
-from fep.adapters.host import Answer, BankHost, BookAccount, Fault, Faults, HostProfile
+from fep.adapters.host import Answer, BankHost, BookAccount, Fault, Faults, HostProfile, own_faults
 from fep.domain.clock import SystemClock
 from fep.domain.ids import BankName, parse_account_number, parse_name
 from fep.domain.money import Cny
@@ -210,7 +210,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fep host",
         description="Run a simulated bank on loopback: the adapter's other half.",
-        epilog="Faults are NAME=PROBABILITY, separated by commas. Names: " + ", ".join(Fault),
+        epilog="Faults are NAME=PROBABILITY, separated by commas. Names: "
+        + ", ".join(Fault)
+        + ". An adapter's own are told by a wrong name, and by its page in docs/banks.",
     )
     parser.add_argument("adapter", help="whose protocol to speak, such as pingan_b2bi")
     parser.add_argument(
@@ -254,9 +256,9 @@ def _opening(given: argparse.Namespace, bank: BankName) -> list[BookAccount]:
     ]
 
 
-def _profile(given: argparse.Namespace) -> tuple[HostProfile, SqliteBook]:
+def _profile(host: BankHost, given: argparse.Namespace) -> tuple[HostProfile, SqliteBook]:
     bank = BankName(parse_name(given.bank or given.adapter, "bank"))
-    faults = Faults.parse(given.faults, given.seed)
+    faults = Faults.parse(given.faults, given.seed, own_faults(host))
     certificates = tuple(
         x509.load_pem_x509_certificate(path.read_bytes()) for path in given.certificate
     )
@@ -307,7 +309,7 @@ def main(arguments: Sequence[str]) -> int:
     logs.configure(sys.stderr, given.log_level)
     try:
         host, listen = registry.host(given.adapter), parse_listen(given.listen)
-        profile, book = _profile(given)
+        profile, book = _profile(host, given)
     except (LookupError, ImportError, ValueError, OSError) as error:
         _complain(str(error))
         return 1

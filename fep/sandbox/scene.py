@@ -392,8 +392,20 @@ class Scene:
         book.open_accounts(self.accounts, SystemClock().now())
         return book
 
-    def start_hosts(self, faults: str = "", *, log_level: str = "info") -> None:
-        """Start the simulated banks; each demands signatures by its own key."""
+    def start_hosts(
+        self,
+        faults: str = "",
+        *,
+        own: Mapping[str, str] | None = None,
+        log_level: str = "info",
+    ) -> None:
+        """Start the simulated banks; each demands signatures by its own key.
+
+        Args:
+            faults: of all.
+            own: more faults, by the bank's name.
+            log_level: of their logs.
+        """
         self.open_book().close()
         for place, plan in enumerate(self.banks):
             certificates = [self._certificate(place)]
@@ -401,7 +413,7 @@ class Scene:
                 plan,
                 self.directory,
                 certificates,
-                faults,
+                ",".join(filter(None, (faults, (own or {}).get(plan.name, "")))),
                 seed=place,
                 log_level=log_level,
                 start_command=self._start_command,
