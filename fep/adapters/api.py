@@ -314,3 +314,21 @@ class BankAdapter(Protocol):
     def open(self, profile: BankProfile) -> BankCodec:
         """Return the codec of one configured bank."""
         ...
+
+
+@runtime_checkable
+class KeyedAdapter(BankAdapter, Protocol):
+    """An adapter whose bytes hide what they say: a bank's secrets are needed to show them."""
+
+    def decoder_of(self, profile: BankProfile) -> Decoder:
+        """Return what reads one bank's captured bytes.
+
+        Raises:
+            ConfigError: a secret can't be used.
+        """
+        ...
+
+
+def decoder_of(adapter: BankAdapter, profile: BankProfile) -> Decoder:
+    """Return what reads one bank's captured bytes, with its secrets where they are needed."""
+    return adapter.decoder_of(profile) if isinstance(adapter, KeyedAdapter) else adapter.decoder

@@ -36,6 +36,8 @@ class Signer(StrEnum):
     """A signing service of the bank on another port."""
     SLOT = "slot"
     """Our key slot."""
+    ADAPTER = "adapter"
+    """The adapter itself, all it sends, with a key among the bank's secrets."""
 
 
 class Protocol(StrEnum):

@@ -27,6 +27,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
+from fep.adapters import registry
+from fep.adapters.card import Signer
 from fep.adapters.host import BookAccount
 from fep.client import BlockingClient
 from fep.domain.clock import SystemClock
@@ -173,6 +175,11 @@ def launch(
             stderr=log,
             env=os.environ | environment,
         )
+
+
+def _signs_by_itself(plan: BankPlan) -> bool:
+    """Say whether the plan's adapter signs with a key of its own, and not with a slot's."""
+    return registry.adapter(plan.adapter).card.signing.by is Signer.ADAPTER
 
 
 @attrs.define
@@ -468,7 +475,11 @@ class Scene:
                     name: {"file": write_secret(self.directory / f"{plan.name}.{name}", value).name}
                     for name, value in plan.secrets.items()
                 },
-                "card": self.card_changes,
+                "card": {
+                    name: table
+                    for name, table in self.card_changes.items()
+                    if name != "signing" or not _signs_by_itself(plan)
+                },
             }
             for plan in self.banks
         ]

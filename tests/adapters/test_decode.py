@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fep.adapters import decode, registry
 from fep.adapters.decode import BLANK, lines, masked
 from fep.daemon import main
-from tests.adapters.captures import SECRET, exchanges
+from tests.adapters.captures import SECRET, decoder, exchanges
 
 NAMES = registry.names()
 MUTATIONS = int(os.environ.get("FEP_TEST_MUTATIONS", "400"))
@@ -27,7 +27,7 @@ SECONDS_MAX = 20.0
 
 
 def decoded(name: str, data: bytes) -> list[dict[str, Any]]:
-    found = list(lines(name, registry.adapter(name).decoder, data))
+    found = list(lines(name, decoder(name), data))
     json.dumps(found)
     return found
 
