@@ -22,14 +22,17 @@ from bank_adapters.cmb_cdc.messages import (
     hide,
     is_gateway_error,
     reveal,
+    take_form,
     text_to_sign,
+    uncover,
+    without_signature,
 )
 from fep.adapters.api import BankProfile, Context, Draft, Outcome, Reply
 from fep.adapters.http import HttpFramer
 from fep.domain.clock import BusinessDate
 from fep.domain.errors import LocalProtocolError, RemoteProtocolError
 from fep.domain.order import Operation, StatementQuery
-from fep.wire.http import HttpResponse, request_bytes
+from fep.wire.http import HttpResponse, RequestReader, request_bytes
 
 
 @attrs.frozen
@@ -106,6 +109,20 @@ class CmbCdcCodec:
         data = hide(sealed.text, self.secrets, options.user_id)
         body = form(sealed.function, options.user_id, data)
         return request_bytes(self.profile.peer, options.path, body, FORM)
+
+    def bare(self, frame: bytes) -> bytes:
+        """Return the text of a request, with the mark in its signature's place.
+
+        Raises:
+            RemoteProtocolError: it is none of ours.
+        """
+        [request] = RequestReader(self.profile.card.limits.frame_bytes_max).receive_data(frame)
+        if self.secrets is None:
+            msg = "there are no keys to read it with"
+            raise RemoteProtocolError(msg)
+        form = take_form(request.body)
+        text = uncover(form["DATA"].encode(), self.secrets.hidden_by, form["UID"])
+        return without_signature(text)
 
     def outcome(self, operation: Operation, reply: Reply) -> Outcome:
         """Return what a reply means for the operation it answers."""

@@ -164,9 +164,7 @@ def reveal(data: bytes, secrets: Secrets, user_id: str) -> bytes:
 
 
 def _is_signed(text: bytes, secrets: Secrets, mark: bytes) -> bool:
-    found = None
-    for found in _SIGNATURE.finditer(text):  # noqa: B007 - the last one counts
-        pass
+    found = _signature(text)
     if found is None:
         return False
     try:
@@ -174,8 +172,21 @@ def _is_signed(text: bytes, secrets: Secrets, mark: bytes) -> bool:
         signature = sm2.from_raw(raw)
     except ValueError:
         return False
-    signed = text[: found.start(1)] + PLACEHOLDER.encode() + text[found.end(1) :]
+    signed = without_signature(text)
     return any(key.verifies(signature, signed, mark) for key in secrets.other)
+
+
+def _signature(text: bytes) -> re.Match[bytes] | None:
+    found = list(_SIGNATURE.finditer(text))
+    return found[-1] if found else None
+
+
+def without_signature(text: bytes) -> bytes:
+    """Return a text as it was signed: with the mark in the place of the signature."""
+    found = _signature(text)
+    if found is None:
+        return text
+    return text[: found.start(1)] + PLACEHOLDER.encode() + text[found.end(1) :]
 
 
 def decode(text: bytes) -> tuple[str, Message]:

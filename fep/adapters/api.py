@@ -268,6 +268,19 @@ class SignPortCodec(BankCodec, Protocol):
         ...
 
 
+@runtime_checkable
+class SealingCodec(BankCodec, Protocol):
+    """A codec that signs or hides what it sends by itself (card: ``adapter``): no two are alike."""
+
+    def bare(self, frame: bytes) -> bytes:
+        """Return what a request of ours says, without its signature.
+
+        Raises:
+            RemoteProtocolError: it is none of ours.
+        """
+        ...
+
+
 class BankAdapter(Protocol):
     """The registration value of one bank: what its package exports as ``ADAPTER``."""
 

@@ -66,6 +66,8 @@ class BankConfig:
     """Of this bank's own part of the file: what decides whether a reload touches it."""
     secrets: Mapping[str, SecretRef] = attrs.Factory(dict)
     """Where the adapter's secrets are, by their names."""
+    tape: bool = False
+    """All bytes to and from the bank are written to a file."""
 
     def profile(
         self, accounts: Mapping[AccountNumber, Account], secrets: Mapping[str, str] | None = None
@@ -129,6 +131,7 @@ def _bank(
     if slot and slot not in slots:
         table.fault("slot", f"there is no [[slot]] named {slot!r}{hint(slot, slots)}")
     workers = table.integer("workers", 4, 1, WORKERS_MAX)
+    tape = table.flag("tape")
     options, changes = table.free("options"), table.free("card")
     secrets = {key: secret(one) for key, one in table.named("secrets")}
     card = made = None
@@ -155,6 +158,7 @@ def _bank(
         workers=workers,
         digest=hashlib.sha256(repr(sorted(table.values.items())).encode()).hexdigest(),
         secrets={key: one for key, one in secrets.items() if one is not None},
+        tape=tape,
     )
 
 

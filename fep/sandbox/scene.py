@@ -360,6 +360,8 @@ class Scene:
         self.reply_timeout_s = 5.0
         self.store: Mapping[str, Any] | None = None
         """``[store]`` of the configuration; None: a file of this daemon's own."""
+        self.tape = False
+        """Whether the banks' bytes are written to tapes."""
         self.card_changes: dict[str, Any] = json.loads(json.dumps(CARD_CHANGES))
         directory.mkdir(parents=True, exist_ok=True)
         self.accounts = [
@@ -471,6 +473,7 @@ class Scene:
                 "backoff_first_s": 0.1,
                 "backoff_max_s": 1.0,
                 "options": dict(plan.options),
+                "tape": self.tape,
                 "secrets": {
                     name: {"file": write_secret(self.directory / f"{plan.name}.{name}", value).name}
                     for name, value in plan.secrets.items()

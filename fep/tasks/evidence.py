@@ -13,9 +13,17 @@ from typing import Final, assert_never
 
 import attrs
 
-from fep.adapters.api import Accepted, BankCodec, Outcome, Rejected, Reply, Unclear
+from fep.adapters.api import (
+    Accepted,
+    BankCodec,
+    Context,
+    Outcome,
+    Rejected,
+    Reply,
+    Unclear,
+)
 from fep.adapters.card import BehaviourCard, NoRecord
-from fep.domain.clock import BusinessDate, business_date
+from fep.domain.clock import BusinessDate, business_date, from_text
 from fep.domain.ids import ClientRef
 from fep.domain.order import (
     OperationResult,
@@ -211,6 +219,8 @@ def of_line(entry: StatementEntry, returned_on: BusinessDate | None = None) -> A
 TAKES_BACK: Final = "that takes it back"
 _LINE: Final = re.compile(r"line (found by .*?|that takes it back)(?: \(page (.*)\))?", re.DOTALL)
 
+_PREPARED: Final = re.compile(r"prepared (\S+) (\S+)")
+
 
 def line_told(what: str, cursor: str) -> str:
     """Return what the causal chain keeps of a statement's page: its line, and which page it was.
@@ -226,6 +236,22 @@ def line_read(taken_for: str) -> tuple[str, str] | None:
     """Return what :func:`line_told` was given, None of what tells of something else."""
     found = _LINE.fullmatch(taken_for)
     return None if found is None else (found[1], found[2] or "")
+
+
+def prepared_told(context: Context) -> str:
+    """Return what the causal chain keeps of a request: what it was prepared with."""
+    return f"prepared {context.now.isoformat(timespec='microseconds')} {context.sequence}"
+
+
+def prepared_read(noted: str) -> tuple[dt.datetime, str] | None:
+    """Return the moment and number of :func:`prepared_told`, None of what tells something else."""
+    found = _PREPARED.fullmatch(noted)
+    if found is None:
+        return None
+    try:
+        return from_text(found[1]), found[2]
+    except ValueError:
+        return None
 
 
 def told(outcome: Outcome) -> str:

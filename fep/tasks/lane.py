@@ -36,7 +36,7 @@ from fep.adapters.card import BehaviourCard, Signer
 from fep.alarms.state import AlarmKind
 from fep.domain.clock import business_date, to_text
 from fep.domain.errors import BodyError, KeySlotError, LinkLostError, NothingSentError
-from fep.domain.ids import SHORT_REF_ATTEMPTS, BankName, ClientRef
+from fep.domain.ids import SHORT_REF_ATTEMPTS, BankName, ClientRef, TaskId
 from fep.domain.order import (
     BalanceQuery,
     Body,
@@ -87,6 +87,10 @@ LOOK_EVERY_TURNS: Final = 8
 WAITING: Final = OPEN_AT_BANK | {State.QUEUED, State.FETCHED}
 
 
+def _note_nothing(_task: TaskId, _frame: bytes) -> None:
+    """Keep no tape."""
+
+
 @attrs.frozen
 class LaneParts:
     """What a lane is made of; the daemon puts it together."""
@@ -101,6 +105,8 @@ class LaneParts:
     reply_timeout_s: float
     may_begin: Callable[[], bool] | None = None
     """Whether a first byte may leave at this very moment; None: always, there is one machine."""
+    note_frame: Callable[[TaskId, bytes], None] = _note_nothing
+    """Told whose a frame is before it is sent: the bank's tape."""
 
 
 class Lane:
@@ -409,7 +415,7 @@ class Lane:
             self._put_back_later(task, 0.0)
             return
         try:
-            await self._begin_sending(task, order, draft, frame, reference)
+            await self._begin_sending(task, order, draft, frame, context)
         except (StoreFullError, StoreBusyError):
             # To wait here would send it later than it says, and evidence goes by that time.
             self._service.note_full("a payment waits for room on the disk before it leaves")
@@ -440,7 +446,7 @@ class Lane:
         return None
 
     async def _begin_sending(
-        self, task: Task, order: Order, draft: Draft, frame: bytes, reference: ClientRef
+        self, task: Task, order: Order, draft: Draft, frame: bytes, context: Context
     ) -> None:
         """Write that it is being sent, with its exact bytes.
 
@@ -450,14 +456,21 @@ class Lane:
         begun: tuple[Event, ...] = (Event.SEND_BEGUN,)
         if task.state is State.QUEUED:
             begun = (Event.BODY_TAKEN, Event.SEND_BEGUN)
-        at = self._service.clock.now()
+        at, reference = self._service.clock.now(), context.client_ref
+        assert reference is not None
+        wire = store.Bytes(
+            sent=True,
+            correlation=draft.correlation,
+            data=frame,
+            taken_for=evidence.prepared_told(context),
+        )
         try:
             await self._service.change(
                 task,
                 begun,
                 f"sent as {draft.trade} under {reference}",
                 columns={"client_ref": reference, "sent_at": to_text(at)},
-                wire=store.Bytes(sent=True, correlation=draft.correlation, data=frame),
+                wire=wire,
                 sent=self._sent(order, at),
                 patient=False,
             )
@@ -473,6 +486,7 @@ class Lane:
     async def _send(self, task: Task, frame: bytes, correlation: str) -> None:
         """Send what is on disk as being sent, and act on what becomes of it."""
         parts = self.parts
+        parts.note_frame(task.task_id, frame)
         try:
             with trio.fail_after(parts.reply_timeout_s):
                 reply = await parts.link.exchange(frame, correlation, parts.may_begin)
@@ -562,9 +576,9 @@ class Lane:
     async def _ask_body(self, task: Task, body: Query) -> Outcome:
         match body:
             case BalanceQuery():
-                return (await self.ask(body))[0]
+                return (await self.ask(body, task))[0]
             case StatementQuery():
-                return await self._ask_statement(body)
+                return await self._ask_statement(task, body)
             case TransferStatusRequest():
                 return await self._ask_status_of(task, body)
             case _:
@@ -583,19 +597,19 @@ class Lane:
         if target.client_ref is None or target.sent_at is None:
             msg = f"task {body.task_id} was never sent to the bank; its state is {target.state}"
             raise BodyError(msg)
-        outcome, reply = await self.ask(status_query(target))
+        outcome, reply = await self.ask(status_query(target), task)
         if target.state is State.SUCCEEDED:
             # The client learns it here; the task itself must not stay a success.
             await self.watch.take_status(target, outcome, reply)
         return outcome
 
-    async def _ask_statement(self, body: StatementQuery) -> Outcome:
+    async def _ask_statement(self, task: Task, body: StatementQuery) -> Outcome:
         entries: list[StatementEntry] = []
         pages = 0
         for part in self.parts.codec.split(body, business_date(self._service.clock.now())):
             query = part
             while True:
-                outcome, _ = await self.ask(query)
+                outcome, _ = await self.ask(query, task)
                 if not isinstance(outcome, Accepted):
                     return outcome
                 page = outcome.result
@@ -609,8 +623,8 @@ class Lane:
                 query = attrs.evolve(part, cursor=page.cursor)
         return Accepted(_statement(entries, more=False))
 
-    async def ask(self, operation: Operation) -> tuple[Outcome, Reply]:
-        """Make one query exchange.
+    async def ask(self, operation: Operation, task: Task | None = None) -> tuple[Outcome, Reply]:
+        """Make one query exchange, for a task where it is for one.
 
         Raises:
             BodyError: the bank can't carry it.
@@ -623,6 +637,8 @@ class Lane:
         reply: Reply | None = None
         try:
             frame = parts.codec.seal(draft, await self._sign(draft))
+            if task is not None:
+                parts.note_frame(task.task_id, frame)
             with trio.move_on_after(parts.reply_timeout_s):
                 reply = await parts.link.exchange(frame, draft.correlation, parts.may_begin)
         except KeySlotError as error:
@@ -650,7 +666,7 @@ class Lane:
         wire: store.Bytes | None = None
         finding: Outcome
         try:
-            finding, reply = await self.ask(status_query(task))
+            finding, reply = await self.ask(status_query(task), task)
             wire = store.received(reply, evidence.told(finding))
         except BodyError as error:
             finding = Unclear("BAD_BODY", str(error))

@@ -240,7 +240,7 @@ class Watch:
         task = await self._service.store.read(partial(store.one, task_id=watched.task_id))
         assert task is not None
         if task.state is State.SUCCEEDED:
-            outcome, reply = await lane.ask(status_query(task))
+            outcome, reply = await lane.ask(status_query(task), task)
             await self.take_status(task, outcome, reply)
         one.asks.popleft()
 
