@@ -46,6 +46,7 @@ from bank_adapters.cmb_cdc.requests import (
 )
 from fep.adapters.host import (
     DELAY_SECONDS,
+    ODD,
     Answer,
     BankHost,
     BookedState,
@@ -393,6 +394,8 @@ def _statement(profile: HostProfile, message: Message) -> Tables:
     if message.rows(Y1):
         begun = _count(_only(message, Y1), "expectNextSequence")
     page = lines[begun - 1 : begun - 1 + ROWS_MAX]
+    if page and profile.faults.draw(Fault.ODD_CURRENCY):
+        page[-1] = {**page[-1], "currencyNbr": ODD}
     after = begun + len(page)
     more = after <= len(lines)
     cursor = {

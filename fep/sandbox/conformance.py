@@ -43,7 +43,7 @@ from fep.adapters.api import (
 )
 from fep.adapters.card import BehaviourCard, SignAlgorithm, Signer, override
 from fep.adapters.decode import lines
-from fep.adapters.host import BankHost, BookAccount, Fault, Faults, HostProfile
+from fep.adapters.host import BankHost, BookAccount, Fault, Faults, HostProfile, own_faults
 from fep.adapters.quality import Example, Status
 from fep.client import BlockingClient
 from fep.domain.account import Account
@@ -137,7 +137,7 @@ class Rig:
         by_us = {} if adapter.card.signing.by is Signer.ADAPTER else {"signing": {"by": "slot"}}
         self.card: BehaviourCard = override(adapter.card, by_us)
         self.secrets = _secrets(adapter, example)
-        self._host = host
+        self.host = host
         self._example = example
         self._directory = directory
         self._books = 0
@@ -167,17 +167,17 @@ class Rig:
         )
 
     @contextmanager
-    def bank(self, *faults: Fault) -> Iterator[Bank]:
+    def bank(self, *faults: str) -> Iterator[Bank]:
         """Open a simulated bank with an empty history, which does these faults always."""
         self._books += 1
         path = self._directory / f"book-{self._books}.sqlite"
         accounts = [BookAccount(BANK, one, name, OPENING) for one, name in HOLDERS.items()]
         book = SqliteBook.create(path, accounts, NOW)
-        chance = dict.fromkeys(faults, 1.0)
+        chance: dict[str, float] = dict.fromkeys(faults, 1.0)
         drawn = Faults(chance, random.Random(SEED))
         profile = HostProfile(BANK, book, _Clock(), drawn, (self.certificate,))
         try:
-            yield Bank(self, self._host, profile, book)
+            yield Bank(self, self.host, profile, book)
         finally:
             book.close()
 
@@ -513,6 +513,32 @@ def faults_stay_open(rig: Rig) -> str:
     return f"{len(OPEN_FAULTS)} faults"
 
 
+def faults_of_its_own(rig: Rig) -> str:
+    """Whatever only this bank's line does, no payment is believed done or not done wrongly."""
+    own = own_faults(rig.host)
+    for fault in own:
+        with rig.bank() as bank:
+            bank.sign_on()
+        with rig.bank(fault) as bank:
+            for reply in bank.replies(ORDER):
+                found = rig.codec.outcome(ORDER, reply)
+                done = isinstance(found, Accepted) and found.final
+                _hold(not done or bank.booked, f"{fault}: not booked, and told as {found}")
+                refused = isinstance(found, Rejected)
+                _hold(not (refused and bank.booked), f"{fault}: booked, and told as {found}")
+            booked = bank.booked
+            for reply in bank.replies(rig.status()):
+                told = rig.codec.outcome(rig.status(), reply)
+                if isinstance(told, Accepted) and isinstance(told.result, PaymentStatus):
+                    state = told.result.state
+                    wrong = PaymentState.REJECTED if booked else PaymentState.SUCCEEDED
+                    _hold(state is not wrong, f"{fault}: booked {booked} times, told as {state}")
+            for query in rig.queries:
+                for reply in bank.replies(query):
+                    rig.codec.outcome(query, reply)
+    return ", ".join(own) or "none is known"
+
+
 def sessions(rig: Rig) -> str:
     """When the session has ended a new one is made; a payment that was told so may be booked."""
     codec = rig.codec
@@ -674,6 +700,7 @@ CHECKS: Final[tuple[Callable[[Rig], str], ...]] = (
     codes_by_card,
     booked_once,
     faults_stay_open,
+    faults_of_its_own,
     sessions,
     refusals_and_landed,
     facts_are_compared,

@@ -28,7 +28,17 @@ from cryptography import x509
 
 from fep import logs
 from fep.adapters import registry
-from fep.adapters.host import Answer, BankHost, BookAccount, Fault, Faults, HostProfile, own_faults
+from fep.adapters.host import (
+    Answer,
+    BankHost,
+    BookAccount,
+    Fault,
+    Faults,
+    ForgetfulBook,
+    HostProfile,
+    on_the_line,
+    own_faults,
+)
 from fep.domain.clock import SystemClock
 from fep.domain.ids import BankName, parse_account_number, parse_name
 from fep.domain.money import Cny
@@ -126,7 +136,7 @@ async def _serve(host: BankHost, profile: HostProfile, stream: trio.SocketStream
         while data := await _received(stream):
             answers = connection.receive_data(data)
             log.debug("host.bytes_taken", bank=profile.bank, size=len(data), answers=len(answers))
-            for answer in answers:
+            for answer in [one for told in answers for one in on_the_line(told, profile.faults)]:
                 if answer.delay_s > 0:
                     nursery.start_soon(_late, stream, answer, writing)
                 elif not await _act(stream, answer, writing):
@@ -270,7 +280,8 @@ def _profile(host: BankHost, given: argparse.Namespace) -> tuple[HostProfile, Sq
     except sqlite3.Error as error:
         msg = f"{given.ledger}: {error}"
         raise ValueError(msg) from error
-    return HostProfile(bank, book, clock, faults, certificates), book
+    told = ForgetfulBook(book, faults)
+    return HostProfile(bank, told, clock, faults, certificates), book
 
 
 async def _run(host: BankHost, profile: HostProfile, listen: tuple[str, int]) -> int:
