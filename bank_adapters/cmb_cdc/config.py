@@ -9,7 +9,7 @@ import attrs
 from attrs import validators
 
 from fep.adapters.card import BehaviourCard, card_from_toml
-from fep.crypto.sm2 import Sm2Error, Sm2PublicKey
+from fep.crypto.sm2 import Sm2PublicKey
 
 NAME: Final = "cmb_cdc"
 BANK_CLASS: Final = "308"
@@ -42,7 +42,7 @@ def _text(*, empty: bool) -> Any:  # noqa: ANN401 - an attrs validator
 def _point(_: object, attribute: attrs.Attribute[str], value: str) -> None:
     try:
         Sm2PublicKey.from_point(bytes.fromhex(value))
-    except (ValueError, Sm2Error) as error:
+    except ValueError as error:
         msg = f"{attribute.name} must be a point of the SM2 curve: 04, X and Y in hexadecimal"
         raise ValueError(msg) from error
 

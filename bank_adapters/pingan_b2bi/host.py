@@ -77,6 +77,14 @@ FAULTS: Final[Mapping[str, str]] = {
     "odd_state": "4005 answers Stt 11, 40 or 99",
     "fee_row": "each debit's line has a fee's line with the payment's numbers beside it",
 }
+NODES: Final = (
+    ("102100099996", "中国工商银行总行清算中心"),
+    ("105100000017", "中国建设银行总行"),
+    ("307584007998", "平安银行深圳总行"),
+    ("308584000013", "招商银行深圳总行"),
+    ("309391000011", "兴业银行福州总行"),
+)
+"""Head offices; their codes are public."""
 ODD_STATES: Final = ("11", "40", "99")
 SIGN_LENGTHS: Final = (b"         0", b"0         ", b"0000000000", b"          ")
 _LONG_MESSAGE: Final = (":" + "交易处理中" * 20).encode("gb18030")
@@ -157,6 +165,8 @@ class PinganHostConnection:
             messages.STATUS: self._status,
             messages.TODAY: self._today,
             messages.HISTORY: self._history,
+            messages.BANK_CODES: self._bank_codes,
+            messages.RETURNED: self._returned,
         }
 
     def receive_data(self, data: bytes) -> list[Answer]:
@@ -448,6 +458,60 @@ class PinganHostConnection:
             ("PageSize", str(size)),
         ]
         return _good(request.packet, members, rows)
+
+    def _bank_codes(self, request: _Request) -> bytes:
+        bank_class, keyword = request.fields.get("BankNo"), request.fields.get("KeyWord")
+        found = [
+            (code, name) for code, name in NODES if code.startswith(bank_class) and keyword in name
+        ]
+        if not found:
+            raise _RefusalError(NO_DETAIL)
+        members = [("BankNo", bank_class), ("BankName", ""), ("size", str(len(found)))]
+        rows = [[("NodeCode", code), ("NodeName", name)] for code, name in found]
+        return _good(request.packet, members, rows)
+
+    def _returned(self, request: _Request) -> bytes:
+        fields = request.fields
+        account = self._own(fields.get("AccNo"))
+        first, last = _day(fields.get("StartDate")), _day(fields.get("EndDate"))
+        page = _whole(fields, "PageNo", 1, messages.PAGES_MAX)
+        size = _whole(fields, "PageCts", 1, messages.RETURNED_ROWS)
+        if not 0 <= (last - first).days < messages.RETURNED_DAYS_MAX:
+            raise _RefusalError(BAD_PARAMETER)
+        entries = [
+            one for one in self._entries(account.number, first, last) if one.back and not one.debit
+        ]
+        if not entries:
+            raise _RefusalError(NO_DETAIL)
+        start = (page - 1) * size
+        rows = [self._returned_row(account, one) for one in entries[start : start + size]]
+        members = [
+            ("TotalCts", str(len(entries))),
+            ("IsEnd", "Y" if start + size >= len(entries) else "N"),
+            ("PageNo", str(page)),
+            ("PageCts", str(size)),
+        ]
+        return _good(request.packet, members, rows)
+
+    def _returned_row(self, account: BookAccount, entry: BookEntry) -> Members:
+        payment = self._profile.book.payment(self._profile.bank, entry.client_ref)
+        at = entry.at if payment is None else payment.at
+        return [
+            ("ThirdVoucher", ""),
+            ("SThirdVoucher", entry.client_ref),
+            ("CstInnerFlowNo", ""),
+            ("TransDate", f"{to_shanghai(at):%Y%m%d}"),
+            ("PayAccNo", account.number),
+            ("OppAccNo", entry.counterparty),
+            ("OppAccName", entry.counterparty_name),
+            ("OppBankName", entry.counterparty_bank_name),
+            ("Amount", str(entry.amount)),
+            ("CcyCode", messages.CURRENCY),
+            ("RejectDate", f"{to_shanghai(entry.at):%Y%m%d}"),
+            ("RejectRemark", "RJ01:账号不存在"),
+            ("FrontLogNo", entry.payment_ref),
+            ("submitTime", f"{to_shanghai(at):%Y%m%d%H%M%S}"),
+        ]
 
     def _rows(
         self,

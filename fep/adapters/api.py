@@ -20,7 +20,7 @@ from fep.adapters.decode import Decoder
 from fep.domain.account import Account
 from fep.domain.clock import BusinessDate
 from fep.domain.ids import AccountNumber, BankName, ClientRef
-from fep.domain.order import Kind, Operation, OperationResult, StatementQuery
+from fep.domain.order import Kind, Lookup, Operation, OperationResult, StatementQuery
 from fep.wire.http import HttpResponse
 
 
@@ -265,6 +265,23 @@ class SignPortCodec(BankCodec, Protocol):
         Raises:
             RemoteProtocolError: it did not sign.
         """
+        ...
+
+
+@runtime_checkable
+class LookupCodec(BankCodec, Protocol):
+    """A codec of a bank with look-ups: payments that came back, CNAPS codes."""
+
+    def prepare_lookup(self, lookup: Lookup, context: Context) -> Draft:
+        """Return the request for one page.
+
+        Raises:
+            BodyError: this bank can't carry it; nothing was sent.
+        """
+        ...
+
+    def looked_up(self, lookup: Lookup, reply: Reply) -> Outcome:
+        """Return what a reply means for the look-up it answers; never raises on bad content."""
         ...
 
 

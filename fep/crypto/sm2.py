@@ -22,8 +22,6 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
     encode_dss_signature,
 )
 
-from fep.domain.errors import FepError
-
 USER_ID: Final = b"1234567812345678"
 """The user id where nobody agreed on another (GM/T 0009, 10)."""
 USER_ID_BYTES_MAX: Final = 8191
@@ -45,10 +43,8 @@ _SPKI_HEAD: Final = bytes.fromhex("3059 3013") + _EC_PUBLIC_KEY + _OID + bytes.f
 _HEX: Final = re.compile(rb"[0-9A-Fa-f]{64}")
 
 
-class Sm2Error(FepError):
+class Sm2Error(ValueError):
     """No SM2 key can be read here, or libcrypto can't work with it."""
-
-    code = "SM2"
 
 
 _Pointer = int

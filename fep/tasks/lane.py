@@ -13,7 +13,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
 
 import attrs
 import orjson
@@ -26,6 +26,7 @@ from fep.adapters.api import (
     BankCodec,
     Context,
     Draft,
+    LookupCodec,
     Outcome,
     Refusal,
     Rejected,
@@ -39,14 +40,19 @@ from fep.domain.errors import BodyError, KeySlotError, LinkLostError, NothingSen
 from fep.domain.ids import SHORT_REF_ATTEMPTS, BankName, ClientRef, TaskId
 from fep.domain.order import (
     BalanceQuery,
+    BankCodeQuery,
+    BankCodes,
     Body,
     Kind,
+    Lookup,
     Operation,
     Order,
     PaymentReceipt,
     PaymentState,
     PaymentStatus,
     Query,
+    ReturnedPayments,
+    ReturnedQuery,
     Statement,
     StatementEntry,
     StatementQuery,
@@ -581,6 +587,8 @@ class Lane:
                 return await self._ask_statement(task, body)
             case TransferStatusRequest():
                 return await self._ask_status_of(task, body)
+            case ReturnedQuery() | BankCodeQuery():
+                return await self._ask_lookup(task, body)
             case _:
                 assert_never(body)
 
@@ -617,13 +625,37 @@ class Lane:
                 entries.extend(page.entries)
                 pages += 1
                 if pages >= STATEMENT_PAGES_MAX or len(entries) >= STATEMENT_ENTRIES_MAX:
-                    return Accepted(_statement(entries, more=True), outcome.code)
+                    return Accepted(_fitting(Statement, entries, more=True), outcome.code)
                 if not page.cursor:
                     break
                 query = attrs.evolve(part, cursor=page.cursor)
-        return Accepted(_statement(entries, more=False))
+        return Accepted(_fitting(Statement, entries, more=False))
 
-    async def ask(self, operation: Operation, task: Task | None = None) -> tuple[Outcome, Reply]:
+    async def _ask_lookup(self, task: Task, body: Lookup) -> Outcome:
+        entries: list[Any] = []
+        query, pages = body, 0
+        while True:
+            outcome, _ = await self.ask(query, task)
+            if not isinstance(outcome, Accepted):
+                return outcome
+            page = outcome.result
+            assert isinstance(page, ReturnedPayments | BankCodes)
+            entries.extend(page.entries)
+            pages += 1
+            full = pages >= STATEMENT_PAGES_MAX or len(entries) >= STATEMENT_ENTRIES_MAX
+            if full or not page.cursor:
+                more = bool(page.cursor)
+                found = (
+                    _fitting(BankCodes, entries, more=more)
+                    if isinstance(page, BankCodes)
+                    else _fitting(ReturnedPayments, entries, more=more)
+                )
+                return Accepted(found, outcome.code, outcome.message)
+            query = attrs.evolve(query, cursor=page.cursor)
+
+    async def ask(
+        self, operation: Operation | Lookup, task: Task | None = None
+    ) -> tuple[Outcome, Reply]:
         """Make one query exchange, for a task where it is for one.
 
         Raises:
@@ -633,7 +665,8 @@ class Lane:
         parts = self.parts
         await self._pace(parts.card.throttle.query_gap_s, submit=False)
         now = self._service.clock.now()
-        draft = parts.codec.prepare(operation, Context(now, self._service.sequence.next(now)))
+        context = Context(now, self._service.sequence.next(now))
+        draft = _prepared(parts.codec, operation, context)
         reply: Reply | None = None
         try:
             frame = parts.codec.seal(draft, await self._sign(draft))
@@ -650,7 +683,7 @@ class Lane:
         if reply is None:
             msg = f"no answer within {parts.reply_timeout_s:g} s"
             raise QueryLostError("NO_REPLY", msg, sent=True)
-        outcome = parts.codec.outcome(operation, reply)
+        outcome = _understood(parts.codec, operation, reply)
         match outcome:
             case Unclear(code=code, message=message):
                 raise QueryLostError(code, message or "the answer proves nothing", sent=True)
@@ -968,15 +1001,33 @@ class Lane:
                 await self._offer_wanted.wait()
 
 
-def _statement(entries: list[StatementEntry], *, more: bool) -> Statement:
-    """Return the statement of these entries, as many as fit."""
+def _prepared(codec: BankCodec, operation: Operation | Lookup, context: Context) -> Draft:
+    if not isinstance(operation, ReturnedQuery | BankCodeQuery):
+        return codec.prepare(operation, context)
+    if not isinstance(codec, LookupCodec):
+        raise BodyError("this bank has no look-ups")
+    return codec.prepare_lookup(operation, context)
+
+
+def _understood(codec: BankCodec, operation: Operation | Lookup, reply: Reply) -> Outcome:
+    if not isinstance(operation, ReturnedQuery | BankCodeQuery):
+        return codec.outcome(operation, reply)
+    assert isinstance(codec, LookupCodec)
+    return codec.looked_up(operation, reply)
+
+
+_Pages = TypeVar("_Pages", Statement, ReturnedPayments, BankCodes)
+
+
+def _fitting(kind: type[_Pages], entries: list[Any], *, more: bool) -> _Pages:
+    """Return the result of these entries, as many as fit."""
     kept, size = 0, 0
     for entry in entries[:STATEMENT_ENTRIES_MAX]:
-        size += len(orjson.dumps(result_value(Statement((entry,)))))
+        size += len(orjson.dumps(result_value(kind((entry,)))))
         if size > STATEMENT_BYTES_MAX:
             break
         kept += 1
-    return Statement(tuple(entries[:kept]), cursor="more" if more or kept < len(entries) else "")
+    return kind(tuple(entries[:kept]), cursor="more" if more or kept < len(entries) else "")
 
 
 def _bank_ref_of(outcome: Outcome) -> str:

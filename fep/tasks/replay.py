@@ -22,6 +22,7 @@ from fep.adapters.api import (
     Context,
     Draft,
     InOrderFramer,
+    LookupCodec,
     Outcome,
     Reply,
     SealingCodec,
@@ -30,7 +31,14 @@ from fep.adapters.api import (
 from fep.adapters.card import BehaviourCard
 from fep.domain.clock import BusinessDate, business_date, from_text
 from fep.domain.errors import BodyError, FepError, RemoteProtocolError
-from fep.domain.order import BalanceQuery, Order, Statement, StatementQuery
+from fep.domain.order import (
+    BalanceQuery,
+    BankCodeQuery,
+    Order,
+    ReturnedQuery,
+    Statement,
+    StatementQuery,
+)
 from fep.tasks import evidence
 from fep.tasks.matching import Absent, Ambiguous, Found, Payment, find_payment, find_return
 from fep.tasks.result import end_columns
@@ -226,6 +234,8 @@ def read_query_answer(codec: BankCodec, task: Task | None, one: Recorded) -> Rea
         now = told[0] if told else "it proves nothing"
     elif isinstance(body, BalanceQuery | StatementQuery):
         now = evidence.told(codec.outcome(body, reply))
+    elif isinstance(body, ReturnedQuery | BankCodeQuery) and isinstance(codec, LookupCodec):
+        now = evidence.told(codec.looked_up(body, reply))
     else:
         now = f"{reply.trade} {reply.code} {reply.message}".strip()
     return Reading(Kept.QUERY, one, NOTHING_NOTED, now)

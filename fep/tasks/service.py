@@ -40,6 +40,7 @@ from fep.domain.order import (
     Body,
     Kind,
     Order,
+    ReturnedQuery,
     StatementQuery,
     parse_body,
 )
@@ -452,7 +453,7 @@ class TaskService:
         match body:
             case Order():
                 own = body.payer
-            case BalanceQuery() | StatementQuery():
+            case BalanceQuery() | StatementQuery() | ReturnedQuery():
                 own = body.account
             case _:
                 return body

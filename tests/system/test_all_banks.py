@@ -33,6 +33,14 @@ FAULTS = (
 OWN_CHANCE = 0.02
 """Of each fault that is one bank's own."""
 
+PARAMS = {
+    Kind.BALANCE: ("account",),
+    Kind.STATEMENT: ("account", "from", "to"),
+    Kind.RETURNED_PAYMENTS: ("account", "from", "to"),
+    Kind.BANK_CODE_LOOKUP: ("bank_class",),
+}
+"""Of each kind of query."""
+
 
 def own(plan: BankPlan) -> str:
     names = own_faults(registry.host(plan.adapter))
@@ -49,17 +57,14 @@ def bodies(scene: Scene, rng: random.Random) -> list[tuple[str, str, dict[str, A
     for number in range(OPERATIONS):
         plan = scene.banks[number % len(scene.banks)]
         payer = rng.choice(by_bank[plan.name])
-        kind = rng.choice(("transfer", "transfer", "transfer", "balance", "statement"))
-        if Kind(kind) not in registry.adapter(plan.adapter).capabilities:
-            kind = "balance"
-        if kind == "transfer":
+        kinds = [one for one in PARAMS if one in registry.adapter(plan.adapter).capabilities]
+        kind = rng.choice((Kind.TRANSFER, rng.choice(kinds)))
+        if kind is Kind.TRANSFER:
             others = [one for one in scene.accounts if one.number != payer.number]
             body = transfer(scene, payer, rng.choice(others), f"{number + 1}.00")
         else:
-            params: dict[str, str] = {"account": payer.number}
-            if kind == "statement":
-                params |= {"from": today, "to": today}
-            body = {"kind": kind, "params": params}
+            known = {"account": payer.number, "from": today, "to": today, "bank_class": "308"}
+            body = {"kind": kind.value, "params": {name: known[name] for name in PARAMS[kind]}}
         found.append((f"{plan.name}-{number}", plan.name, body))
     return found
 
