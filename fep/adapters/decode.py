@@ -25,7 +25,9 @@ SHOWN_BYTES: Final = 48
 BLANK: Final = b" \t\r\n\0"
 """Between two frames it is no garbage."""
 MASKED: Final = "***"
-_SECRET: Final = re.compile(r"password|passwd|pwd|pin|token|secret|sign|cert", re.IGNORECASE)
+_SECRET: Final = re.compile(
+    r"password|passwd|userpass|pwd|pin|token|secret|sign|cert", re.IGNORECASE
+)
 _DECLARATION: Final = re.compile(rb"<\?xml[^<>]{0,200}\?>\s{0,64}\Z")
 
 HEAD_BYTES_MAX: Final = 64 * 1024
