@@ -11,7 +11,7 @@ from typing import Final, assert_never
 
 from bank_adapters.cib_fox.config import CARD
 from bank_adapters.cib_fox.messages import SIGN_ON, Fields, Message, part, rows, text
-from bank_adapters.cib_fox.requests import PAGE_FIRST, PAYMENT, trade_of
+from bank_adapters.cib_fox.requests import PAGE_FIRST, PAYMENT, SUPER_FEN_MAX, trade_of
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
 from fep.adapters.card import BehaviourCard, States
 from fep.domain.clock import BusinessDate, business_date, from_bank
@@ -158,8 +158,7 @@ def _payment(states: States, order: PaymentOrder, body: Fields) -> Outcome:
     state, said = text(told, "XFERPRCSTS", "XFERPRCCODE"), text(told, "XFERPRCSTS", "MESSAGE")
     match payment_state(states, state):
         case PaymentState.SUCCEEDED | PaymentState.PROCESSING as found:
-            # An urgent payment may have gone in real time (SUPER); the bank wants it asked after.
-            final = found is PaymentState.SUCCEEDED and order.urgency is not Urgency.URGENT
+            final = found is PaymentState.SUCCEEDED and not _may_be_super(order, told)
             receipt = PaymentReceipt(
                 client_ref=ClientRef(text(body, "TRNUID") or text(told, "CLIENTREF")),
                 amount=order.amount,
@@ -171,6 +170,13 @@ def _payment(states: States, order: PaymentOrder, body: Fields) -> Outcome:
             return Rejected(state, said)
         case _:
             return Unclear(state, said)
+
+
+def _may_be_super(order: PaymentOrder, told: Fields) -> bool:
+    """Say whether a payment may have gone in real time (SUPER): the bank wants it asked after."""
+    home = text(told, "XFERINFO", "ACCTTO", "@INTERBANK") == "Y"
+    small = order.amount.fen <= SUPER_FEN_MAX
+    return order.urgency is Urgency.URGENT and small and not home
 
 
 def _difference(order: PaymentOrder, told: Fields) -> str:

@@ -120,11 +120,24 @@ def test_a_payment_that_is_done() -> None:
     )
 
 
-def test_an_urgent_payment_is_asked_after_even_if_it_is_told_as_done() -> None:
-    urgent = attrs.evolve(ORDER, urgency=Urgency.URGENT)
-    found = outcome(urgent, changed("transfer_pending", ("PENDING", "PAYOUT")))
+@pytest.mark.parametrize(
+    ("amount", "interbank", "final"),
+    [
+        ("1000.50", 'INTERBANK="N"', False),
+        ("1000.50", "", False),
+        ("50000.00", 'INTERBANK="N"', False),
+        ("50000.01", 'INTERBANK="N"', True),
+        ("1000.50", 'INTERBANK="Y"', True),
+    ],
+)
+def test_what_may_have_gone_in_real_time_is_asked_after_even_if_it_is_told_as_done(
+    amount: str, interbank: str, final: bool
+) -> None:
+    urgent = attrs.evolve(ORDER, urgency=Urgency.URGENT, amount=Cny.parse(amount))
+    changes = [("PENDING", "PAYOUT"), ("1000.50", amount), ('INTERBANK="N"', interbank)]
+    found = outcome(urgent, changed("transfer_pending", *changes))
     assert isinstance(found, Accepted)
-    assert not found.final
+    assert found.final is final
 
 
 def test_a_payment_that_the_banks_checks_refuse() -> None:
