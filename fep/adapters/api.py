@@ -244,6 +244,28 @@ class SessionCodec(BankCodec, Protocol):
 
 
 @runtime_checkable
+class LockoutCodec(BankCodec, Protocol):
+    """A codec whose bank locks the operator (锁定操作员) when its password was wrong a few times.
+
+    After one such answer the link asks the bank nothing more until a person resumes it; its
+    connections are made one after the other, so that a wrong password is shown once.
+    """
+
+    def locks_out(self, reply: Reply) -> bool:
+        """Say whether this answer refuses user or password."""
+        ...
+
+
+@runtime_checkable
+class SecretiveCodec(BankCodec, Protocol):
+    """A codec whose requests hold a secret in clear, such as a password."""
+
+    def kept(self, frame: bytes) -> bytes:
+        """Return a sealed request as it is stored: the same but for the secret, and as long."""
+        ...
+
+
+@runtime_checkable
 class SignPortCodec(BankCodec, Protocol):
     """A codec whose bank signs on a port of its own, before anything is sent (card: ``sign_port``).
 

@@ -128,6 +128,11 @@ class Inquiry:
     no_record_after_s: float = 0.0
     statement_after: int = 3
     """After so many inquiries that proved nothing the payer's statement is read too; 0 = never."""
+    quiet_from: str = ""
+    """``HH:MM`` in Shanghai: from then on the bank is asked for no statement and after no payment,
+    every day; empty = it never rests."""
+    quiet_to: str = ""
+    """``HH:MM``: until then; the next day's where it is not later than ``quiet_from``."""
 
 
 @attrs.frozen

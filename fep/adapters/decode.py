@@ -26,7 +26,9 @@ SHOWN_BYTES: Final = 48
 BLANK: Final = b" \t\r\n\0"
 """Between two frames it is no garbage."""
 MASKED: Final = "***"
-_SECRET: Final = re.compile(r"password|passwd|pwd|pin|token|secret|sign|cert", re.IGNORECASE)
+_SECRET: Final = re.compile(
+    r"password|passwd|userpass|pwd|pin|token|secret|sign|cert", re.IGNORECASE
+)
 _ACCOUNT: Final = re.compile(r"acc|act(?:ac)?n|acct|card|iban", re.IGNORECASE)
 _NUMBER: Final = re.compile(r"(?=.*[0-9]{4})[0-9A-Za-z]{9,40}")
 _DECLARATION: Final = re.compile(rb"<\?xml[^<>]{0,200}\?>\s{0,64}\Z")

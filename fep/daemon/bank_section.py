@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from fep.adapters.card import (
     Codes,
     Dedupe,
     Identity,
+    Inquiry,
     NoRecord,
     Protocol,
     States,
@@ -37,6 +39,7 @@ WATCH_DAYS_MAX: Final = 90
 """A look asks the statement back to the day of the payment, and a statement covers 100 days."""
 FRAME_BYTES_MIN: Final = 1024
 FRAME_BYTES_MAX: Final = 256 * 1024 * 1024
+_TIME_OF_DAY: Final = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]")
 BLANK: Final = BehaviourCard(Identity("", ""), Dedupe("", 0))
 """Stands for the card of a bank whose own is faulty, so that the rest is checked all the same."""
 
@@ -283,12 +286,26 @@ def card_faults(card: BehaviourCard) -> Iterator[tuple[tuple[str, str], str]]:
         value = getattr(getattr(card, section), key)
         if not value >= low or value == float("inf"):
             yield (section, key), f"must be a number of at least {low:g}"
+    yield from _quiet_faults(inquiry)
     if card.returned.watch_days > WATCH_DAYS_MAX:
         yield ("returned", "watch_days"), f"must be at most {WATCH_DAYS_MAX}"
     if card.transport.connections > CONNECTIONS_MAX:
         yield ("transport", "connections"), f"must be at most {CONNECTIONS_MAX}"
     if card.limits.frame_bytes_max > FRAME_BYTES_MAX:
         yield ("limits", "frame_bytes_max"), f"must be at most {FRAME_BYTES_MAX}"
+
+
+def _quiet_faults(inquiry: Inquiry) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield what is wrong with the time of day in which the bank wants to be left alone."""
+    given = {"quiet_from": inquiry.quiet_from, "quiet_to": inquiry.quiet_to}
+    for key, value in given.items():
+        if value and not _TIME_OF_DAY.fullmatch(value):
+            yield ("inquiry", key), "must be a time of day written HH:MM, or empty"
+    if bool(inquiry.quiet_from) != bool(inquiry.quiet_to):
+        missing = "quiet_to" if inquiry.quiet_from else "quiet_from"
+        yield ("inquiry", missing), "is missing: quiet_from and quiet_to go together"
+    elif inquiry.quiet_from and inquiry.quiet_from == inquiry.quiet_to:
+        yield ("inquiry", "quiet_to"), "must differ from quiet_from: nothing could ever be asked"
 
 
 def _overlaps(section: str, lists: Any, cls: type[Any]) -> Iterator[tuple[tuple[str, str], str]]:  # noqa: ANN401

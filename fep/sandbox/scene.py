@@ -113,6 +113,8 @@ CARD_CHANGES: Final = {
         "horizon_s": 120.0,
         "no_record": "after",
         "no_record_after_s": 1.0,
+        "quiet_from": "",
+        "quiet_to": "",
     },
 }
 """The simulated banks book at once and forget nothing, so waits of minutes become fractions."""

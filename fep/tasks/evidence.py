@@ -23,7 +23,7 @@ from fep.adapters.api import (
     Unclear,
 )
 from fep.adapters.card import BehaviourCard, NoRecord
-from fep.domain.clock import BusinessDate, business_date, from_text
+from fep.domain.clock import SHANGHAI, BusinessDate, business_date, from_text, to_shanghai
 from fep.domain.ids import ClientRef
 from fep.domain.order import (
     OperationResult,
@@ -90,6 +90,25 @@ def inquiry_wait_max_s(card: BehaviourCard) -> float:
     """Return the longest time between two inquiries, whatever a stored moment says."""
     facts = card.inquiry
     return max(facts.cool_down_s, facts.accepted_interval_s, facts.interval_max_s)
+
+
+def quiet_s(card: BehaviourCard, now: dt.datetime) -> float:
+    """Return for how long the bank is not to be asked after payments and statements; 0 = ask."""
+    facts = card.inquiry
+    if not (facts.quiet_from and facts.quiet_to):
+        return 0.0
+    begin, end = dt.time.fromisoformat(facts.quiet_from), dt.time.fromisoformat(facts.quiet_to)
+    local = to_shanghai(now)
+    # Yesterday's may last until this morning.
+    for days in (-1, 0):
+        day = local.date() + dt.timedelta(days=days)
+        first = dt.datetime.combine(day, begin, tzinfo=SHANGHAI)
+        last = dt.datetime.combine(day, end, tzinfo=SHANGHAI)
+        if last <= first:
+            last += dt.timedelta(days=1)
+        if first <= local < last:
+            return (last - local).total_seconds()
+    return 0.0
 
 
 def no_record_counts(card: BehaviourCard, sent_at: dt.datetime, now: dt.datetime) -> bool:

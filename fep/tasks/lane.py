@@ -31,6 +31,7 @@ from fep.adapters.api import (
     Refusal,
     Rejected,
     Reply,
+    SecretiveCodec,
     Unclear,
 )
 from fep.adapters.card import BehaviourCard, Signer
@@ -88,6 +89,8 @@ STATEMENT_PAGES_MAX: Final = 200
 STATEMENT_ENTRIES_MAX, STATEMENT_BYTES_MAX = 2000, 900_000
 """A result must fit one protocol line of 1 MiB; a longer statement says ``complete: false``."""
 LATE_ANSWERS_MAX: Final = 10_000
+QUIET_KINDS: Final = frozenset({Kind.STATEMENT, Kind.TRANSFER_STATUS})
+"""What a client asks that waits while the bank wants to be left alone."""
 LOOK_EVERY_TURNS: Final = 8
 """Of so many turns one is a look's at least, however much waits to be sent."""
 WAITING: Final = OPEN_AT_BANK | {State.QUEUED, State.FETCHED}
@@ -199,6 +202,8 @@ class Lane:
     def resume(self) -> None:
         """Send again."""
         self.drained = False
+        # It may have stopped by itself, at a refused password.
+        self.parts.link.resume()
         self._resumed.set()
         self._idle.unpark_all()
         self.wake_offers()
@@ -366,7 +371,15 @@ class Lane:
                 case _:
                     assert_never(work)
 
+    def quiet_s(self) -> float:
+        """Return for how long no statement and no payment's end may be asked; 0 = they may."""
+        return evidence.quiet_s(self.parts.card, self._service.clock.now())
+
     async def _do(self, task: Task) -> None:
+        asks = task.state in OPEN_AT_BANK or task.kind in QUIET_KINDS
+        if asks and (wait_s := self.quiet_s()) > 0.0:
+            self._put_back_later(task, wait_s)
+            return
         if task.state in OPEN_AT_BANK:
             await self._inquire(task)
             return
@@ -454,7 +467,7 @@ class Lane:
     async def _begin_sending(
         self, task: Task, order: Order, draft: Draft, frame: bytes, context: Context
     ) -> None:
-        """Write that it is being sent, with its exact bytes.
+        """Write that it is being sent, with its exact bytes but for a password in them.
 
         Raises:
             StoreFullError, StoreBusyError: nothing was written.
@@ -462,12 +475,12 @@ class Lane:
         begun: tuple[Event, ...] = (Event.SEND_BEGUN,)
         if task.state is State.QUEUED:
             begun = (Event.BODY_TAKEN, Event.SEND_BEGUN)
-        at, reference = self._service.clock.now(), context.client_ref
+        at, reference, codec = self._service.clock.now(), context.client_ref, self.parts.codec
         assert reference is not None
         wire = store.Bytes(
             sent=True,
             correlation=draft.correlation,
-            data=frame,
+            data=codec.kept(frame) if isinstance(codec, SecretiveCodec) else frame,
             taken_for=evidence.prepared_told(context),
         )
         try:

@@ -148,6 +148,9 @@ class Watch:
 
     async def step(self, one: Look) -> None:
         """Go on with a look: at most one request; it comes up again until it is done."""
+        if (quiet_s := self._lane.quiet_s()) > 0.0:
+            self._lane.later(quiet_s, partial(self._put, one))
+            return
         try:
             if not one.is_begun:
                 await self._begin(one)
