@@ -76,6 +76,14 @@ ODD_STATE: Final = "50006"
 PENDING_SECONDS: Final = 900.0
 """For so long a payment that is booked may be told as PENDING."""
 BAD_REQUEST: Final = 400
+SIGN_ON_REFUSED, STAYS_PENDING = "sign_on_refused", "pending"
+ODD_CODE, NOT_FOUND = "odd_state", "not_found"
+FAULTS: Final[Mapping[str, str]] = {
+    SIGN_ON_REFUSED: "user or password is refused, and there is no second part",
+    STAYS_PENDING: "a payment is booked, and for 15 minutes told as PENDING",
+    ODD_CODE: "a payment is booked, and answered with a state that is a number",
+    NOT_FOUND: "a status query does not find a payment that is there",
+}
 ROWS_PER_PAGE: Final = 100
 TRNUID_CHARS_MAX: Final = 30
 REFUNDS: Final = "3"
@@ -149,6 +157,7 @@ class CibFoxHost:
     """What the entry point names: opens one connection's half at a time."""
 
     name: str = NAME
+    faults: Mapping[str, str] = FAULTS
 
     def open(self, profile: HostProfile) -> HttpHostConnection:
         """Return the host's half of a new connection."""
@@ -190,7 +199,7 @@ class _Client:
         if not text(given, "USERID"):
             return NO_OPERATOR, "操作员不存在"
         too_long = len(password.encode("gbk", "replace")) > PASSWORD_BYTES_MAX
-        if not password or too_long or self.profile.faults.draw(Fault.SIGN_ON_REFUSED):
+        if not password or too_long or self.profile.faults.draw(SIGN_ON_REFUSED):
             return WRONG_PASSWORD, "登录失败，请输入正确的用户名及密码"
         return None
 
@@ -246,7 +255,7 @@ class _Client:
         told: Fields = {
             "SRVRID": payment.bank_ref,
             "XFERINFO": _info_of(payment),
-            "XFERPRCSTS": _state_of(self.profile, payment, odd=faults.draw(Fault.ODD_STATE)),
+            "XFERPRCSTS": _state_of(self.profile, payment, odd=faults.draw(ODD_CODE)),
             "CLIENTREF": payment.client_ref,
         }
         return self._told(message, {"XFERRS": told})
@@ -415,7 +424,7 @@ def _info_of(payment: BookPayment) -> Fields:
 def _state_of(profile: HostProfile, payment: BookPayment, *, odd: bool = False) -> Fields:
     state, said = _STATES[payment.state]
     age_s = (profile.clock.now() - payment.at).total_seconds()
-    if age_s < PENDING_SECONDS and profile.faults.draw(Fault.PENDING):
+    if age_s < PENDING_SECONDS and profile.faults.draw(STAYS_PENDING):
         state, said = PENDING, "指令状态未知"
     elif odd:
         state, said = ODD_STATE, "主机处理异常"
@@ -453,7 +462,7 @@ def _balance(profile: HostProfile, body: Fields) -> Fields:
 def _transfer_status(profile: HostProfile, body: Fields) -> Fields:
     reference = _need(body, "XFERINQRQ", "CLIENTREF")
     payment = profile.book.payment(profile.bank, reference)
-    if payment is None or profile.faults.draw(Fault.NOT_FOUND):
+    if payment is None or profile.faults.draw(NOT_FOUND):
         none = {"@MORE": "N", "FROM": NO_RECORD, "TO": NO_RECORD}
         return {"XFERINQRS": {"XFERLIST": none}}
     row: Fields = {

@@ -49,7 +49,8 @@ def covers(found: list[dict[str, Any]], data: bytes) -> bool:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_frame_is_a_line(name: str) -> None:
-    found = decoded(name, capture(name))
+    data = capture(name)
+    found = decoded(name, data)
     assert [line["role"] for line in found] == ["request", "answer"] * len(exchanges(name))
     for asked, told in zip(found[::2], found[1::2], strict=True):
         assert set(MEMBERS) <= asked.keys() & told.keys()
@@ -61,7 +62,7 @@ def test_every_frame_is_a_line(name: str) -> None:
     assert "99990000000101" in json.dumps(found)
     assert "云阶示例贸易有限公司" in json.dumps(found, ensure_ascii=False)
     assert SECRET not in json.dumps(found)
-    assert covers(found, capture(name))
+    assert covers(found, data)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -43,8 +43,9 @@ PARAMS = {
 
 
 def own(plan: BankPlan) -> str:
-    names = own_faults(registry.host(plan.adapter))
-    return ",".join(f"{name}={OWN_CHANCE}" for name in names)
+    # A refused password stops its bank until a person comes: not here.
+    names = set(own_faults(registry.host(plan.adapter))) - {"sign_on_refused"}
+    return ",".join(f"{name}={OWN_CHANCE}" for name in sorted(names))
 
 
 def bodies(scene: Scene, rng: random.Random) -> list[tuple[str, str, dict[str, Any]]]:

@@ -51,14 +51,14 @@ CIB = BankPlan(
 PAYMENTS = 6
 FAULTS = (
     "silent_after_booking=0.2,close_after_booking=0.2,unknown_after_booking=0.2,"
-    "signed_off=0.02,signed_off_after_booking=0.2,odd_state=0.2"
+    "signed_off=0.02,signed_off_after_booking=0.2"
 )
 
 
 def test_each_payment_is_booked_once_and_every_query_is_answered(directory: Path) -> None:
     with Scene(directory, banks=(CCB, ICBC, BOC, CIB), accounts_per_bank=2) as scene:
         scene.reply_timeout_s = 1.0
-        scene.start_hosts(FAULTS)
+        scene.start_hosts(FAULTS, own={"cib": "odd_state=0.2"})
         scene.write_config()
         scene.start_daemon()
         with scene.operator() as operator:

@@ -24,7 +24,7 @@ from bank_adapters.cib_fox.messages import (
     text,
 )
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
-from fep.adapters.host import BookAccount, Fault, Faults, HostProfile
+from fep.adapters.host import BookAccount, Faults, HostProfile, own_faults
 from fep.domain.clock import BusinessDate
 from fep.domain.ids import AccountNumber, ClientRef
 from fep.domain.money import Cny
@@ -76,7 +76,11 @@ class Bank:
     """A codec and its simulated bank; ``faults`` and ``clock`` may be set at any time."""
 
     def __init__(self, **chance: float) -> None:
-        self.chance: dict[Fault, float] = {Fault(name): one for name, one in chance.items()}
+        self.chance: dict[str, float] = dict(
+            Faults.parse(
+                ",".join(f"{name}={one}" for name, one in chance.items()), 0, own_faults(HOST)
+            ).chance
+        )
         self.clock = StepClock()
         self.book = MemoryBook(
             BookAccount(CIB, PAYER, "江枫样例制造有限公司", OPENING),
