@@ -39,6 +39,7 @@ from fep.domain.order import (
     StatementEntry,
     StatusQuery,
 )
+from fep.tasks.matching import Absent, Found, Payment, find_payment, find_return
 from fep.wire.http import request_bytes
 from tests.bank_adapters.book import MemoryBook
 from tests.bank_adapters.cib_fox.samples import (
@@ -214,6 +215,14 @@ def test_what_comes_back_is_a_negative_line_and_a_refund_of_the_payments_own_num
         (Direction.CREDIT, True),
     ]
     assert {one.bank_ref for one in entries} == {told.result.bank_ref}
+    payment = Payment(
+        REFERENCE, PAYER, ORDER.payee.account, ORDER.amount, NOW, told.result.bank_ref
+    )
+    assert find_return(payment, entries) == Found(
+        entries[1], "its reference on a line that takes it back"
+    )
+    assert find_return(attrs.evolve(payment, bank_ref="other"), entries) == Absent()
+    assert isinstance(find_payment(payment, entries, ()), Found)
     # The bank has no state for it.
     assert bank.state() is PaymentState.SUCCEEDED
     span: dict[str, Value] = {"DTSTART": f"{DAY}", "DTEND": f"{DAY}", "PAGE": "1"}
