@@ -38,6 +38,7 @@ PAIRS: Final = 200
 PAGE_SIZES: Final = {
     "boc_b2e": ("ROWS_MAX",),
     "ccb_wlpt": ("ROWS_PER_PAGE",),
+    "cib_fox": ("ROWS_PER_PAGE",),
     "icbc_nc": ("ROWS_PER_PAGE",),
     "iso20022": ("ROWS_MAX",),
     "pingan_b2bi": ("TODAY_ROWS",),

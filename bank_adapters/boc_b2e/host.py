@@ -39,6 +39,7 @@ from bank_adapters.boc_b2e.messages import (
 from fep.adapters.card import SignAlgorithm
 from fep.adapters.host import (
     DELAY_SECONDS,
+    ODD,
     Answer,
     BankHost,
     BookedState,
@@ -298,6 +299,8 @@ def _statement(profile: HostProfile, item: Fields) -> _Found:
     rows = tuple(_line(entry) for entry in entries[begin - 1 : begin - 1 + min(size, ROWS_MAX)])
     if not rows:
         raise _RefusedError(NO_RECORD, "无明细")
+    if profile.faults.draw(Fault.ODD_CURRENCY):
+        rows = (*rows[:-1], {**rows[-1], "trncur": ODD})
     return _Found(rows, {"totnum": str(len(entries))})
 
 

@@ -34,6 +34,7 @@ from bank_adapters.ccb_wlpt.requests import (
 from fep.adapters.card import SignAlgorithm
 from fep.adapters.host import (
     DELAY_SECONDS,
+    ODD,
     Answer,
     BankHost,
     BookedState,
@@ -275,6 +276,8 @@ def _statement(profile: HostProfile, message: Message) -> Message:
         raise _RefusedError(NO_RECORD, "无明细")
     pages = -(-len(entries) // ROWS_PER_PAGE)
     told = {"ACC_NO": account.number, "CUR_PAGE": page, "PAGE_COUNT": str(pages)}
+    if profile.faults.draw(Fault.ODD_CURRENCY):
+        rows = (*rows[:-1], {**rows[-1], "CUR_CODE": ODD})
     return Message({}, told, rows)
 
 

@@ -41,6 +41,7 @@ from bank_adapters.cmb_xml.requests import (
 from fep.adapters.card import SignAlgorithm
 from fep.adapters.host import (
     DELAY_SECONDS,
+    ODD,
     Answer,
     BankHost,
     BookAccount,
@@ -76,6 +77,12 @@ REFERENCE_CHARS_MAX: Final = 30
 ROW_NUMBER: Final = "0000000001"
 HOME_BANK: Final = "招商银行"
 
+FAULTS: Final[Mapping[str, str]] = {
+    "suspicious": "NTQRYSTY answers WRF: the bank does not know",
+    "trailing_blanks": "the answer's values are filled up with blanks",
+    "sorted_fields": "the fields of the answer's rows are in the order of their names",
+}
+
 _NAME: Final = re.compile("[A-Za-z][A-Za-z0-9_]*")
 _OWN_INFO: Final = frozenset({"FUNNAM", "DATTYP", "RETCOD", "ERRMSG", "LGNNAM", SIGNATURE})
 _BEFORE_BOOKING: Final[Mapping[Fault, tuple[Answer, ...]]] = {
@@ -110,6 +117,7 @@ class CmbXmlHost:
     """What the entry point names: opens one connection's half at a time."""
 
     name: str = NAME
+    faults: Mapping[str, str] = FAULTS
 
     def open(self, profile: HostProfile) -> CmbXmlHostConnection:
         """Return the host's half of a new connection."""
@@ -157,7 +165,21 @@ class CmbXmlHostConnection:
         except _RefusedError as refused:
             return self._late(_message(message.info, refused.code, refused.text))
 
+    def _odd(self, block: Block) -> Block:
+        """Return a row with what this bank's are known to have now and then."""
+        fields, faults = dict(block.fields), self._profile.faults
+        if "REQSTS" in fields and block.name == "NTSTLLSTZ" and faults.draw("suspicious"):
+            fields |= {"REQSTS": "WRF", "RTNFLG": ""}
+        if faults.draw("trailing_blanks"):
+            fields = {name: f"{value}  " for name, value in fields.items()}
+        if faults.draw("sorted_fields"):
+            fields = dict(sorted(fields.items()))
+        if block.name == "NTQTSINFZ" and faults.draw(Fault.ODD_CURRENCY):
+            fields["CCYNBR"] = ODD
+        return Block(block.name, fields)
+
     def _late(self, message: Message) -> tuple[Answer, ...]:
+        message = attrs.evolve(message, blocks=tuple(map(self._odd, message.blocks)))
         delayed = self._profile.faults.draw(Fault.DELAYED)
         # The bank's own texts go beyond GBK now and then; a simulated bank must never raise.
         data = pack(encode(message, "gb18030", "replace"))

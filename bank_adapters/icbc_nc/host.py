@@ -32,6 +32,7 @@ from bank_adapters.icbc_nc.requests import BALANCE, HISTORY, PAYMENT, STATUS, TO
 from fep.adapters.card import SignAlgorithm
 from fep.adapters.host import (
     DELAY_SECONDS,
+    ODD,
     Answer,
     BankHost,
     BookedState,
@@ -57,6 +58,18 @@ DUPLICATE: Final = "SIM0004"
 TOO_FREQUENT: Final = "SIM0005"
 ROWS_PER_PAGE: Final = 20
 SIGN_SECRET: Final = b"simulated NetSafe Client"
+
+CLOCK_OFF: Final = dt.timedelta(minutes=4)
+FAULTS: Final[Mapping[str, str]] = {
+    "sign_port_down": "the sign port closes the connection",
+    "sign_refused": "the sign port answers with a result other than 0",
+    "endless_tag": "NextTag is never empty",
+    "empty_row": "no record (B0116) is told with one empty row",
+    "rows_reordered": "rows come in another order than they were asked for",
+    "suspicious": "QPAYENT answers Result 98 to a payment that is done",
+    "clock_off": "the bank's clock is four minutes ahead of ours",
+    "in_yuan": "amounts are written in yuan and not in fen",
+}
 
 _BEFORE_BOOKING: Final[Mapping[Fault, list[Answer]]] = {
     Fault.SILENT_BEFORE_BOOKING: [],
@@ -90,6 +103,7 @@ class IcbcNcHost:
     """What the entry point names: opens one connection's half at a time."""
 
     name: str = NAME
+    faults: Mapping[str, str] = FAULTS
 
     def open(self, profile: HostProfile) -> HttpHostConnection:
         """Return the host's half of a new connection."""
@@ -109,9 +123,7 @@ class _Client:
 
     def answer(self, request: HttpRequest) -> list[Answer]:
         if request.header("content-type") == SIGN_TYPE:
-            value = base64.encodebytes(base64.b64decode(sign_value(request.body)))
-            body = b"<html><result>0</result><sign>" + value + b"</sign></html>"
-            return [Answer(response_bytes(200, body, SIGN_ANSWER_TYPE))]
+            return self._signed(request)
         self.profile.book.take_back(self.profile.bank, self.profile.clock.now())
         try:
             xml, signature = take_signed(take_form(request.body).get("reqData", ""))
@@ -123,7 +135,20 @@ class _Client:
                 return self._payment(message, xml, signature)
             return self._told(message, OK, "", self._query(message))
         except _RefusedError as refused:
-            return self._told(message, refused.code, refused.text)
+            empty = refused.code == NO_RECORD and self.profile.faults.draw("empty_row")
+            found = Message({}, {}, ({},)) if empty else None
+            return self._told(message, refused.code, refused.text, found)
+
+    def _signed(self, request: HttpRequest) -> list[Answer]:
+        """Return what the sign port does."""
+        faults = self.profile.faults
+        if faults.draw("sign_port_down"):
+            return [Answer(close=True)]
+        value = base64.encodebytes(base64.b64decode(sign_value(request.body)))
+        refused = faults.draw("sign_refused")
+        result, sign = (b"1", b"") if refused else (b"0", b"<sign>" + value + b"</sign>")
+        body = b"<html><result>" + result + b"</result>" + sign + b"</html>"
+        return [Answer(response_bytes(200, body, SIGN_ANSWER_TYPE))]
 
     def _query(self, message: Message) -> Message:
         query = _QUERIES.get(message.trade)
@@ -131,7 +156,28 @@ class _Client:
             raise _RefusedError(BAD_FIELD, f"不支持的交易: {message.trade}")
         if self.profile.faults.draw(Fault.THROTTLED):
             raise _RefusedError(TOO_FREQUENT, "请求太频繁")
-        return query(self.profile, message)
+        return self._odd(query(self.profile, message))
+
+    def _odd(self, found: Message) -> Message:
+        """Return an answer with what this bank's are known to have now and then."""
+        faults = self.profile.faults
+        rows = list(found.rows)
+        if faults.draw("rows_reordered"):
+            faults.rng.shuffle(rows)
+        if faults.draw("in_yuan"):
+            rows = [
+                {
+                    name: _in_yuan(value) if name in _AMOUNTS else value
+                    for name, value in row.items()
+                }
+                for row in rows
+            ]
+        fields = dict(found.fields)
+        if "NextTag" in fields and faults.draw("endless_tag"):
+            fields["NextTag"] = fields["NextTag"] or "999999999"
+        if rows and "Drcrf" in rows[-1] and faults.draw(Fault.ODD_CURRENCY):
+            fields["CurrType"] = ODD
+        return attrs.evolve(found, fields=fields, rows=tuple(rows))
 
     def _payment(self, message: Message, xml: bytes, signature: bytes | None) -> list[Answer]:
         if not self._is_signed(xml, signature):
@@ -180,7 +226,9 @@ class _Client:
         return self._send(b"errorCode=" + base64.encodebytes(text.encode("gb18030", "replace")))
 
     def _send(self, body: bytes) -> list[Answer]:
-        date = format_datetime(self.profile.clock.now().astimezone(dt.UTC), usegmt=True)
+        now = self.profile.clock.now().astimezone(dt.UTC)
+        now += CLOCK_OFF if self.profile.faults.draw("clock_off") else dt.timedelta()
+        date = format_datetime(now, usegmt=True)
         late = self.profile.faults.draw(Fault.DELAYED)
         data = response_bytes(200, body, FORM, [("Date", date)])
         return [Answer(data, delay_s=DELAY_SECONDS if late else 0.0)]
@@ -191,6 +239,13 @@ HOST: Final[BankHost] = IcbcNcHost()
 _PUB: Final = frozenset(
     ("TransCode", "CIS", "BankCode", "ID", "TranDate", "TranTime", "fSeqno", "RetCode", "RetMsg")
 )
+
+
+_AMOUNTS: Final = frozenset(("PayAmt", "Amount", "Balance", "AccBalance", "UsableBalance"))
+
+
+def _in_yuan(fen: str) -> str:
+    return str(Cny(int(fen)))
 
 
 def _need(row: Mapping[str, str], name: str) -> str:
@@ -252,6 +307,9 @@ def _status(profile: HostProfile, message: Message) -> Message:
     payment = profile.book.payment(profile.bank, reference)
     if payment is None:
         raise _RefusedError(NO_RECORD, "无记录")
+    result = _RESULTS[payment.state]
+    if result == "7" and profile.faults.draw("suspicious"):
+        result = "98"
     row = {
         "iSeqno": "1",
         "QryiSeqno": "1",
@@ -261,7 +319,7 @@ def _status(profile: HostProfile, message: Message) -> Message:
         "CurrType": "001",
         "PayAmt": str(payment.amount.fen),
         "iRetCode": "0",
-        "Result": _RESULTS[payment.state],
+        "Result": result,
         "instrRetMsg": payment.reason,
     }
     return Message({}, {"QryfSeqno": reference, "QrySerialNo": payment.bank_ref}, (row,))

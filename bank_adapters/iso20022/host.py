@@ -25,6 +25,7 @@ from bank_adapters.iso20022.replies import REQUEST_ID
 from fep.adapters.card import SignAlgorithm
 from fep.adapters.host import (
     DELAY_SECONDS,
+    ODD,
     Answer,
     BankHost,
     BookAccount,
@@ -81,6 +82,18 @@ _BALANCE: Final = re.compile(r"/accounts/([^/]{1,64})/balance")
 _STATEMENT: Final = re.compile(r"/accounts/([^/]{1,64})/statement")
 
 
+READ_TWICE, GROUP_ONLY, TWO_WORDS = "read_twice", "group_only", "two_words"
+OLD_VERSION, PART, NO_CODE = "old_version", "part", "no_code"
+FAULTS: Final[Mapping[str, str]] = {
+    READ_TWICE: "its front end reads each message twice and tells what became of the second",
+    GROUP_ONLY: "a status stands at the group alone",
+    TWO_WORDS: "the group is rejected, and the payment within it is not",
+    OLD_VERSION: "pain.002.001.03, with a prefix and the elements in another order",
+    PART: "PART, and not of what",
+    NO_CODE: "a status report without any status",
+}
+
+
 class _RefusedError(Exception):
     """The request is answered with an HTTP status other than 200."""
 
@@ -94,6 +107,11 @@ class Iso20022Host:
     """What the entry point names: opens one connection's half at a time."""
 
     name: str = NAME
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """What banks that speak ISO 20022 do, each in their own way."""
+        return FAULTS
 
     def open(self, profile: HostProfile) -> HttpHostConnection:
         """Return the host's half of a new connection."""
@@ -142,15 +160,33 @@ class _Client:
         try:
             payment = self.profile.book.pay(self.profile.bank, wanted, now)
         except DuplicateReferenceError as known:
-            body = status_report(known.payment, now, "RJCT", "DUPL", "MsgId is known")
-            return self._told(request, OK, body.encode())
+            return self._told(request, OK, _known(known.payment, now).encode())
         if (broken := self._interrupted(_AFTER_BOOKING)) is not None:
             return broken
         if faults.draw(Fault.UNKNOWN_AFTER_BOOKING):
             raise _RefusedError(BAD_GATEWAY, "no answer from the core system")
         code = "ACSP" if payment.state is BookedState.DONE else _STATES[payment.state]
-        body = status_report(payment, now, code, _reason(payment), payment.reason)
+        body = self._report(payment, code)
         return self._told(request, OK, body.encode("utf-8", "replace"))
+
+    def _report(self, payment: BookPayment, code: str) -> str:
+        """Return the status report, as this bank makes it today."""
+        now, faults = self.profile.clock.now(), self.profile.faults
+        if faults.draw(READ_TWICE):
+            return _known(payment, now)
+        report = status_report(payment, now, code, _reason(payment), payment.reason)
+        if faults.draw(NO_CODE):
+            return report.replace(f"<TxSts>{code}</TxSts>", "")
+        word = code if faults.draw(GROUP_ONLY) else "PART" if faults.draw(PART) else ""
+        if word:
+            head, _, rest = report.partition("<OrgnlPmtInfAndSts>")
+            report = head + rest.partition("</OrgnlPmtInfAndSts>")[2]
+        elif faults.draw(TWO_WORDS):
+            word = "RJCT"
+        if word:
+            told = f"<GrpSts>{word}</GrpSts></OrgnlGrpInfAndSts>"
+            report = report.replace("</OrgnlGrpInfAndSts>", told)
+        return _in_old_version(report) if faults.draw(OLD_VERSION) else report
 
     def _is_signed(self, request: HttpRequest) -> bool:
         certificates = self.profile.certificates
@@ -202,7 +238,7 @@ class _Client:
             raise _RefusedError(NOT_FOUND, "no such payment")
         now = self.profile.clock.now()
         code = _STATES[payment.state]
-        report = status_report(payment, now, code, _reason(payment), payment.reason)
+        report = self._report(payment, code)
         if payment.state is not BookedState.RETURNED:
             return report
         # Its status was the last word of the payment; only its lines tell that it came back.
@@ -238,9 +274,12 @@ class _Client:
         entries = self.profile.book.entries(self.profile.bank, account.number, first, last)
         rows = entries[(at - 1) * ROWS_MAX : at * ROWS_MAX]
         now = self.profile.clock.now()
-        return statement(
-            account, rows, first, last, now, page=at, is_last=at * ROWS_MAX >= len(entries)
-        )
+        is_last = at * ROWS_MAX >= len(entries)
+        made = statement(account, rows, first, last, now, page=at, is_last=is_last)
+        if rows and self.profile.faults.draw(Fault.ODD_CURRENCY):
+            begin, entry, line = made.rpartition("<Ntry>")
+            return begin + entry + line.replace('Ccy="CNY"', f'Ccy="{ODD}"')
+        return made
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -317,6 +356,22 @@ def _reason(payment: BookPayment) -> str:
         return ""
     money_is_short = payment.reason == "not enough money"
     return "AM04" if money_is_short else "AC01" if "payer" in payment.reason else "BE01"
+
+
+def _known(payment: BookPayment, now: dt.datetime) -> str:
+    return status_report(payment, now, "RJCT", "DUPL", "MsgId is known")
+
+
+def _in_old_version(report: str) -> str:
+    """Return a report as an older program writes it, and not as the standard wants it."""
+    root = etree.fromstring(report.encode())
+    space = f"{PREFIX}pain.002.001.03"
+    turned = etree.Element(f"{{{space}}}Document", nsmap={"old": space})
+    for one in root.iter("*"):
+        one.tag = f"{{{space}}}{one.tag.rpartition('}')[2]}"
+        one[:] = list(reversed(one))
+    turned.extend(root)
+    return etree.tostring(turned, encoding="unicode")
 
 
 def status_report(

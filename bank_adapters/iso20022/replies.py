@@ -12,7 +12,7 @@ import attrs
 from bank_adapters.iso20022.config import Iso20022Options
 from bank_adapters.iso20022.facts import Report, reports
 from bank_adapters.iso20022.judging import judge
-from bank_adapters.iso20022.messages import TYPE, Message, documents, read
+from bank_adapters.iso20022.messages import Message, documents, read
 from bank_adapters.iso20022.requests import BALANCE, PAYMENT, PROBE, STATEMENT, STATUS
 from bank_adapters.iso20022.statements import MissingError, balance, collected, page
 from fep.adapters.api import (
@@ -39,7 +39,7 @@ from fep.domain.order import (
     StatementQuery,
     StatusQuery,
 )
-from fep.wire.http import HttpResponse, response_bytes
+from fep.wire.http import HttpResponse
 
 UNREADABLE: Final = "UNREADABLE"
 """Our code of an answer that can't be read."""
@@ -84,18 +84,12 @@ def read_http(response: HttpResponse) -> Reply:
     echoed = response.header(REQUEST_ID)
     found = _ID.fullmatch(echoed)
     trade, correlation = (found[1], found[2]) if found else ("", "")
-    code = str(response.status)
-    # As bytes that the framer reads again, so that what is kept can be replayed.
-    kept = [(REQUEST_ID, echoed)] if found else []
-    date = response.header("date")
-    asked_at = _http_date(date)
-    kept += [("date", date)] if asked_at is not None else []
-    raw = response_bytes(response.status, response.body, TYPE, kept)
+    body = response.body
     try:
-        content = Content(_messages(response.body), asked_at=asked_at)
+        content = Content(_messages(body), asked_at=_http_date(response.header("date")))
     except RemoteProtocolError as error:
-        return Reply(correlation, trade, UNREADABLE, str(error), raw)
-    return Reply(correlation, trade, code, "", raw, content)
+        return Reply(correlation, trade, UNREADABLE, str(error), body)
+    return Reply(correlation, trade, str(response.status), "", body, content)
 
 
 def _http_date(value: str) -> dt.datetime | None:

@@ -31,7 +31,14 @@ class PinganAdapter:
     name: str = "pingan_b2bi"
     title: str = "平安银行 银企直联 B2Bi"
     capabilities: frozenset[Kind] = frozenset(
-        {Kind.BALANCE, Kind.TRANSFER, Kind.TRANSFER_STATUS, Kind.STATEMENT}
+        {
+            Kind.BALANCE,
+            Kind.TRANSFER,
+            Kind.TRANSFER_STATUS,
+            Kind.STATEMENT,
+            Kind.RETURNED_PAYMENTS,
+            Kind.BANK_CODE_LOOKUP,
+        }
     )
     options_class: type[PinganOptions] = PinganOptions
     secret_names: frozenset[str] = frozenset()

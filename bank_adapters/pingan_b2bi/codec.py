@@ -18,8 +18,11 @@ from fep.domain.clock import BusinessDate, business_date, to_shanghai
 from fep.domain.errors import ConfigError, LocalProtocolError
 from fep.domain.order import (
     BalanceQuery,
+    BankCodeQuery,
+    Lookup,
     Operation,
     PaymentOrder,
+    ReturnedQuery,
     StatementQuery,
     StatusQuery,
 )
@@ -131,6 +134,25 @@ class PinganCodec:
                 return self._draft(cursor.trade, body, context)
             case _:
                 assert_never(operation)
+
+    def prepare_lookup(self, lookup: Lookup, context: Context) -> Draft:
+        """Return 4017 (CNAPS codes) or one page of 4019 (payments that came back).
+
+        Raises:
+            BodyError: this bank can't carry it; the message names the member.
+        """
+        match lookup:
+            case BankCodeQuery():
+                return self._draft(messages.BANK_CODES, messages.bank_codes(lookup), context)
+            case ReturnedQuery():
+                body = messages.returned(self._profile, lookup)
+                return self._draft(messages.RETURNED, body, context)
+            case _:
+                assert_never(lookup)
+
+    def looked_up(self, lookup: Lookup, reply: Reply) -> Outcome:
+        """Return what a reply means for the look-up; never raises on bad content."""
+        return replies.looked_up(self._profile.card.codes, lookup, reply)
 
     def _draft(self, trade: str, body: bytes, context: Context, *, signed: bool = False) -> Draft:
         if not _SEQUENCE.fullmatch(context.sequence):

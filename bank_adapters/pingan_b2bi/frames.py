@@ -81,7 +81,7 @@ def _places(fields: tuple[tuple[str, int], ...]) -> dict[str, slice]:
     return places
 
 
-_PLACES: Final = _places(FIELDS)
+PLACES: Final = _places(FIELDS)
 _ATTACHMENT_PLACES: Final = _places(ATTACHMENT_FIELDS)
 
 
@@ -102,7 +102,7 @@ class Header:
 
     def cell(self, name: str) -> bytes:
         """Return a field's bytes with their padding."""
-        return self.raw[_PLACES[name]]
+        return self.raw[PLACES[name]]
 
     def text(self, name: str) -> str:
         """Return a field without padding; the bytes are cut out before they are decoded."""
@@ -167,7 +167,7 @@ def encode(cells: Mapping[str, str | bytes], body: bytes = b"", signature: bytes
 
 def _lay(header: bytearray, cells: Mapping[str, str | bytes]) -> None:
     for name, value in cells.items():
-        place = _PLACES[name]
+        place = PLACES[name]
         cell = value.encode("gbk") if isinstance(value, str) else value
         size = place.stop - place.start
         if len(cell) > size:

@@ -2,14 +2,14 @@
 
 It answers as B2BiC and the bank behind it would: errors are header-only, those of the local front
 end keep ``serv_type`` 01, an interbank 4004 is accepted and never done at once, and what lands
-stays in Stt 11. Every payment is free of charge, so no fee rows appear.
+stays in Stt 11. Every payment is free of charge; a fault shows rows of fees all the same.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -17,9 +17,10 @@ import attrs
 from bank_adapters.pingan_b2bi import ADAPTER, bodies, messages
 from bank_adapters.pingan_b2bi.bodies import Fields, Members, UnreadableError
 from bank_adapters.pingan_b2bi.codec import SIGN_ALGORITHMS
-from bank_adapters.pingan_b2bi.frames import FIELDS, Cutter, Packet, encode
+from bank_adapters.pingan_b2bi.frames import FIELDS, PLACES, Cutter, Packet, encode
 from fep.adapters.host import (
     DELAY_SECONDS,
+    ODD,
     Answer,
     BookAccount,
     BookedState,
@@ -46,12 +47,14 @@ NO_DETAIL: Final = ("ES0200", "无明细记录")
 BAD_PARAMETER: Final = ("YQ9993", "参数错误")
 BAD_XML: Final = ("YQ9977", "报文格式错误")
 BAD_SIGNATURE: Final = ("YQ9985", "证书验证失败")
+NOT_PASSED_ON: Final = ("AFE003", "通讯异常-发送报文至后台服务")
 UNKNOWN_TRADE: Final = ("YQ0000", "未知的交易码")
 
 LANDS_ABOVE: Final = Cny(1_000_000_000)
 """A payment above 10,000,000 yuan lands, as does an interbank one without a bank code."""
 TODAY_ROWS: Final = 10
 _MESSAGE_BYTES_MAX: Final = 100
+_SEQ_BYTES: Final = 20
 _STATES: Final = {
     BookedState.DONE: "20",
     BookedState.LANDED: "11",
@@ -64,6 +67,28 @@ _NOTES: Final = {
     BookedState.REFUSED: ("MA9112:转账失败", ""),
     BookedState.RETURNED: ("000000:转账交易成功", "RJ01:账号不存在"),
 }
+FAULTS: Final[Mapping[str, str]] = {
+    "local_error": "the front end answers AFE003 by itself, header only, with serv_type 01",
+    "odd_sign_len": "the header's signature length is in one of the other forms",
+    "cut_message": "ret_msg is cut at its end, inside a character",
+    "other_seq": "the answer bears the number of another request",
+    "more_follows": "cont_flag is 1, and nothing follows",
+    "no_record_at_first": "4005 answers MA0103 to a payment that is there",
+    "odd_state": "4005 answers Stt 11, 40 or 99",
+    "fee_row": "each debit's line has a fee's line with the payment's numbers beside it",
+}
+NODES: Final = (
+    ("102100099996", "中国工商银行总行清算中心"),
+    ("105100000017", "中国建设银行总行"),
+    ("307584007998", "平安银行深圳总行"),
+    ("308584000013", "招商银行深圳总行"),
+    ("309391000011", "兴业银行福州总行"),
+)
+"""Head offices; their codes are public."""
+ODD_STATES: Final = ("11", "40", "99")
+SIGN_LENGTHS: Final = (b"         0", b"0         ", b"0000000000", b"          ")
+_LONG_MESSAGE: Final = (":" + "交易处理中" * 20).encode("gb18030")
+FEE: Final = Cny(400)
 NO_ANSWER: Final = Answer()
 _BEFORE_BOOKING: Final = (
     (Fault.SILENT_BEFORE_BOOKING, NO_ANSWER),
@@ -140,6 +165,8 @@ class PinganHostConnection:
             messages.STATUS: self._status,
             messages.TODAY: self._today,
             messages.HISTORY: self._history,
+            messages.BANK_CODES: self._bank_codes,
+            messages.RETURNED: self._returned,
         }
 
     def receive_data(self, data: bytes) -> list[Answer]:
@@ -170,10 +197,25 @@ class PinganHostConnection:
             answer = Answer(_answer(packet, "", refusal.said, local=refusal.local))
         if answer.data and self._profile.faults.draw(Fault.DELAYED):
             answer = attrs.evolve(answer, delay_s=DELAY_SECONDS)
-        return answer
+        return attrs.evolve(answer, data=self._odd(answer.data)) if answer.data else answer
+
+    def _odd(self, data: bytes) -> bytes:
+        """Return an answer with what this bank's headers are known to have now and then."""
+        faults, changed = self._profile.faults, bytearray(data)
+        if faults.draw("odd_sign_len"):
+            changed[PLACES["sign_len"]] = faults.rng.choice(SIGN_LENGTHS)
+        if faults.draw("cut_message"):
+            changed[PLACES["ret_msg"]] = _LONG_MESSAGE[:_MESSAGE_BYTES_MAX]
+        if faults.draw("other_seq"):
+            changed[PLACES["seq"]] = b"9" * _SEQ_BYTES
+        if faults.draw("more_follows"):
+            changed[PLACES["cont_flag"]] = b"1"
+        return bytes(changed)
 
     def _reply(self, packet: Packet) -> Answer:
         text = bodies.decode(packet.body, packet.header.text("charset"))
+        if self._profile.faults.draw("local_error"):
+            raise _RefusalError(NOT_PASSED_ON, local=True)
         try:
             request = _Request(packet, bodies.read(text))
         except UnreadableError as error:
@@ -327,8 +369,12 @@ class PinganHostConnection:
     def _status(self, request: _Request) -> bytes:
         reference = _text(request.fields, "OrigThirdVoucher")
         payment = self._profile.book.payment(self._profile.bank, reference)
-        if payment is None:
+        faults = self._profile.faults
+        if payment is None or faults.draw("no_record_at_first"):
             raise _RefusalError(NO_PAYMENT)
+        state = _STATES[payment.state]
+        if faults.draw("odd_state"):
+            state = faults.rng.choice(ODD_STATES)
         local = to_shanghai(payment.at)
         note, remark = _NOTES[payment.state]
         returned = payment.state is BookedState.RETURNED
@@ -347,7 +393,7 @@ class PinganHostConnection:
             ("Yhcljg", note),
             ("Fee", "0.00"),
             ("CstInnerFlowNo", ""),
-            ("Stt", _STATES[payment.state]),
+            ("Stt", state),
             ("IsBack", "1" if returned else "0"),
             ("BackRem", remark or payment.reason),
             ("SysFlag", "N"),
@@ -374,7 +420,7 @@ class PinganHostConnection:
         today = business_date(self._profile.clock.now())
         entries = self._entries(account.number, today, today)
         start = page * TODAY_ROWS
-        rows = [_row_4008(account, one) for one in entries[start : start + TODAY_ROWS]]
+        rows = self._rows(_row_4008, account, entries[start : start + TODAY_ROWS])
         members = [
             ("AcctNo", account.number),
             ("CcyCode", messages.CURRENCY),
@@ -401,7 +447,7 @@ class PinganHostConnection:
             raise _RefusalError(BAD_PARAMETER)
         entries = self._entries(account.number, first, last)
         start = (page - 1) * size
-        rows = [_row_4013(account, one) for one in entries[start : start + size]]
+        rows = self._rows(_row_4013, account, entries[start : start + size])
         members = [
             ("AcctNo", account.number),
             ("CcyCode", messages.CURRENCY),
@@ -412,6 +458,78 @@ class PinganHostConnection:
             ("PageSize", str(size)),
         ]
         return _good(request.packet, members, rows)
+
+    def _bank_codes(self, request: _Request) -> bytes:
+        bank_class, keyword = request.fields.get("BankNo"), request.fields.get("KeyWord")
+        found = [
+            (code, name) for code, name in NODES if code.startswith(bank_class) and keyword in name
+        ]
+        if not found:
+            raise _RefusalError(NO_DETAIL)
+        members = [("BankNo", bank_class), ("BankName", ""), ("size", str(len(found)))]
+        rows = [[("NodeCode", code), ("NodeName", name)] for code, name in found]
+        return _good(request.packet, members, rows)
+
+    def _returned(self, request: _Request) -> bytes:
+        fields = request.fields
+        account = self._own(fields.get("AccNo"))
+        first, last = _day(fields.get("StartDate")), _day(fields.get("EndDate"))
+        page = _whole(fields, "PageNo", 1, messages.PAGES_MAX)
+        size = _whole(fields, "PageCts", 1, messages.RETURNED_ROWS)
+        if not 0 <= (last - first).days < messages.RETURNED_DAYS_MAX:
+            raise _RefusalError(BAD_PARAMETER)
+        entries = [
+            one for one in self._entries(account.number, first, last) if one.back and not one.debit
+        ]
+        if not entries:
+            raise _RefusalError(NO_DETAIL)
+        start = (page - 1) * size
+        rows = [self._returned_row(account, one) for one in entries[start : start + size]]
+        members = [
+            ("TotalCts", str(len(entries))),
+            ("IsEnd", "Y" if start + size >= len(entries) else "N"),
+            ("PageNo", str(page)),
+            ("PageCts", str(size)),
+        ]
+        return _good(request.packet, members, rows)
+
+    def _returned_row(self, account: BookAccount, entry: BookEntry) -> Members:
+        payment = self._profile.book.payment(self._profile.bank, entry.client_ref)
+        at = entry.at if payment is None else payment.at
+        return [
+            ("ThirdVoucher", ""),
+            ("SThirdVoucher", entry.client_ref),
+            ("CstInnerFlowNo", ""),
+            ("TransDate", f"{to_shanghai(at):%Y%m%d}"),
+            ("PayAccNo", account.number),
+            ("OppAccNo", entry.counterparty),
+            ("OppAccName", entry.counterparty_name),
+            ("OppBankName", entry.counterparty_bank_name),
+            ("Amount", str(entry.amount)),
+            ("CcyCode", messages.CURRENCY),
+            ("RejectDate", f"{to_shanghai(entry.at):%Y%m%d}"),
+            ("RejectRemark", "RJ01:账号不存在"),
+            ("FrontLogNo", entry.payment_ref),
+            ("submitTime", f"{to_shanghai(at):%Y%m%d%H%M%S}"),
+        ]
+
+    def _rows(
+        self,
+        row: Callable[[BookAccount, BookEntry], Members],
+        account: BookAccount,
+        entries: Sequence[BookEntry],
+    ) -> list[Members]:
+        """Return a page's rows, maybe with fees and an odd currency."""
+        faults = self._profile.faults
+        with_fees = faults.draw("fee_row")
+        rows = []
+        for entry in entries:
+            rows.append(row(account, entry))
+            if with_fees and entry.debit and not entry.back:
+                rows.append(_fee(row(account, attrs.evolve(entry, amount=FEE))))
+        if rows and faults.draw(Fault.ODD_CURRENCY):
+            rows[-1] = [(name, ODD if name == "CcyCode" else one) for name, one in rows[-1]]
+        return rows
 
     def _entries(
         self, number: AccountNumber, first: BusinessDate, last: BusinessDate
@@ -488,6 +606,13 @@ def _row_4013(account: BookAccount, entry: BookEntry) -> Members:
     ]
 
 
+def _fee(row: Members) -> Members:
+    """Return a payment's row as its fee's: the same numbers, and nobody on the other side."""
+    changes = dict.fromkeys(("InAcctNo", "InAcctName", "AcctAccount", "AcctName", "Purpose"), "")
+    changes |= {"AbstractStr": "FEE", "AbstractStr_Desc": "FEE"}
+    return [(name, changes.get(name, value)) for name, value in row]
+
+
 def _side(entry: BookEntry) -> str:
     """Return D or C: what is taken from a payee again is a credit below zero (冲账)."""
     return "D" if entry.debit and not entry.back else "C"
@@ -546,6 +671,7 @@ class PinganHost:
     """What the entry point names."""
 
     name: str = ADAPTER.name
+    faults: Mapping[str, str] = FAULTS
 
     def open(self, profile: HostProfile) -> PinganHostConnection:
         """Return the host's half of a new connection."""

@@ -19,7 +19,15 @@ from fep.domain.clock import BusinessDate
 from fep.domain.errors import BodyError
 from fep.domain.ids import AccountNumber, ClientRef
 from fep.domain.money import Cny
-from fep.domain.order import BalanceQuery, PaymentOrder, StatementQuery, StatusQuery, Urgency
+from fep.domain.order import (
+    BalanceQuery,
+    BankCodeQuery,
+    PaymentOrder,
+    ReturnedQuery,
+    StatementQuery,
+    StatusQuery,
+    Urgency,
+)
 
 PROBE: Final = "S001"
 BALANCE: Final = "4001"
@@ -27,6 +35,8 @@ TRANSFER: Final = "4004"
 STATUS: Final = "4005"
 TODAY: Final = "4008"
 HISTORY: Final = "4013"
+BANK_CODES: Final = "4017"
+RETURNED: Final = "4019"
 
 CURRENCY: Final = "RMB"
 AMOUNT_MAX: Final = Cny(9_999_999_999_999)
@@ -34,6 +44,9 @@ AMOUNT_MAX: Final = Cny(9_999_999_999_999)
 PAGES_MAX: Final = 10_000
 HISTORY_ROWS_MIN: Final = 30
 HISTORY_ROWS_MAX: Final = 1000
+RETURNED_ROWS: Final = 300
+"""PageCts of 4019: the most it gives at once."""
+RETURNED_DAYS_MAX: Final = 30
 
 CHARS_MAX: Final = {
     "Account": 14,
@@ -47,6 +60,8 @@ CHARS_MAX: Final = {
     "InAcctName": 60,
     "InAcctBankName": 60,
     "UseEx": 30,
+    "AccNo": 14,
+    "KeyWord": 60,
 }
 """Declared lengths C(n) in characters."""
 
@@ -251,6 +266,39 @@ def _payee_bank_name(
 def status(query: StatusQuery) -> bytes:
     """Return the body of 4005: asked by our voucher, never by the bank's numbers."""
     return _body([_needed("OrigThirdVoucher", query.client_ref, "client_ref")])
+
+
+def bank_codes(query: BankCodeQuery) -> bytes:
+    """Return the body of 4017, which has no pages."""
+    if query.cursor:
+        msg = "cursor: this bank tells all codes at once"
+        raise BodyError(msg)
+    return _body([("BankNo", query.bank_class), _member("KeyWord", query.keyword, "keyword")])
+
+
+def returned(profile: BankProfile, query: ReturnedQuery) -> bytes:
+    """Return the body of 4019 for one page.
+
+    Raises:
+        BodyError: not an account of ours, too many days, or a cursor of something else.
+    """
+    own_account(profile, query.account, "account")
+    if not 0 <= (query.last_day - query.first_day).days < RETURNED_DAYS_MAX:
+        msg = f"from, to: this bank tells {RETURNED_DAYS_MAX} days of returned payments at once"
+        raise BodyError(msg)
+    page = query.cursor or "1"
+    if not (page.isascii() and page.isdecimal() and 0 < int(page[:6]) <= PAGES_MAX):
+        msg = f"cursor {page[:40]!r} is not of this bank"
+        raise BodyError(msg)
+    return _body(
+        [
+            _needed("AccNo", query.account, "account"),
+            ("StartDate", f"{query.first_day:%Y%m%d}"),
+            ("EndDate", f"{query.last_day:%Y%m%d}"),
+            ("PageNo", page),
+            ("PageCts", str(RETURNED_ROWS)),
+        ]
+    )
 
 
 def statement(

@@ -25,12 +25,19 @@ from fep.domain.money import Cny
 from fep.domain.order import (
     Balance,
     BalanceQuery,
+    BankCode,
+    BankCodeQuery,
+    BankCodes,
     Direction,
+    Lookup,
     Operation,
     PaymentOrder,
     PaymentReceipt,
     PaymentState,
     PaymentStatus,
+    ReturnedPayment,
+    ReturnedPayments,
+    ReturnedQuery,
     Statement,
     StatementEntry,
     StatementQuery,
@@ -152,6 +159,66 @@ def _outcome(profile: BankProfile, operation: Operation, reply: Reply, answer: A
             return _statement(profile.card, operation, reply, answer, said)
         case _:
             assert_never(operation)
+
+
+def looked_up(codes: Codes, lookup: Lookup, reply: Reply) -> Outcome:
+    """Return what the reply means for the look-up; never raises on bad content."""
+    answer, said = reply.content, meaning(codes, reply.code)
+    if not isinstance(answer, Answer):
+        return Unclear(reply.code or BAD_REPLY, reply.message or "the answer's body is not XML")
+    if said is Meaning.NO_RECORD:
+        empty = BankCodes(()) if isinstance(lookup, BankCodeQuery) else ReturnedPayments(())
+        return Accepted(empty, reply.code, reply.message)
+    if said is not Meaning.OK:
+        return _not_done(reply, said, moves_money=False)
+    try:
+        if answer.continued:
+            msg = "the answer says that another packet follows"
+            raise UnreadableError(msg)  # noqa: TRY301
+        match lookup:
+            case BankCodeQuery():
+                _expect_trade(reply, messages.BANK_CODES)
+                found: BankCodes | ReturnedPayments = _bank_codes(answer)
+            case ReturnedQuery():
+                _expect_trade(reply, messages.RETURNED)
+                found = _returned(lookup, answer)
+            case _:
+                assert_never(lookup)
+    except _MismatchError as error:
+        return Unclear(REPLY_MISMATCH, str(error))
+    except (UnreadableError, BodyError) as error:
+        return Unclear(BAD_REPLY, str(error))
+    return Accepted(found, reply.code, reply.message)
+
+
+def _bank_codes(answer: Answer) -> BankCodes:
+    rows = answer.fields.rows
+    return BankCodes(tuple(BankCode(row.get("NodeCode"), row.get("NodeName")) for row in rows))
+
+
+def _returned(query: ReturnedQuery, answer: Answer) -> ReturnedPayments:
+    fields = answer.fields
+    rows = fields.rows
+    page = int(query.cursor or "1")
+    _expect_number(fields, "PageNo", page)
+    entries = tuple(
+        ReturnedPayment(
+            client_ref=row.get("SThirdVoucher") or row.get("ThirdVoucher"),
+            bank_ref=row.get("FrontLogNo"),
+            amount=_cny(row, "Amount"),
+            submitted_on=_day_or_none(row.get("TransDate")),
+            returned_on=_day_or_none(row.get("RejectDate")),
+            payee_account=row.get("OppAccNo"),
+            payee_name=row.get("OppAccName"),
+            payee_bank_name=row.get("OppBankName"),
+            reason=row.get("RejectRemark"),
+        )
+        for row in rows
+        if row.get("PayAccNo") in ("", query.account)
+    )
+    # IsEnd Y or 1 is the end; anything else goes on, but never past a page without rows.
+    is_end = fields.get("IsEnd") in ("Y", "1") or not rows
+    return ReturnedPayments(entries, "" if is_end else str(page + 1))
 
 
 def _not_done(reply: Reply, said: Meaning, *, moves_money: bool) -> Rejected | Unclear:

@@ -20,7 +20,7 @@ from fep.adapters.decode import Decoder
 from fep.domain.account import Account
 from fep.domain.clock import BusinessDate
 from fep.domain.ids import AccountNumber, BankName, ClientRef
-from fep.domain.order import Kind, Operation, OperationResult, StatementQuery
+from fep.domain.order import Kind, Lookup, Operation, OperationResult, StatementQuery
 from fep.wire.http import HttpResponse
 
 
@@ -244,6 +244,28 @@ class SessionCodec(BankCodec, Protocol):
 
 
 @runtime_checkable
+class LockoutCodec(BankCodec, Protocol):
+    """A codec whose bank locks the operator (锁定操作员) when its password was wrong a few times.
+
+    After one such answer the link asks the bank nothing more until a person resumes it; its
+    connections are made one after the other, so that a wrong password is shown once.
+    """
+
+    def locks_out(self, reply: Reply) -> bool:
+        """Say whether this answer refuses user or password."""
+        ...
+
+
+@runtime_checkable
+class SecretiveCodec(BankCodec, Protocol):
+    """A codec whose requests hold a secret in clear, such as a password."""
+
+    def kept(self, frame: bytes) -> bytes:
+        """Return a sealed request as it is stored: the same but for the secret, and as long."""
+        ...
+
+
+@runtime_checkable
 class SignPortCodec(BankCodec, Protocol):
     """A codec whose bank signs on a port of its own, before anything is sent (card: ``sign_port``).
 
@@ -264,6 +286,36 @@ class SignPortCodec(BankCodec, Protocol):
 
         Raises:
             RemoteProtocolError: it did not sign.
+        """
+        ...
+
+
+@runtime_checkable
+class LookupCodec(BankCodec, Protocol):
+    """A codec of a bank with look-ups: payments that came back, CNAPS codes."""
+
+    def prepare_lookup(self, lookup: Lookup, context: Context) -> Draft:
+        """Return the request for one page.
+
+        Raises:
+            BodyError: this bank can't carry it; nothing was sent.
+        """
+        ...
+
+    def looked_up(self, lookup: Lookup, reply: Reply) -> Outcome:
+        """Return what a reply means for the look-up it answers; never raises on bad content."""
+        ...
+
+
+@runtime_checkable
+class SealingCodec(BankCodec, Protocol):
+    """A codec that signs or hides what it sends by itself (card: ``adapter``): no two are alike."""
+
+    def bare(self, frame: bytes) -> bytes:
+        """Return what a request of ours says, without its signature.
+
+        Raises:
+            RemoteProtocolError: it is none of ours.
         """
         ...
 
@@ -314,3 +366,21 @@ class BankAdapter(Protocol):
     def open(self, profile: BankProfile) -> BankCodec:
         """Return the codec of one configured bank."""
         ...
+
+
+@runtime_checkable
+class KeyedAdapter(BankAdapter, Protocol):
+    """An adapter whose bytes hide what they say: a bank's secrets are needed to show them."""
+
+    def decoder_of(self, profile: BankProfile) -> Decoder:
+        """Return what reads one bank's captured bytes.
+
+        Raises:
+            ConfigError: a secret can't be used.
+        """
+        ...
+
+
+def decoder_of(adapter: BankAdapter, profile: BankProfile) -> Decoder:
+    """Return what reads one bank's captured bytes, with its secrets where they are needed."""
+    return adapter.decoder_of(profile) if isinstance(adapter, KeyedAdapter) else adapter.decoder

@@ -36,6 +36,8 @@ class Signer(StrEnum):
     """A signing service of the bank on another port."""
     SLOT = "slot"
     """Our key slot."""
+    ADAPTER = "adapter"
+    """The adapter itself, all it sends, with a key among the bank's secrets."""
 
 
 class Protocol(StrEnum):
@@ -128,6 +130,11 @@ class Inquiry:
     no_record_after_s: float = 0.0
     statement_after: int = 3
     """After so many inquiries that proved nothing the payer's statement is read too; 0 = never."""
+    quiet_from: str = ""
+    """``HH:MM`` in Shanghai: from then on the bank is asked for no statement and after no payment,
+    every day; empty = it never rests."""
+    quiet_to: str = ""
+    """``HH:MM``: until then; the next day's where it is not later than ``quiet_from``."""
 
 
 @attrs.frozen

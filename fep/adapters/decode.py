@@ -8,12 +8,13 @@ nothing raises, and the work is bounded whatever the bytes are.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
 import attrs
 
+from fep.domain.account import mask
 from fep.domain.errors import FepError
 
 INPUT_BYTES_MAX: Final = 256 * 1024 * 1024
@@ -25,7 +26,11 @@ SHOWN_BYTES: Final = 48
 BLANK: Final = b" \t\r\n\0"
 """Between two frames it is no garbage."""
 MASKED: Final = "***"
-_SECRET: Final = re.compile(r"password|passwd|pwd|pin|token|secret|sign|cert", re.IGNORECASE)
+_SECRET: Final = re.compile(
+    r"password|passwd|userpass|pwd|pin|token|secret|sign|cert", re.IGNORECASE
+)
+_ACCOUNT: Final = re.compile(r"acc|act(?:ac)?n|acct|card|iban", re.IGNORECASE)
+_NUMBER: Final = re.compile(r"(?=.*[0-9]{4})[0-9A-Za-z]{9,40}")
 _DECLARATION: Final = re.compile(rb"<\?xml[^<>]{0,200}\?>\s{0,64}\Z")
 
 HEAD_BYTES_MAX: Final = 64 * 1024
@@ -139,6 +144,38 @@ def masked(value: Any, name: str = "") -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, list | tuple):
         return [masked(one, name) for one in value]
     return MASKED if value and _SECRET.search(name) else value
+
+
+def without_accounts(values: Sequence[Any]) -> list[Any]:
+    """Return JSON values with account numbers masked too: for what leaves the enterprise.
+
+    A number is an account's by its member's name, or by the name of what it stands in; once known,
+    it is masked wherever it stands in any of the values, also inside a longer text.
+    """
+    known = sorted(set(_accounts(values, inside=False)), key=len, reverse=True)
+    if not known:
+        return list(values)
+    pattern = re.compile("|".join(map(re.escape, known)))
+    return [_replaced(one, pattern) for one in values]
+
+
+def _accounts(value: Any, *, inside: bool) -> Iterator[str]:  # noqa: ANN401 - any JSON value
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _accounts(one, inside=inside or bool(_ACCOUNT.search(str(key))))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _accounts(one, inside=inside)
+    elif inside and isinstance(value, str) and _NUMBER.fullmatch(value):
+        yield value
+
+
+def _replaced(value: Any, pattern: re.Pattern[str]) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(value, Mapping):
+        return {key: _replaced(one, pattern) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replaced(one, pattern) for one in value]
+    return pattern.sub(lambda found: mask(found[0]), value) if isinstance(value, str) else value
 
 
 def xml_bounds(data: bytes, at: int, root: bytes) -> tuple[int, int] | None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import datetime as dt
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
-from typing import Final, Protocol
+from itertools import pairwise
+from typing import Any, Final, Protocol, runtime_checkable
 
 import attrs
 from cryptography import x509
@@ -149,7 +150,10 @@ class Book(Protocol):
 
 
 class Fault(StrEnum):
-    """What a host can do wrong, by name; each is drawn with its probability per request."""
+    """What every host can do wrong, by name; each is drawn with its probability per request.
+
+    What one bank alone does wrong is named by its host (``FaultyHost``).
+    """
 
     SILENT_BEFORE_BOOKING = "silent_before_booking"
     """A payment arrives and nothing happens: no booking, no answer."""
@@ -175,9 +179,29 @@ class Fault(StrEnum):
     """Booked, and answered as if the session had ended before."""
     DELAYED = "delayed"
     """The right answer, ``DELAY_SECONDS`` late."""
+    SPLIT = "split"
+    """The answer in many small pieces."""
+    TWICE = "twice"
+    """The answer, and the same answer again."""
+    CUT = "cut"
+    """The connection is reset inside the answer."""
+    NOISE = "noise"
+    """Bytes that are no frame stand before the answer."""
+    WRONG_CHARSET = "wrong_charset"
+    """The answer's Chinese is not in its charset."""
+    STALE_BALANCE = "stale_balance"
+    """A balance is told as it was before the account's newest line."""
+    LINE_MISSING = "line_missing"
+    """A statement lacks the account's newest line."""
+    ODD_CURRENCY = "odd_currency"
+    """A statement's line is in a currency that nobody knows, where lines have one."""
 
 
 DELAY_SECONDS: Final = 2.0
+PIECES_MAX: Final = 64
+"""Of an answer that is split; every place to cut is tried by the conformance suite."""
+ODD: Final = "XXX"
+"""The currency that nobody knows (ISO 4217: no currency)."""
 RETURN_SECONDS_MAX: Final = 60.0
 
 
@@ -185,32 +209,41 @@ RETURN_SECONDS_MAX: Final = 60.0
 class Faults:
     """Probabilities by fault, drawn from one seed."""
 
-    chance: Mapping[Fault, float] = attrs.Factory(dict)
+    chance: Mapping[Any, float] = attrs.Factory(dict)
+    """Of a ``Fault``, or of a bank's own by its name."""
     rng: random.Random = attrs.field(factory=lambda: random.Random(0), repr=False)  # noqa: S311
 
     @classmethod
-    def parse(cls, spec: str, seed: int) -> Faults:
+    def parse(cls, spec: str, seed: int, own: Collection[str] = ()) -> Faults:
         """Return the faults of a ``name=probability,...`` spec.
+
+        Args:
+            spec: the faults.
+            seed: of the draws.
+            own: names of the bank's own faults.
 
         Raises:
             ValueError: an unknown name or a probability outside 0..1; the message lists the names.
         """
-        chance: dict[Fault, float] = {}
+        known = {*Fault, *own}
+        chance: dict[str, float] = {}
         for part in filter(None, (piece.strip() for piece in spec.split(","))):
-            name, _, number = part.partition("=")
+            fault, _, number = (piece.strip() for piece in part.partition("="))
             try:
-                fault, probability = Fault(name.strip()), float(number or "1")
-            except ValueError as error:
-                known = ", ".join(Fault)
-                msg = f"{part!r} is not NAME=PROBABILITY with a name of: {known}"
-                raise ValueError(msg) from error
+                probability = float(number or "1") if fault in known else None
+            except ValueError:
+                probability = None
+            if probability is None:
+                names = ", ".join((*Fault, *own))
+                msg = f"{part!r} is not NAME=PROBABILITY with a name of: {names}"
+                raise ValueError(msg)
             if not 0.0 <= probability <= 1.0:
                 msg = f"{part!r}: the probability must be from 0 to 1"
                 raise ValueError(msg)
             chance[fault] = probability
         return cls(chance, random.Random(seed))  # noqa: S311
 
-    def draw(self, fault: Fault) -> bool:
+    def draw(self, fault: str) -> bool:
         """Say whether this fault happens now."""
         probability = self.chance.get(fault, 0.0)
         return probability > 0.0 and self.rng.random() < probability
@@ -246,6 +279,81 @@ class Answer:
     """End the process at once, without goodbye."""
 
 
+_ALL_DAYS: Final = (BusinessDate(dt.date(2000, 1, 1)), BusinessDate(dt.date(2100, 1, 1)))
+_NOISE: Final = b"\x00\xff no frame \r\n"
+_CHARSET: Final = bytes(byte if byte < 0x80 else 0xFF for byte in range(256))
+
+
+def on_the_line(answer: Answer, faults: Faults) -> list[Answer]:
+    """Return what becomes of an answer on its way: what lines do, whatever they carry."""
+    if not answer.data or answer.exit:
+        return [answer]
+    data = answer.data
+    if faults.draw(Fault.CUT):
+        end = faults.rng.randrange(len(data))
+        return [attrs.evolve(answer, data=data[:end], close=True)]
+    if faults.draw(Fault.WRONG_CHARSET):
+        data = data.translate(_CHARSET)
+    if faults.draw(Fault.NOISE):
+        data = _NOISE + data
+    if faults.draw(Fault.TWICE):
+        data += data
+    # Late pieces would mix with other answers.
+    if answer.delay_s or not faults.draw(Fault.SPLIT):
+        return [attrs.evolve(answer, data=data)]
+    places = {faults.rng.randrange(1, len(data) + 1) for _ in range(PIECES_MAX - 1)} | {len(data)}
+    cuts = [0, *sorted(places)]
+    pieces = [Answer(data[begin:end]) for begin, end in pairwise(cuts)]
+    return [*pieces[:-1], attrs.evolve(pieces[-1], close=answer.close)]
+
+
+@attrs.frozen
+class ForgetfulBook:
+    """A book of which a bank does not tell the newest: what it books is the book's all the same."""
+
+    inner: Book
+    faults: Faults
+
+    def account(self, bank: BankName, number: AccountNumber) -> BookAccount | None:
+        """Return the account; maybe with its balance before its newest line."""
+        found = self.inner.account(bank, number)
+        if found is None or not self.faults.draw(Fault.STALE_BALANCE):
+            return found
+        newest = self._newest(bank, number)
+        if newest is None:
+            return found
+        out = newest.debit and not newest.back
+        before = found.balance + newest.amount if out else found.balance - newest.amount
+        return attrs.evolve(found, balance=before)
+
+    def entries(
+        self, bank: BankName, number: AccountNumber, first: BusinessDate, last: BusinessDate
+    ) -> list[BookEntry]:
+        """Return the account's lines; maybe without the newest."""
+        found = self.inner.entries(bank, number, first, last)
+        return found[:-1] if self.faults.draw(Fault.LINE_MISSING) else found
+
+    def _newest(self, bank: BankName, number: AccountNumber) -> BookEntry | None:
+        found = self.inner.entries(bank, number, *_ALL_DAYS)
+        return found[-1] if found else None
+
+    def bank_of(self, number: AccountNumber) -> BankName | None:
+        """Return which simulated bank keeps an account."""
+        return self.inner.bank_of(number)
+
+    def pay(self, bank: BankName, request: PaymentRequest, now: dt.datetime) -> BookPayment:
+        """Book one payment."""
+        return self.inner.pay(bank, request, now)
+
+    def take_back(self, bank: BankName, now: dt.datetime) -> None:
+        """Take back what is to be taken back."""
+        self.inner.take_back(bank, now)
+
+    def payment(self, bank: BankName, client_ref: str) -> BookPayment | None:
+        """Return the payment of a reference."""
+        return self.inner.payment(bank, client_ref)
+
+
 class HostConnection(Protocol):
     """One connection to a simulated bank."""
 
@@ -265,6 +373,21 @@ class BankHost(Protocol):
     def open(self, profile: HostProfile) -> HostConnection:
         """Return the host's half of a new connection."""
         ...
+
+
+@runtime_checkable
+class FaultyHost(BankHost, Protocol):
+    """A host with faults of its own bank: what only this bank's line does."""
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """What each does, by its name."""
+        ...
+
+
+def own_faults(host: BankHost) -> Mapping[str, str]:
+    """Return what a host's own faults do, by their names."""
+    return host.faults if isinstance(host, FaultyHost) else {}
 
 
 def verify(

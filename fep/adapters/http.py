@@ -47,7 +47,7 @@ class HttpFramer:
             RemoteProtocolError: no HTTP or too large; raised by the call after the one that
                 returned what was complete before it.
         """
-        return [self._read(response) for response in self._reader.receive_data(data)]
+        return self._replies(self._reader.receive_data(data))
 
     def finish(self) -> list[Reply]:
         """Note the end of the stream; return the reply that it completes.
@@ -55,7 +55,11 @@ class HttpFramer:
         Raises:
             RemoteProtocolError: it ended inside an answer.
         """
-        return [self._read(response) for response in self._reader.finish()]
+        return self._replies(self._reader.finish())
+
+    def _replies(self, responses: list[HttpResponse]) -> list[Reply]:
+        # What is kept as evidence is the whole answer: so it can be read anew.
+        return [attrs.evolve(self._read(one), raw=one.raw) for one in responses]
 
     def receive_eof(self) -> None:
         """Note the end of the stream.

@@ -105,6 +105,8 @@ class Example:
 
     options: Mapping[str, Any] = attrs.Factory(dict)
     bank_class: str = ""
+    secrets: Mapping[str, str] = attrs.Factory(dict)
+    """Those that must have a form, such as keys; they are known to the simulated bank alone."""
 
 
 @attrs.frozen

@@ -24,6 +24,7 @@ class AlarmKind(StrEnum):
     KEY_SERVICE_DOWN = "KEY_SERVICE_DOWN"
     LINK_DOWN = "LINK_DOWN"
     BANK_HEARTBEAT_LOST = "BANK_HEARTBEAT_LOST"
+    SIGN_ON_REFUSED = "SIGN_ON_REFUSED"
     CLIENT_LOST = "CLIENT_LOST"
     UNKNOWN_OVERDUE = "UNKNOWN_OVERDUE"
     EVIDENCE_AMBIGUOUS = "EVIDENCE_AMBIGUOUS"
@@ -115,6 +116,12 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         "银行心跳丢失",
         Severity.MAJOR,
         "The connection was closed and is made anew; if it comes back, call the bank.",
+    ),
+    AlarmKind.SIGN_ON_REFUSED: Meaning(
+        "Bank refused our user or password",
+        "银行拒绝登录",
+        Severity.CRITICAL,
+        "Correct the password and restart the service; if the bank mended it: fepctl resume BANK.",
     ),
     AlarmKind.CLIENT_LOST: Meaning(
         "Finance system lost",

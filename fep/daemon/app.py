@@ -41,6 +41,8 @@ from fep.keys.service import KeyRing, Slot, run_monitor, run_slot
 from fep.links.folder import FolderLink
 from fep.links.mux import UnmatchedReply
 from fep.links.pool import LinkPool
+from fep.links.recorder import DIRECTORY as TAPE_DIRECTORY
+from fep.links.recorder import Recorder
 from fep.links.service import BankLink, Connect, Link, connect_tcp, run_link
 from fep.logs import Followers
 from fep.machines.service import GuardedStore, Machines, PlaceLostError, Tenure, new_me
@@ -76,6 +78,7 @@ class _Unit:
     link: BankLink
     scope: trio.CancelScope
     ended: trio.Event
+    tape: Recorder | None = None
 
 
 Faces = Callable[..., Awaitable[None]]
@@ -343,6 +346,11 @@ class Daemon:
             self.tasks.sharing.know_foreign(bank.name, bank.adapter.capabilities)
             return
         codec = bank.adapter.open(bank.profile(self._accounts, bank.read_secrets()))
+        tape, connect = None, self._outside.connect
+        if bank.tape:
+            directory = self.config.state_dir / TAPE_DIRECTORY
+            tape = Recorder(directory, bank.name, bank.adapter.name, self._clock)
+            connect = tape.tapped(connect)
         link: BankLink = _LINKS[bank.card.transport.protocol](
             bank.link,
             codec,
@@ -351,7 +359,7 @@ class Daemon:
             self.alarms,
             self._unmatched,
             random.Random(self._rng.random()),  # noqa: S311
-            self._outside.connect,
+            connect,
         )
         most = bank.card.throttle.concurrent_max
         self.tasks.add_lane(
@@ -369,9 +377,10 @@ class Daemon:
                     if self.machines is None
                     else partial(self.machines.may_begin, bank_place(bank.name))
                 ),
+                **({} if tape is None else {"note_frame": tape.note_task}),
             )
         )
-        self._units[bank.name] = _Unit(bank, link, trio.CancelScope(), trio.Event())
+        self._units[bank.name] = _Unit(bank, link, trio.CancelScope(), trio.Event(), tape)
         self.links[bank.name] = link
 
     async def _run_unit(
@@ -383,10 +392,12 @@ class Daemon:
         slot = self.ring.slots[bank.slot]
         try:
             with unit.scope:
-                if self.machines is not None:
-                    task_status.started()
-                    await self._serve_in_turns(self.machines, bank, unit, slot)
                 async with trio.open_nursery() as nursery:
+                    if unit.tape is not None:
+                        await nursery.start(self._supervised, f"tape:{bank.name}", unit.tape.run)
+                    if self.machines is not None:
+                        task_status.started()
+                        await self._serve_in_turns(self.machines, bank, unit, slot)
                     await nursery.start(
                         self._supervised, f"link:{bank.name}", partial(run_link, unit.link, slot)
                     )
@@ -394,6 +405,9 @@ class Daemon:
                     await nursery.start(self._supervised, f"bank:{bank.name}", lane.run)
                     task_status.started()
         finally:
+            if unit.tape is not None:
+                with trio.CancelScope(shield=True, relative_deadline=LEAVE_SECONDS_MAX):
+                    await unit.tape.flush()
             unit.ended.set()
 
     async def _serve_in_turns(

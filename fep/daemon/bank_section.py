@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from fep.adapters.card import (
     Codes,
     Dedupe,
     Identity,
+    Inquiry,
     NoRecord,
     Protocol,
     States,
@@ -40,6 +42,7 @@ WATCH_DAYS_MAX: Final = 90
 KEPT_DAYS_MAX: Final = 366
 FRAME_BYTES_MIN: Final = 1024
 FRAME_BYTES_MAX: Final = 256 * 1024 * 1024
+_TIME_OF_DAY: Final = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]")
 BLANK: Final = BehaviourCard(Identity("", ""), Dedupe("", 0))
 """Stands for the card of a bank whose own is faulty, so that the rest is checked all the same."""
 
@@ -69,6 +72,8 @@ class BankConfig:
     """Of this bank's own part of the file: what decides whether a reload touches it."""
     secrets: Mapping[str, SecretRef] = attrs.Factory(dict)
     """Where the adapter's secrets are, by their names."""
+    tape: bool = False
+    """All bytes to and from the bank are written to a file."""
 
     def profile(
         self, accounts: Mapping[AccountNumber, Account], secrets: Mapping[str, str] | None = None
@@ -132,6 +137,7 @@ def _bank(
     if slot and slot not in slots:
         table.fault("slot", f"there is no [[slot]] named {slot!r}{hint(slot, slots)}")
     workers = table.integer("workers", 4, 1, WORKERS_MAX)
+    tape = table.flag("tape")
     options, changes = table.free("options"), table.free("card")
     secrets = {key: secret(one) for key, one in table.named("secrets")}
     card = made = None
@@ -142,6 +148,8 @@ def _bank(
         card = _card(table, adapter, changes)
         made = _options(table, adapter, options)
     link = _link(table, name, BLANK if card is None else card)
+    if tape and link is not None and link.folders is not None:
+        table.fault("tape", "a bank that takes files has no wire; its archive keeps what came")
     table.close()
     if adapter is None or card is None or link is None or not table.is_clean():
         return None
@@ -158,6 +166,7 @@ def _bank(
         workers=workers,
         digest=hashlib.sha256(repr(sorted(table.values.items())).encode()).hexdigest(),
         secrets={key: one for key, one in secrets.items() if one is not None},
+        tape=tape,
     )
 
 
@@ -312,12 +321,26 @@ def card_faults(card: BehaviourCard) -> Iterator[tuple[tuple[str, str], str]]:
         value = getattr(getattr(card, section), key)
         if not value >= low or value == float("inf"):
             yield (section, key), f"must be a number of at least {low:g}"
+    yield from _quiet_faults(inquiry)
     if card.returned.watch_days > WATCH_DAYS_MAX:
         yield ("returned", "watch_days"), f"must be at most {WATCH_DAYS_MAX}"
     if card.transport.connections > CONNECTIONS_MAX:
         yield ("transport", "connections"), f"must be at most {CONNECTIONS_MAX}"
     if card.limits.frame_bytes_max > FRAME_BYTES_MAX:
         yield ("limits", "frame_bytes_max"), f"must be at most {FRAME_BYTES_MAX}"
+
+
+def _quiet_faults(inquiry: Inquiry) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield what is wrong with the time of day in which the bank wants to be left alone."""
+    given = {"quiet_from": inquiry.quiet_from, "quiet_to": inquiry.quiet_to}
+    for key, value in given.items():
+        if value and not _TIME_OF_DAY.fullmatch(value):
+            yield ("inquiry", key), "must be a time of day written HH:MM, or empty"
+    if bool(inquiry.quiet_from) != bool(inquiry.quiet_to):
+        missing = "quiet_to" if inquiry.quiet_from else "quiet_from"
+        yield ("inquiry", missing), "is missing: quiet_from and quiet_to go together"
+    elif inquiry.quiet_from and inquiry.quiet_from == inquiry.quiet_to:
+        yield ("inquiry", "quiet_to"), "must differ from quiet_from: nothing could ever be asked"
 
 
 def _overlaps(section: str, lists: Any, cls: type[Any]) -> Iterator[tuple[tuple[str, str], str]]:  # noqa: ANN401

@@ -8,7 +8,7 @@ import faulthandler
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -84,7 +84,14 @@ def _parser() -> argparse.ArgumentParser:
         "decode", help="show captured bytes of a bank's line as JSON lines, one a frame"
     )
     decode.add_argument("adapter", help="whose protocol it is")
-    decode.add_argument("file", help="the capture, both directions or one; - for standard input")
+    decode.add_argument("file", help="a capture or a wire tape; - for standard input")
+    decode.add_argument(
+        "--bank", help="a configured bank: with its secrets, where the protocol hides what it says"
+    )
+    decode.add_argument("--config", type=Path, default=CONFIG_DEFAULT, help="default: %(default)s")
+    decode.add_argument(
+        "--masked", action="store_true", help="mask account numbers too, for what leaves the house"
+    )
     decode.set_defaults(command=_decode)
 
     _add_upkeep(commands)
@@ -140,6 +147,9 @@ def _add_upkeep(commands: Any) -> None:  # noqa: ANN401 - argparse does not name
     one.add_argument("--all", action="store_true", help="every task, archived ones too")
     one.add_argument("--since", type=_day, metavar="YYYY-MM-DD", help="what was kept from then on")
     one.add_argument("--store", type=Path, metavar="FILE", help="a backup; else the store in use")
+    one.add_argument(
+        "--tape", type=Path, metavar="FILE", help="the answers on a bank's wire tape, queries' too"
+    )
 
 
 def _day(text: str) -> dt.date:
@@ -223,29 +233,66 @@ def _adapters(given: argparse.Namespace) -> int:
 def _decode(given: argparse.Namespace) -> int:
     import orjson  # noqa: PLC0415
 
-    from fep.adapters import registry  # noqa: PLC0415
-    from fep.adapters.decode import INPUT_BYTES_MAX, lines  # noqa: PLC0415
+    from fep.adapters import registry, tape  # noqa: PLC0415
+    from fep.adapters.decode import lines, without_accounts  # noqa: PLC0415
+    from fep.domain.errors import FepError  # noqa: PLC0415
 
     try:
         adapter = registry.adapter(given.adapter)
-    except (registry.UnknownAdapterError, registry.BrokenAdapterError) as error:
-        print(error.args[0], file=sys.stderr)
+        decoder = adapter.decoder if given.bank is None else _decoder_of(given)
+        data = _captured(given.file)
+    except (registry.UnknownAdapterError, registry.BrokenAdapterError, FepError) as error:
+        print(error, file=sys.stderr)
         return 1
-    try:
-        if given.file == "-":
-            data = sys.stdin.buffer.read(INPUT_BYTES_MAX + 1)
-        else:
-            with Path(given.file).open("rb") as file:
-                data = file.read(INPUT_BYTES_MAX + 1)
     except OSError as error:
         print(f"{given.file}: {error.strerror}", file=sys.stderr)
         return 1
+    found: Iterator[dict[str, Any]]
+    if tape.is_tape(data):
+        read = tape.read(data)
+        if read.left_out:
+            print(f"{read.left_out} lines of the tape can't be read", file=sys.stderr)
+        found = iter([one.value for one in tape.shown(read, adapter.name, decoder)])
+    else:
+        found = lines(adapter.name, decoder, data)
+    for value in without_accounts(list(found)) if given.masked else found:
+        sys.stdout.write(orjson.dumps(value).decode() + "\n")
+    return 0
+
+
+def _captured(name: str) -> bytes:
+    """Return a file's bytes, or those of the standard input, as many as are looked at."""
+    from fep.adapters.decode import INPUT_BYTES_MAX  # noqa: PLC0415
+
+    if name == "-":
+        data = sys.stdin.buffer.read(INPUT_BYTES_MAX + 1)
+    else:
+        with Path(name).open("rb") as file:
+            data = file.read(INPUT_BYTES_MAX + 1)
     if len(data) > INPUT_BYTES_MAX:
         print(f"only the first {INPUT_BYTES_MAX} bytes are read", file=sys.stderr)
-        data = data[:INPUT_BYTES_MAX]
-    for line in lines(adapter.name, adapter.decoder, data):
-        sys.stdout.write(orjson.dumps(line).decode() + "\n")
-    return 0
+    return data[:INPUT_BYTES_MAX]
+
+
+def _decoder_of(given: argparse.Namespace) -> Any:  # noqa: ANN401 - a Decoder, imported late
+    """Return the decoder with a configured bank's secrets.
+
+    Raises:
+        FepError: no such bank, or its secrets can't be read.
+    """
+    from fep.adapters.api import decoder_of  # noqa: PLC0415
+    from fep.daemon.config import load  # noqa: PLC0415
+    from fep.domain.errors import ConfigError  # noqa: PLC0415
+
+    config = load(given.config)
+    for bank in config.banks:
+        if bank.name == given.bank:
+            if bank.adapter.name != given.adapter:
+                msg = f"bank {given.bank} has adapter {bank.adapter.name}, not {given.adapter}"
+                raise ConfigError(msg)
+            return decoder_of(bank.adapter, bank.profile(config.accounts, bank.read_secrets()))
+    msg = f"{given.config} has no bank {given.bank}"
+    raise ConfigError(msg)
 
 
 def _run(given: argparse.Namespace) -> int:

@@ -17,7 +17,10 @@ from typing import Any, Final
 import attrs
 import sqlalchemy as sa
 
-from fep.adapters.api import BankCodec
+from fep.adapters import tape as tapes
+from fep.adapters.api import BankCodec, decoder_of
+from fep.adapters.decode import Decoder, Role
+from fep.adapters.tape import Tape
 from fep.daemon.config import BankConfig, Config
 from fep.daemon.verify import UnreadableStoreError
 from fep.domain.clock import SHANGHAI, to_text
@@ -107,14 +110,23 @@ class Bank:
 
     config: BankConfig
     codec: BankCodec
+    decoder: Decoder
 
 
 def banks_of(config: Config) -> dict[BankName, Bank]:
     """Return the configured banks with their codecs."""
-    return {
-        bank.name: Bank(bank, bank.adapter.open(bank.profile(config.accounts)))
-        for bank in config.banks
-    }
+    return {bank.name: _bank(bank, config) for bank in config.banks}
+
+
+def _bank(bank: BankConfig, config: Config) -> Bank:
+    try:
+        secrets = bank.read_secrets()
+    except FepError:
+        # Who replays may not be who runs the daemon; most protocols are read without them.
+        secrets = {}
+    profile = bank.profile(config.accounts, secrets)
+    codec = bank.adapter.open(profile)
+    return Bank(bank, codec, decoder_of(bank.adapter, profile) if secrets else bank.adapter.decoder)
 
 
 class Replay:
@@ -242,6 +254,63 @@ class Replay:
         except Exception as error:  # noqa: BLE001 - an adapter's defect is what is looked for
             told = _failed(error)
             return [Reading(one.kept, one, one.taken_for, told, (told,)) for one in messages[:1]]
+
+    def tape(
+        self, tape: Tape, task_id: str, found: Callable[[Difference], None]
+    ) -> list[tuple[str, Reading]]:
+        """Return what today's adapter makes of the answers on a wire tape, each with its task.
+
+        An answer that the store keeps too is read beside what was noted of it then.
+
+        Args:
+            tape: what was read of it.
+            task_id: of this one alone; empty: of all.
+            found: called with each difference.
+
+        Raises:
+            NoReplayError: the tape's bank is not configured, or has another adapter.
+        """
+        bank = self._banks.get(BankName(tape.bank))
+        if bank is None or bank.config.adapter.name != tape.adapter:
+            msg = f"bank {tape.bank!r} with adapter {tape.adapter!r} is not configured"
+            raise NoReplayError(msg)
+        readings: list[tuple[str, Reading]] = []
+        kept: dict[str, tuple[Task | None, dict[bytes, Reading]]] = {}
+        for one in tapes.shown(tape, tape.adapter, bank.decoder):
+            whose, value = one.value.get("task", ""), one.value
+            if value.get("role") != Role.ANSWER or not whose or task_id not in ("", whose):
+                continue
+            if whose not in kept:
+                kept[whose] = self._kept(whose)
+            task, noted = kept[whose]
+            reading = noted.get(one.data)
+            if reading is None:
+                recorded = Recorded(value["at"], False, value["reference"], one.data)  # noqa: FBT003
+                reading = self._read_from_tape(bank, task, recorded)
+            self.report.counts[reading.kept.value] += 1
+            readings.append((whose, reading))
+            if reading.differs:
+                state = "" if task is None else task.state.value
+                self._note(Difference(bank.config.name, whose, state, reading), found)
+        self.report.tasks = len(kept)
+        return readings
+
+    def _kept(self, task_id: str) -> tuple[Task | None, dict[bytes, Reading]]:
+        """Return a task, and the readings of what the store keeps of it, by their bytes."""
+        try:
+            task, readings = self.one(task_id)
+        except NoReplayError as error:
+            self._skip(str(error))
+            return None, {}
+        return task, {one.recorded.data: one for one in readings if not one.recorded.sent}
+
+    @staticmethod
+    def _read_from_tape(bank: Bank, task: Task | None, one: Recorded) -> Reading:
+        try:
+            return replay.read_query_answer(bank.codec, task, one)
+        except Exception as error:  # noqa: BLE001 - an adapter's defect is what is looked for
+            told = _failed(error)
+            return Reading(Kept.QUERY, one, replay.NOTHING_NOTED, told, (told,))
 
     def _unmatched(self, moment: str) -> Iterator[Difference]:
         """Yield the answers without a task that today's adapter finds one for, or can't read."""

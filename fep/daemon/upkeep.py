@@ -23,6 +23,7 @@ from typing import Any, Final
 import orjson
 import sqlalchemy as sa
 
+from fep.adapters import tape as tapes
 from fep.control import show
 from fep.daemon.config import Config, ConfigFaultsError, load
 from fep.daemon.replay import Difference, Replay
@@ -85,8 +86,11 @@ def archive_tasks(given: argparse.Namespace) -> int:
 
 def replay(given: argparse.Namespace) -> int:
     """``fep replay``: 0 when nothing differs, 1 when something does, 2 when it can't be said."""
-    if (given.task_id is None) != given.all or (given.since and not given.all):
-        print("fep replay: give either ID, or --all [--since YYYY-MM-DD]", file=sys.stderr)
+    if given.tape is not None and not given.all and not given.since:
+        return _run(given, _replay_tape, failed=2)
+    if given.tape or (given.task_id is None) != given.all or (given.since and not given.all):
+        words = "give either ID, or --all [--since YYYY-MM-DD], or --tape FILE [ID]"
+        print(f"fep replay: {words}", file=sys.stderr)
         return 2
     return _run(given, _replay_all if given.all else _replay_one, failed=2)
 
@@ -377,6 +381,35 @@ def _replay_all(given: argparse.Namespace) -> int:
         report = made.report
     _answer(given, report.value(), partial(_show_replay, report))
     return int(report.different > 0)
+
+
+def _replay_tape(given: argparse.Namespace) -> int:
+    tape = tapes.read(given.tape.read_bytes())
+    with _replayed(given) as made:
+
+        def found(one: Difference) -> None:
+            if not given.json:
+                show.line(str(one))
+
+        readings = made.tape(tape, given.task_id or "", found)
+        report = made.report
+        if tape.left_out:
+            report.notes.append(f"{tape.left_out} lines of the tape can't be read")
+    messages = [{"task_id": whose, **one.value()} for whose, one in readings]
+    value = report.value() | {"tape": str(given.tape), "bank": tape.bank, "messages_read": messages}
+    _answer(given, value, partial(_show_tape, report, messages))
+    return int(report.different > 0)
+
+
+def _show_tape(report: ReplayReport, messages: list[dict[str, Any]]) -> None:
+    for note in report.notes:
+        print(show.clean(note))
+    for why, count in report.skipped.items():
+        print(show.clean(f"left out 未回放: {count}, {why}"))
+    for one in messages:
+        print(show.clean(f"{one['at']}  {one['task_id']}  {one['kind']}  {one['bytes']} bytes"))
+        print(show.clean(f"    then 当时: {one['then']}\n    now  现在: {one['now']}"))
+    print(f"{len(messages)} answers: {_verdict(differs=report.different > 0)}")
 
 
 def _show_replay(report: ReplayReport) -> None:

@@ -29,6 +29,8 @@ NAME_CHARS_MAX: Final = 60
 PURPOSE_CHARS_MAX: Final = 30
 """Smallest room any supported bank gives the purpose (Ping An UseEx, C(30))."""
 STATEMENT_DAYS_MAX: Final = 100
+RETURNED_DAYS_MAX: Final = 30
+"""As Ping An's 4019; the least of the banks that have such a list."""
 
 _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 """The library's own reader takes weeks and days without hyphens too."""
@@ -128,9 +130,33 @@ class StatementQuery:
     """The adapter's own mark of the next page; empty for the first."""
 
 
+@attrs.frozen
+class ReturnedQuery:
+    """Ask the bank's own list of payments that came back (退票查询), one page at a time."""
+
+    account: AccountNumber
+    first_day: BusinessDate
+    last_day: BusinessDate
+    cursor: str = ""
+    """The adapter's own mark of the next page; empty for the first."""
+
+
+@attrs.frozen
+class BankCodeQuery:
+    """Ask the bank for CNAPS codes (联行号查询)."""
+
+    bank_class: str
+    """Three digits: the first ones of the codes looked for."""
+    keyword: str
+    """Part of a branch's name, such as a city; empty: all of the class."""
+    cursor: str = ""
+
+
+Lookup = ReturnedQuery | BankCodeQuery
+"""Queries that only some banks have; ``LookupCodec`` carries them."""
 Order = PaymentOrder
 """Bodies of the kinds in ``MOVES_MONEY``: they change something at the bank, so are sent once."""
-Query = BalanceQuery | TransferStatusRequest | StatementQuery
+Query = BalanceQuery | TransferStatusRequest | StatementQuery | Lookup
 """Bodies that change nothing: asked again when they are lost."""
 Body = Order | Query
 """What a client's task body parses to."""
@@ -216,7 +242,48 @@ class Statement:
     cursor: str = ""
 
 
-OperationResult = Balance | PaymentReceipt | PaymentStatus | Statement
+@attrs.frozen
+class ReturnedPayment:
+    """One payment of ours that came back (退票)."""
+
+    client_ref: str
+    """Our reference, empty where the bank does not tell it."""
+    bank_ref: str
+    amount: Cny
+    submitted_on: BusinessDate | None
+    returned_on: BusinessDate | None
+    payee_account: str = ""
+    payee_name: str = ""
+    payee_bank_name: str = ""
+    reason: str = ""
+
+
+@attrs.frozen
+class ReturnedPayments:
+    """One page of payments that came back; ``cursor`` as of ``Statement``."""
+
+    entries: tuple[ReturnedPayment, ...]
+    cursor: str = ""
+
+
+@attrs.frozen
+class BankCode:
+    """One branch's CNAPS code."""
+
+    code: str
+    name: str
+
+
+@attrs.frozen
+class BankCodes:
+    """One page of CNAPS codes; ``cursor`` as of ``Statement``."""
+
+    entries: tuple[BankCode, ...]
+    cursor: str = ""
+
+
+LookupResult = ReturnedPayments | BankCodes
+OperationResult = Balance | PaymentReceipt | PaymentStatus | Statement | LookupResult
 
 
 def _members(
@@ -346,18 +413,36 @@ def _transfer_status(params: object) -> TransferStatusRequest:
 
 def _statement(params: object) -> StatementQuery:
     given = _members(params, "params", frozenset({"account", "from", "to"}), frozenset())
-    query = StatementQuery(
-        account=_account(given["account"], "account"),
-        first_day=_day(given["from"], "from"),
-        last_day=_day(given["to"], "to"),
-    )
-    if query.last_day < query.first_day:
+    account = _account(given["account"], "account")
+    return StatementQuery(account, *_days(given, STATEMENT_DAYS_MAX, "a statement"))
+
+
+def _days(
+    given: Mapping[str, object], days_max: int, what: str
+) -> tuple[BusinessDate, BusinessDate]:
+    first, last = _day(given["from"], "from"), _day(given["to"], "to")
+    if last < first:
         msg = "'to' must not be before 'from'"
         raise BodyError(msg)
-    if (query.last_day - query.first_day).days >= STATEMENT_DAYS_MAX:
-        msg = f"a statement covers at most {STATEMENT_DAYS_MAX} days"
+    if (last - first).days >= days_max:
+        msg = f"{what} covers at most {days_max} days"
         raise BodyError(msg)
-    return query
+    return first, last
+
+
+def _returned(params: object) -> ReturnedQuery:
+    given = _members(params, "params", frozenset({"account", "from", "to"}), frozenset())
+    account = _account(given["account"], "account")
+    return ReturnedQuery(account, *_days(given, RETURNED_DAYS_MAX, "a list of returned payments"))
+
+
+def _bank_code(params: object) -> BankCodeQuery:
+    given = _members(params, "params", frozenset({"bank_class"}), frozenset({"keyword"}))
+    bank_class = _text(given["bank_class"], "bank_class", 3)
+    if not (len(bank_class) == 3 and bank_class.isascii() and bank_class.isdigit()):
+        msg = "bank_class must be 3 digits, the first ones of a CNAPS code"
+        raise BodyError(msg)
+    return BankCodeQuery(bank_class, _text(given.get("keyword", ""), "keyword", NAME_CHARS_MAX))
 
 
 _PARSERS: Final[Mapping[Kind, Callable[[object], Body]]] = {
@@ -365,6 +450,8 @@ _PARSERS: Final[Mapping[Kind, Callable[[object], Body]]] = {
     Kind.TRANSFER: _transfer,
     Kind.TRANSFER_STATUS: _transfer_status,
     Kind.STATEMENT: _statement,
+    Kind.RETURNED_PAYMENTS: _returned,
+    Kind.BANK_CODE_LOOKUP: _bank_code,
 }
 
 
@@ -411,12 +498,15 @@ def body_params(body: Body) -> dict[str, object]:
             return params
         case TransferStatusRequest():
             return {"task_id": body.task_id}
-        case StatementQuery():
+        case StatementQuery() | ReturnedQuery():
             return {
                 "account": body.account,
                 "from": body.first_day.isoformat(),
                 "to": body.last_day.isoformat(),
             }
+        case BankCodeQuery():
+            asked: dict[str, object] = {"bank_class": body.bank_class}
+            return asked | ({"keyword": body.keyword} if body.keyword else {})
         case _:
             assert_never(body)
 
@@ -439,6 +529,34 @@ def _entry_value(entry: StatementEntry) -> dict[str, object]:
     if entry.reversal:
         value["reversal"] = True
     return value
+
+
+def _returned_value(one: ReturnedPayment) -> dict[str, object]:
+    value: dict[str, object] = {
+        "client_ref": one.client_ref,
+        "bank_ref": one.bank_ref,
+        "amount": str(one.amount),
+        "payee": {
+            "account": one.payee_account,
+            "name": one.payee_name,
+            "bank_name": one.payee_bank_name,
+        },
+        "reason": one.reason,
+    }
+    days = {"submitted_on": one.submitted_on, "returned_on": one.returned_on}
+    return value | {name: day.isoformat() for name, day in days.items() if day is not None}
+
+
+def _entries(result: Statement | ReturnedPayments | BankCodes) -> list[dict[str, object]]:
+    match result:
+        case Statement():
+            return [_entry_value(one) for one in result.entries]
+        case ReturnedPayments():
+            return [_returned_value(one) for one in result.entries]
+        case BankCodes():
+            return [{"code": one.code, "name": one.name} for one in result.entries]
+        case _:
+            assert_never(result)
 
 
 def result_value(result: OperationResult) -> dict[str, object]:
@@ -478,11 +596,8 @@ def result_value(result: OperationResult) -> dict[str, object]:
             if result.state is PaymentState.RETURNED:
                 value["returned"] = True
             return value
-        case Statement():
-            return {
-                "entries": [_entry_value(entry) for entry in result.entries],
-                "complete": not result.cursor,
-            }
+        case Statement() | ReturnedPayments() | BankCodes():
+            return {"entries": _entries(result), "complete": not result.cursor}
         case _:
             assert_never(result)
 

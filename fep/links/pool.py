@@ -58,7 +58,8 @@ class _Bell:
     others_up: Callable[[], bool]
 
     def raise_alarm(self, kind: AlarmKind, subject: str, cause: str) -> None:
-        if not self.others_up():
+        # What all of them stop for is told while some are still up.
+        if kind is AlarmKind.SIGN_ON_REFUSED or not self.others_up():
             self.alarms.raise_alarm(kind, subject, cause)
 
     def clear(self, kind: AlarmKind, subject: str) -> None:
@@ -91,6 +92,7 @@ class LinkPool:
             jitter = random.Random(rng.random())  # noqa: S311 - no secret
             member = Link(config, codec, sequence, clock, bell, self._traffic, jitter, connect)
             member.on_change = self._note_change
+            member.on_locked_out = self.drain
             self._members.append(member)
         self._kept: set[Link] = set()
         """Given to a caller that has not run since."""

@@ -26,6 +26,7 @@ from fep.adapters.api import (
     Draft,
     Framer,
     InOrderFramer,
+    LockoutCodec,
     Reply,
     SessionCodec,
 )
@@ -552,7 +553,7 @@ class Link:
         codec: the bank's protocol.
         sequence: makes the numbers of log-ons and probes.
         clock: wall clock, for what is shown; all spans are trio's.
-        alarms: where LINK_DOWN and BANK_HEARTBEAT_LOST go.
+        alarms: where LINK_DOWN, BANK_HEARTBEAT_LOST and SIGN_ON_REFUSED go.
         unmatched: gets every answer that no caller waits for, in order, none dropped; where links
             of one bank share the traffic, what they share, and its owner runs it.
         rng: draws the back-off's jitter.
@@ -587,6 +588,9 @@ class Link:
             unmatched if isinstance(unmatched, Traffic) else Traffic(config.bank, clock, unmatched)
         )
         self._session = codec if isinstance(codec, SessionCodec) else None
+        self._lockout = codec if isinstance(codec, LockoutCodec) else None
+        self.on_locked_out: Callable[[], None] = self.drain
+        """Called when the bank refused our password: nobody may show it again."""
         self._known_until = 0.0
         """Until then the bank needs no new proof that it works: it just answered elsewhere."""
         self._is_reopening = False
@@ -742,7 +746,7 @@ class Link:
             nursery.start_soon(self._keep_up)
             await _first(gate.wait_closed, self._wait_held)
             if self.state is LinkState.READY:
-                self._begin_drain("the operator holds the link" if self._is_held else "no key")
+                self._begin_drain("the link is held" if self._is_held else "no key")
             await self._wait_drained()
             nursery.cancel_scope.cancel()
         self._is_reopening = False
@@ -816,6 +820,7 @@ class Link:
             log.info("link.logged_on")
         self._alarms.clear(AlarmKind.LINK_DOWN, self.config.bank)
         self._alarms.clear(AlarmKind.BANK_HEARTBEAT_LOST, self.config.bank)
+        self._alarms.clear(AlarmKind.SIGN_ON_REFUSED, self.config.bank)
         while self.state is LinkState.READY:
             await self._prove_life(connection)
         # Draining: whoever began it ends the connection.
@@ -826,11 +831,12 @@ class Link:
 
         A bank that only accepts TCP connections is not READY, and does not reset the back-off.
         """
-        if self._session is None:
+        if self._session is None and self._lockout is None:
             return await self._open_session(connection)
-        # Of two log-ons at once the bank may forget the token of either.
+        # Of two log-ons at once the bank may forget the token of either, or count a wrong password
+        # twice.
         async with self._traffic.logging_on:
-            return await self._open_session(connection)
+            return self._is_permitted and await self._open_session(connection)
 
     async def _open_session(self, connection: _Connection) -> bool:
         context = self._context()
@@ -856,13 +862,23 @@ class Link:
 
         Returns why the connection must end, or empty.
         """
-        session = self._session
+        session, lockout = self._session, self._lockout
         over = ""
+        if lockout is not None:
+            for refused in filter(lockout.locks_out, replies):
+                over = f"the bank refused user or password: {_said(refused)}"
+                self._stop_for_lockout(over)
         if session is not None and any(session.signed_off(reply) for reply in replies):
             over = "the bank wants a new log-on"
         if self.on_change is not None and not over:
             self.on_change()
         return over
+
+    def _stop_for_lockout(self, reason: str) -> None:
+        """Ask the bank nothing more until a person has seen to it: it would lock the operator."""
+        log.error("link.locked_out", reason=reason)
+        self._alarms.raise_alarm(AlarmKind.SIGN_ON_REFUSED, self.config.bank, reason)
+        self.on_locked_out()
 
     async def _prove_life(self, connection: _Connection) -> None:
         """Do what is due for this connection's life, or wait until something is."""
@@ -889,6 +905,9 @@ class Link:
         with trio.move_on_at(connection.liveness.next_at):
             reply = await self._ask(connection, self._codec.probe(self._context()))
         if reply is None or self._codec.alive(reply) or self.state is not LinkState.READY:
+            return
+        if not self._is_permitted:
+            # It stops anyway, and why was told.
             return
         # The front end is there and its bank is not. What is in flight may yet be answered;
         # closing at once would only make known outcomes unknown.

@@ -41,9 +41,9 @@ from fep.adapters.api import (
     SessionCodec,
     Unclear,
 )
-from fep.adapters.card import BehaviourCard, SignAlgorithm, override
+from fep.adapters.card import BehaviourCard, SignAlgorithm, Signer, override
 from fep.adapters.decode import lines
-from fep.adapters.host import BankHost, BookAccount, Fault, Faults, HostProfile
+from fep.adapters.host import BankHost, BookAccount, Fault, Faults, HostProfile, own_faults
 from fep.adapters.quality import Example, Status
 from fep.client import BlockingClient
 from fep.domain.account import Account
@@ -134,8 +134,10 @@ class Rig:
         self, directory: Path, adapter: BankAdapter, host: BankHost, example: Example
     ) -> None:
         self.adapter = adapter
-        self.card: BehaviourCard = override(adapter.card, {"signing": {"by": "slot"}})
-        self._host = host
+        by_us = {} if adapter.card.signing.by is Signer.ADAPTER else {"signing": {"by": "slot"}}
+        self.card: BehaviourCard = override(adapter.card, by_us)
+        self.secrets = _secrets(adapter, example)
+        self.host = host
         self._example = example
         self._directory = directory
         self._books = 0
@@ -160,22 +162,22 @@ class Rig:
                 "1",
                 accounts,
                 "127.0.0.1:1",
-                dict.fromkeys(self.adapter.secret_names, SECRET),
+                self.secrets,
             )
         )
 
     @contextmanager
-    def bank(self, *faults: Fault) -> Iterator[Bank]:
+    def bank(self, *faults: str) -> Iterator[Bank]:
         """Open a simulated bank with an empty history, which does these faults always."""
         self._books += 1
         path = self._directory / f"book-{self._books}.sqlite"
         accounts = [BookAccount(BANK, one, name, OPENING) for one, name in HOLDERS.items()]
         book = SqliteBook.create(path, accounts, NOW)
-        chance = dict.fromkeys(faults, 1.0)
+        chance: dict[str, float] = dict.fromkeys(faults, 1.0)
         drawn = Faults(chance, random.Random(SEED))
         profile = HostProfile(BANK, book, _Clock(), drawn, (self.certificate,))
         try:
-            yield Bank(self, self._host, profile, book)
+            yield Bank(self, self.host, profile, book)
         finally:
             book.close()
 
@@ -266,6 +268,10 @@ class Bank:
     def booked(self) -> int:
         """How many payments moved money."""
         return sum(self.book.times_booked(one.client_ref) for one in self.book.payments())
+
+
+def _secrets(adapter: BankAdapter, example: Example) -> dict[str, str]:
+    return {**dict.fromkeys(adapter.secret_names, SECRET), **example.secrets}
 
 
 def _key_of(algorithm: SignAlgorithm) -> tuple[Callable[[bytes], bytes], x509.Certificate]:
@@ -507,6 +513,32 @@ def faults_stay_open(rig: Rig) -> str:
     return f"{len(OPEN_FAULTS)} faults"
 
 
+def faults_of_its_own(rig: Rig) -> str:
+    """Whatever only this bank's line does, no payment is believed done or not done wrongly."""
+    own = own_faults(rig.host)
+    for fault in own:
+        with rig.bank() as bank:
+            bank.sign_on()
+        with rig.bank(fault) as bank:
+            for reply in bank.replies(ORDER):
+                found = rig.codec.outcome(ORDER, reply)
+                done = isinstance(found, Accepted) and found.final
+                _hold(not done or bank.booked, f"{fault}: not booked, and told as {found}")
+                refused = isinstance(found, Rejected)
+                _hold(not (refused and bank.booked), f"{fault}: booked, and told as {found}")
+            booked = bank.booked
+            for reply in bank.replies(rig.status()):
+                told = rig.codec.outcome(rig.status(), reply)
+                if isinstance(told, Accepted) and isinstance(told.result, PaymentStatus):
+                    state = told.result.state
+                    wrong = PaymentState.REJECTED if booked else PaymentState.SUCCEEDED
+                    _hold(state is not wrong, f"{fault}: booked {booked} times, told as {state}")
+            for query in rig.queries:
+                for reply in bank.replies(query):
+                    rig.codec.outcome(query, reply)
+    return ", ".join(own) or "none is known"
+
+
 def sessions(rig: Rig) -> str:
     """When the session has ended a new one is made; a payment that was told so may be booked."""
     codec = rig.codec
@@ -654,7 +686,8 @@ def secrets_hidden(rig: Rig) -> str:
             request = rig.sealed(draft)
             shown += [repr(draft), repr(replies)]
             shown += map(str, lines(rig.adapter.name, rig.adapter.decoder, request + data))
-    _hold(not any(SECRET in one for one in shown), "a secret is shown")
+    hidden = rig.secrets.values()
+    _hold(not any(secret in one for one in shown for secret in hidden), "a secret is shown")
     return f"{len(rig.adapter.secret_names)} secrets"
 
 
@@ -667,6 +700,7 @@ CHECKS: Final[tuple[Callable[[Rig], str], ...]] = (
     codes_by_card,
     booked_once,
     faults_stay_open,
+    faults_of_its_own,
     sessions,
     refusals_and_landed,
     facts_are_compared,
@@ -679,6 +713,7 @@ CHECKS: Final[tuple[Callable[[Rig], str], ...]] = (
 
 def through_the_daemon(adapter: BankAdapter, example: Example, directory: Path) -> str:
     """Every payment is booked once and closed by evidence, in the daemon itself over TCP."""
+    secrets = _secrets(adapter, example)
     plan = BankPlan(
         "bank",
         adapter.name,
@@ -687,7 +722,7 @@ def through_the_daemon(adapter: BankAdapter, example: Example, directory: Path) 
         adapter.title,
         "999900000001",
         example.options,
-        dict.fromkeys(adapter.secret_names, SECRET),
+        secrets,
     )
     with Scene(directory, banks=(plan,), accounts_per_bank=2) as scene:
         scene.reply_timeout_s = 1.0
@@ -730,7 +765,7 @@ def through_the_daemon(adapter: BankAdapter, example: Example, directory: Path) 
         finally:
             book.close()
         log = scene.directory.joinpath("fep.log").read_text("utf-8", "replace")
-        _hold(SECRET not in log, "a secret is in the log")
+        _hold(not any(one in log for one in secrets.values()), "a secret is in the log")
         _hold('"lane.crashed"' not in log, "a lane crashed")
     return f"{PAYMENTS} payments, {DAEMON_FAULTS}"
 

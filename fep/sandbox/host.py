@@ -28,7 +28,17 @@ from cryptography import x509
 
 from fep import logs
 from fep.adapters import registry
-from fep.adapters.host import Answer, BankHost, BookAccount, Fault, Faults, HostProfile
+from fep.adapters.host import (
+    Answer,
+    BankHost,
+    BookAccount,
+    Fault,
+    Faults,
+    ForgetfulBook,
+    HostProfile,
+    on_the_line,
+    own_faults,
+)
 from fep.domain.clock import SystemClock
 from fep.domain.ids import BankName, parse_account_number, parse_name
 from fep.domain.money import Cny
@@ -126,7 +136,7 @@ async def _serve(host: BankHost, profile: HostProfile, stream: trio.SocketStream
         while data := await _received(stream):
             answers = connection.receive_data(data)
             log.debug("host.bytes_taken", bank=profile.bank, size=len(data), answers=len(answers))
-            for answer in answers:
+            for answer in [one for told in answers for one in on_the_line(told, profile.faults)]:
                 if answer.delay_s > 0:
                     nursery.start_soon(_late, stream, answer, writing)
                 elif not await _act(stream, answer, writing):
@@ -210,7 +220,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fep host",
         description="Run a simulated bank on loopback: the adapter's other half.",
-        epilog="Faults are NAME=PROBABILITY, separated by commas. Names: " + ", ".join(Fault),
+        epilog="Faults are NAME=PROBABILITY, separated by commas. Names: "
+        + ", ".join(Fault)
+        + ". An adapter's own are told by a wrong name, and by its page in docs/banks.",
     )
     parser.add_argument("adapter", help="whose protocol to speak, such as pingan_b2bi")
     parser.add_argument(
@@ -254,9 +266,9 @@ def _opening(given: argparse.Namespace, bank: BankName) -> list[BookAccount]:
     ]
 
 
-def _profile(given: argparse.Namespace) -> tuple[HostProfile, SqliteBook]:
+def _profile(host: BankHost, given: argparse.Namespace) -> tuple[HostProfile, SqliteBook]:
     bank = BankName(parse_name(given.bank or given.adapter, "bank"))
-    faults = Faults.parse(given.faults, given.seed)
+    faults = Faults.parse(given.faults, given.seed, own_faults(host))
     certificates = tuple(
         x509.load_pem_x509_certificate(path.read_bytes()) for path in given.certificate
     )
@@ -268,7 +280,8 @@ def _profile(given: argparse.Namespace) -> tuple[HostProfile, SqliteBook]:
     except sqlite3.Error as error:
         msg = f"{given.ledger}: {error}"
         raise ValueError(msg) from error
-    return HostProfile(bank, book, clock, faults, certificates), book
+    told = ForgetfulBook(book, faults)
+    return HostProfile(bank, told, clock, faults, certificates), book
 
 
 async def _run(host: BankHost, profile: HostProfile, listen: tuple[str, int]) -> int:
@@ -307,7 +320,7 @@ def main(arguments: Sequence[str]) -> int:
     logs.configure(sys.stderr, given.log_level)
     try:
         host, listen = registry.host(given.adapter), parse_listen(given.listen)
-        profile, book = _profile(given)
+        profile, book = _profile(host, given)
     except (LookupError, ImportError, ValueError, OSError) as error:
         _complain(str(error))
         return 1

@@ -27,6 +27,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
+from fep.adapters import registry
+from fep.adapters.card import Signer
 from fep.adapters.host import BookAccount
 from fep.client import BlockingClient
 from fep.domain.clock import SystemClock
@@ -111,6 +113,8 @@ CARD_CHANGES: Final = {
         "horizon_s": 120.0,
         "no_record": "after",
         "no_record_after_s": 1.0,
+        "quiet_from": "",
+        "quiet_to": "",
     },
 }
 """The simulated banks book at once and forget nothing, so waits of minutes become fractions."""
@@ -173,6 +177,11 @@ def launch(
             stderr=log,
             env=os.environ | environment,
         )
+
+
+def _signs_by_itself(plan: BankPlan) -> bool:
+    """Say whether the plan's adapter signs with a key of its own, and not with a slot's."""
+    return registry.adapter(plan.adapter).card.signing.by is Signer.ADAPTER
 
 
 @attrs.define
@@ -353,6 +362,8 @@ class Scene:
         self.reply_timeout_s = 5.0
         self.store: Mapping[str, Any] | None = None
         """``[store]`` of the configuration; None: a file of this daemon's own."""
+        self.tape = False
+        """Whether the banks' bytes are written to tapes."""
         self.card_changes: dict[str, Any] = json.loads(json.dumps(CARD_CHANGES))
         directory.mkdir(parents=True, exist_ok=True)
         self.accounts = [
@@ -392,8 +403,20 @@ class Scene:
         book.open_accounts(self.accounts, SystemClock().now())
         return book
 
-    def start_hosts(self, faults: str = "", *, log_level: str = "info") -> None:
-        """Start the simulated banks; each demands signatures by its own key."""
+    def start_hosts(
+        self,
+        faults: str = "",
+        *,
+        own: Mapping[str, str] | None = None,
+        log_level: str = "info",
+    ) -> None:
+        """Start the simulated banks; each demands signatures by its own key.
+
+        Args:
+            faults: of all.
+            own: more faults, by the bank's name.
+            log_level: of their logs.
+        """
         self.open_book().close()
         for place, plan in enumerate(self.banks):
             certificates = [self._certificate(place)]
@@ -401,7 +424,7 @@ class Scene:
                 plan,
                 self.directory,
                 certificates,
-                faults,
+                ",".join(filter(None, (faults, (own or {}).get(plan.name, "")))),
                 seed=place,
                 log_level=log_level,
                 start_command=self._start_command,
@@ -452,11 +475,16 @@ class Scene:
                 "backoff_first_s": 0.1,
                 "backoff_max_s": 1.0,
                 "options": dict(plan.options),
+                "tape": self.tape,
                 "secrets": {
                     name: {"file": write_secret(self.directory / f"{plan.name}.{name}", value).name}
                     for name, value in plan.secrets.items()
                 },
-                "card": self.card_changes,
+                "card": {
+                    name: table
+                    for name, table in self.card_changes.items()
+                    if name != "signing" or not _signs_by_itself(plan)
+                },
             }
             for plan in self.banks
         ]

@@ -13,9 +13,17 @@ from typing import Final, assert_never
 
 import attrs
 
-from fep.adapters.api import Accepted, BankCodec, Outcome, Rejected, Reply, Unclear
+from fep.adapters.api import (
+    Accepted,
+    BankCodec,
+    Context,
+    Outcome,
+    Rejected,
+    Reply,
+    Unclear,
+)
 from fep.adapters.card import BehaviourCard, NoRecord
-from fep.domain.clock import BusinessDate, business_date
+from fep.domain.clock import SHANGHAI, BusinessDate, business_date, from_text, to_shanghai
 from fep.domain.ids import ClientRef
 from fep.domain.order import (
     OperationResult,
@@ -82,6 +90,25 @@ def inquiry_wait_max_s(card: BehaviourCard) -> float:
     """Return the longest time between two inquiries, whatever a stored moment says."""
     facts = card.inquiry
     return max(facts.cool_down_s, facts.accepted_interval_s, facts.interval_max_s)
+
+
+def quiet_s(card: BehaviourCard, now: dt.datetime) -> float:
+    """Return for how long the bank is not to be asked after payments and statements; 0 = ask."""
+    facts = card.inquiry
+    if not (facts.quiet_from and facts.quiet_to):
+        return 0.0
+    begin, end = dt.time.fromisoformat(facts.quiet_from), dt.time.fromisoformat(facts.quiet_to)
+    local = to_shanghai(now)
+    # Yesterday's may last until this morning.
+    for days in (-1, 0):
+        day = local.date() + dt.timedelta(days=days)
+        first = dt.datetime.combine(day, begin, tzinfo=SHANGHAI)
+        last = dt.datetime.combine(day, end, tzinfo=SHANGHAI)
+        if last <= first:
+            last += dt.timedelta(days=1)
+        if first <= local < last:
+            return (last - local).total_seconds()
+    return 0.0
 
 
 def no_record_counts(card: BehaviourCard, sent_at: dt.datetime, now: dt.datetime) -> bool:
@@ -211,6 +238,8 @@ def of_line(entry: StatementEntry, returned_on: BusinessDate | None = None) -> A
 TAKES_BACK: Final = "that takes it back"
 _LINE: Final = re.compile(r"line (found by .*?|that takes it back)(?: \(page (.*)\))?", re.DOTALL)
 
+_PREPARED: Final = re.compile(r"prepared (\S+) (\S+)")
+
 
 def line_told(what: str, cursor: str) -> str:
     """Return what the causal chain keeps of a statement's page: its line, and which page it was.
@@ -226,6 +255,22 @@ def line_read(taken_for: str) -> tuple[str, str] | None:
     """Return what :func:`line_told` was given, None of what tells of something else."""
     found = _LINE.fullmatch(taken_for)
     return None if found is None else (found[1], found[2] or "")
+
+
+def prepared_told(context: Context) -> str:
+    """Return what the causal chain keeps of a request: what it was prepared with."""
+    return f"prepared {context.now.isoformat(timespec='microseconds')} {context.sequence}"
+
+
+def prepared_read(noted: str) -> tuple[dt.datetime, str] | None:
+    """Return the moment and number of :func:`prepared_told`, None of what tells something else."""
+    found = _PREPARED.fullmatch(noted)
+    if found is None:
+        return None
+    try:
+        return from_text(found[1]), found[2]
+    except ValueError:
+        return None
 
 
 def told(outcome: Outcome) -> str:

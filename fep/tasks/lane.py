@@ -13,7 +13,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
 
 import attrs
 import orjson
@@ -26,27 +26,34 @@ from fep.adapters.api import (
     BankCodec,
     Context,
     Draft,
+    LookupCodec,
     Outcome,
     Refusal,
     Rejected,
     Reply,
+    SecretiveCodec,
     Unclear,
 )
 from fep.adapters.card import BehaviourCard, Signer
 from fep.alarms.state import AlarmKind
 from fep.domain.clock import business_date, to_text
 from fep.domain.errors import BodyError, KeySlotError, LinkLostError, NothingSentError
-from fep.domain.ids import SHORT_REF_ATTEMPTS, BankName, ClientRef
+from fep.domain.ids import SHORT_REF_ATTEMPTS, BankName, ClientRef, TaskId
 from fep.domain.order import (
     BalanceQuery,
+    BankCodeQuery,
+    BankCodes,
     Body,
     Kind,
+    Lookup,
     Operation,
     Order,
     PaymentReceipt,
     PaymentState,
     PaymentStatus,
     Query,
+    ReturnedPayments,
+    ReturnedQuery,
     Statement,
     StatementEntry,
     StatementQuery,
@@ -82,9 +89,15 @@ STATEMENT_PAGES_MAX: Final = 200
 STATEMENT_ENTRIES_MAX, STATEMENT_BYTES_MAX = 2000, 900_000
 """A result must fit one protocol line of 1 MiB; a longer statement says ``complete: false``."""
 LATE_ANSWERS_MAX: Final = 10_000
+QUIET_KINDS: Final = frozenset({Kind.STATEMENT, Kind.TRANSFER_STATUS})
+"""What a client asks that waits while the bank wants to be left alone."""
 LOOK_EVERY_TURNS: Final = 8
 """Of so many turns one is a look's at least, however much waits to be sent."""
 WAITING: Final = OPEN_AT_BANK | {State.QUEUED, State.FETCHED}
+
+
+def _note_nothing(_task: TaskId, _frame: bytes) -> None:
+    """Keep no tape."""
 
 
 @attrs.frozen
@@ -101,6 +114,8 @@ class LaneParts:
     reply_timeout_s: float
     may_begin: Callable[[], bool] | None = None
     """Whether a first byte may leave at this very moment; None: always, there is one machine."""
+    note_frame: Callable[[TaskId, bytes], None] = _note_nothing
+    """Told whose a frame is before it is sent: the bank's tape."""
 
 
 class Lane:
@@ -187,6 +202,8 @@ class Lane:
     def resume(self) -> None:
         """Send again."""
         self.drained = False
+        # It may have stopped by itself, at a refused password.
+        self.parts.link.resume()
         self._resumed.set()
         self._idle.unpark_all()
         self.wake_offers()
@@ -354,7 +371,15 @@ class Lane:
                 case _:
                     assert_never(work)
 
+    def quiet_s(self) -> float:
+        """Return for how long no statement and no payment's end may be asked; 0 = they may."""
+        return evidence.quiet_s(self.parts.card, self._service.clock.now())
+
     async def _do(self, task: Task) -> None:
+        asks = task.state in OPEN_AT_BANK or task.kind in QUIET_KINDS
+        if asks and (wait_s := self.quiet_s()) > 0.0:
+            self._put_back_later(task, wait_s)
+            return
         if task.state in OPEN_AT_BANK:
             await self._inquire(task)
             return
@@ -409,7 +434,7 @@ class Lane:
             self._put_back_later(task, 0.0)
             return
         try:
-            await self._begin_sending(task, order, draft, frame, reference)
+            await self._begin_sending(task, order, draft, frame, context)
         except (StoreFullError, StoreBusyError):
             # To wait here would send it later than it says, and evidence goes by that time.
             self._service.note_full("a payment waits for room on the disk before it leaves")
@@ -440,9 +465,9 @@ class Lane:
         return None
 
     async def _begin_sending(
-        self, task: Task, order: Order, draft: Draft, frame: bytes, reference: ClientRef
+        self, task: Task, order: Order, draft: Draft, frame: bytes, context: Context
     ) -> None:
-        """Write that it is being sent, with its exact bytes.
+        """Write that it is being sent, with its exact bytes but for a password in them.
 
         Raises:
             StoreFullError, StoreBusyError: nothing was written.
@@ -450,14 +475,21 @@ class Lane:
         begun: tuple[Event, ...] = (Event.SEND_BEGUN,)
         if task.state is State.QUEUED:
             begun = (Event.BODY_TAKEN, Event.SEND_BEGUN)
-        at = self._service.clock.now()
+        at, reference, codec = self._service.clock.now(), context.client_ref, self.parts.codec
+        assert reference is not None
+        wire = store.Bytes(
+            sent=True,
+            correlation=draft.correlation,
+            data=codec.kept(frame) if isinstance(codec, SecretiveCodec) else frame,
+            taken_for=evidence.prepared_told(context),
+        )
         try:
             await self._service.change(
                 task,
                 begun,
                 f"sent as {draft.trade} under {reference}",
                 columns={"client_ref": reference, "sent_at": to_text(at)},
-                wire=store.Bytes(sent=True, correlation=draft.correlation, data=frame),
+                wire=wire,
                 sent=self._sent(order, at),
                 patient=False,
             )
@@ -473,6 +505,7 @@ class Lane:
     async def _send(self, task: Task, frame: bytes, correlation: str) -> None:
         """Send what is on disk as being sent, and act on what becomes of it."""
         parts = self.parts
+        parts.note_frame(task.task_id, frame)
         try:
             with trio.fail_after(parts.reply_timeout_s):
                 reply = await parts.link.exchange(frame, correlation, parts.may_begin)
@@ -562,11 +595,13 @@ class Lane:
     async def _ask_body(self, task: Task, body: Query) -> Outcome:
         match body:
             case BalanceQuery():
-                return (await self.ask(body))[0]
+                return (await self.ask(body, task))[0]
             case StatementQuery():
-                return await self._ask_statement(body)
+                return await self._ask_statement(task, body)
             case TransferStatusRequest():
                 return await self._ask_status_of(task, body)
+            case ReturnedQuery() | BankCodeQuery():
+                return await self._ask_lookup(task, body)
             case _:
                 assert_never(body)
 
@@ -583,19 +618,19 @@ class Lane:
         if target.client_ref is None or target.sent_at is None:
             msg = f"task {body.task_id} was never sent to the bank; its state is {target.state}"
             raise BodyError(msg)
-        outcome, reply = await self.ask(status_query(target))
+        outcome, reply = await self.ask(status_query(target), task)
         if target.state is State.SUCCEEDED:
             # The client learns it here; the task itself must not stay a success.
             await self.watch.take_status(target, outcome, reply)
         return outcome
 
-    async def _ask_statement(self, body: StatementQuery) -> Outcome:
+    async def _ask_statement(self, task: Task, body: StatementQuery) -> Outcome:
         entries: list[StatementEntry] = []
         pages = 0
         for part in self.parts.codec.split(body, business_date(self._service.clock.now())):
             query = part
             while True:
-                outcome, _ = await self.ask(query)
+                outcome, _ = await self.ask(query, task)
                 if not isinstance(outcome, Accepted):
                     return outcome
                 page = outcome.result
@@ -603,14 +638,38 @@ class Lane:
                 entries.extend(page.entries)
                 pages += 1
                 if pages >= STATEMENT_PAGES_MAX or len(entries) >= STATEMENT_ENTRIES_MAX:
-                    return Accepted(_statement(entries, more=True), outcome.code)
+                    return Accepted(_fitting(Statement, entries, more=True), outcome.code)
                 if not page.cursor:
                     break
                 query = attrs.evolve(part, cursor=page.cursor)
-        return Accepted(_statement(entries, more=False))
+        return Accepted(_fitting(Statement, entries, more=False))
 
-    async def ask(self, operation: Operation) -> tuple[Outcome, Reply]:
-        """Make one query exchange.
+    async def _ask_lookup(self, task: Task, body: Lookup) -> Outcome:
+        entries: list[Any] = []
+        query, pages = body, 0
+        while True:
+            outcome, _ = await self.ask(query, task)
+            if not isinstance(outcome, Accepted):
+                return outcome
+            page = outcome.result
+            assert isinstance(page, ReturnedPayments | BankCodes)
+            entries.extend(page.entries)
+            pages += 1
+            full = pages >= STATEMENT_PAGES_MAX or len(entries) >= STATEMENT_ENTRIES_MAX
+            if full or not page.cursor:
+                more = bool(page.cursor)
+                found = (
+                    _fitting(BankCodes, entries, more=more)
+                    if isinstance(page, BankCodes)
+                    else _fitting(ReturnedPayments, entries, more=more)
+                )
+                return Accepted(found, outcome.code, outcome.message)
+            query = attrs.evolve(query, cursor=page.cursor)
+
+    async def ask(
+        self, operation: Operation | Lookup, task: Task | None = None
+    ) -> tuple[Outcome, Reply]:
+        """Make one query exchange, for a task where it is for one.
 
         Raises:
             BodyError: the bank can't carry it.
@@ -619,10 +678,13 @@ class Lane:
         parts = self.parts
         await self._pace(parts.card.throttle.query_gap_s, submit=False)
         now = self._service.clock.now()
-        draft = parts.codec.prepare(operation, Context(now, self._service.sequence.next(now)))
+        context = Context(now, self._service.sequence.next(now))
+        draft = _prepared(parts.codec, operation, context)
         reply: Reply | None = None
         try:
             frame = parts.codec.seal(draft, await self._sign(draft))
+            if task is not None:
+                parts.note_frame(task.task_id, frame)
             with trio.move_on_after(parts.reply_timeout_s):
                 reply = await parts.link.exchange(frame, draft.correlation, parts.may_begin)
         except KeySlotError as error:
@@ -634,7 +696,7 @@ class Lane:
         if reply is None:
             msg = f"no answer within {parts.reply_timeout_s:g} s"
             raise QueryLostError("NO_REPLY", msg, sent=True)
-        outcome = parts.codec.outcome(operation, reply)
+        outcome = _understood(parts.codec, operation, reply)
         match outcome:
             case Unclear(code=code, message=message):
                 raise QueryLostError(code, message or "the answer proves nothing", sent=True)
@@ -650,7 +712,7 @@ class Lane:
         wire: store.Bytes | None = None
         finding: Outcome
         try:
-            finding, reply = await self.ask(status_query(task))
+            finding, reply = await self.ask(status_query(task), task)
             wire = store.received(reply, evidence.told(finding))
         except BodyError as error:
             finding = Unclear("BAD_BODY", str(error))
@@ -960,15 +1022,33 @@ class Lane:
                 await self._offer_wanted.wait()
 
 
-def _statement(entries: list[StatementEntry], *, more: bool) -> Statement:
-    """Return the statement of these entries, as many as fit."""
+def _prepared(codec: BankCodec, operation: Operation | Lookup, context: Context) -> Draft:
+    if not isinstance(operation, ReturnedQuery | BankCodeQuery):
+        return codec.prepare(operation, context)
+    if not isinstance(codec, LookupCodec):
+        raise BodyError("this bank has no look-ups")
+    return codec.prepare_lookup(operation, context)
+
+
+def _understood(codec: BankCodec, operation: Operation | Lookup, reply: Reply) -> Outcome:
+    if not isinstance(operation, ReturnedQuery | BankCodeQuery):
+        return codec.outcome(operation, reply)
+    assert isinstance(codec, LookupCodec)
+    return codec.looked_up(operation, reply)
+
+
+_Pages = TypeVar("_Pages", Statement, ReturnedPayments, BankCodes)
+
+
+def _fitting(kind: type[_Pages], entries: list[Any], *, more: bool) -> _Pages:
+    """Return the result of these entries, as many as fit."""
     kept, size = 0, 0
     for entry in entries[:STATEMENT_ENTRIES_MAX]:
-        size += len(orjson.dumps(result_value(Statement((entry,)))))
+        size += len(orjson.dumps(result_value(kind((entry,)))))
         if size > STATEMENT_BYTES_MAX:
             break
         kept += 1
-    return Statement(tuple(entries[:kept]), cursor="more" if more or kept < len(entries) else "")
+    return kind(tuple(entries[:kept]), cursor="more" if more or kept < len(entries) else "")
 
 
 def _bank_ref_of(outcome: Outcome) -> str:

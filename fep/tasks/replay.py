@@ -16,11 +16,29 @@ from typing import Any, Final
 import attrs
 import orjson
 
-from fep.adapters.api import Accepted, BankCodec, Context, Draft, Outcome, Reply
+from fep.adapters.api import (
+    Accepted,
+    BankCodec,
+    Context,
+    Draft,
+    InOrderFramer,
+    LookupCodec,
+    Outcome,
+    Reply,
+    SealingCodec,
+    Unclear,
+)
 from fep.adapters.card import BehaviourCard
 from fep.domain.clock import BusinessDate, business_date, from_text
 from fep.domain.errors import BodyError, FepError, RemoteProtocolError
-from fep.domain.order import Order, Statement, StatementQuery
+from fep.domain.order import (
+    BalanceQuery,
+    BankCodeQuery,
+    Order,
+    ReturnedQuery,
+    Statement,
+    StatementQuery,
+)
 from fep.tasks import evidence
 from fep.tasks.matching import Absent, Ambiguous, Found, Payment, find_payment, find_return
 from fep.tasks.result import end_columns
@@ -53,6 +71,8 @@ class Kept(StrEnum):
     """Answers a status query."""
     PAGE = "page"
     """Of a statement."""
+    QUERY = "query's answer"
+    """On a tape only."""
     UNMATCHED = "unmatched"
     """It answered nothing that was known."""
 
@@ -186,6 +206,41 @@ def only_reply(codec: BankCodec, one: Recorded) -> Reply:
     return replies[0]
 
 
+def read_query_answer(codec: BankCodec, task: Task | None, one: Recorded) -> Reading:
+    """Return what today's adapter makes of an answer that the store does not keep: a query's.
+
+    Args:
+        codec: of the task's bank.
+        task: whose it is, None where the store does not know it.
+        one: the answer as a tape has it.
+    """
+    try:
+        reply = only_reply(codec, one)
+    except RemoteProtocolError as error:
+        return Reading(
+            Kept.QUERY, one, NOTHING_NOTED, f"not understood: {error}", ("not understood",)
+        )
+    body = None if task is None else task.body
+    if task is not None and isinstance(body, Order):
+        # To the payment itself or to a query after it: the other reading proves nothing.
+        told = [
+            evidence.told(outcome)
+            for outcome in (
+                evidence.of_answer(codec, body, task.client_ref, reply),
+                codec.outcome(status_query(task), reply),
+            )
+            if not isinstance(outcome, Unclear)
+        ]
+        now = told[0] if told else "it proves nothing"
+    elif isinstance(body, BalanceQuery | StatementQuery):
+        now = evidence.told(codec.outcome(body, reply))
+    elif isinstance(body, ReturnedQuery | BankCodeQuery) and isinstance(codec, LookupCodec):
+        now = evidence.told(codec.looked_up(body, reply))
+    else:
+        now = f"{reply.trade} {reply.code} {reply.message}".strip()
+    return Reading(Kept.QUERY, one, NOTHING_NOTED, now)
+
+
 def _read_answer(
     codec: BankCodec, card: BehaviourCard, task: Task, one: Recorded, rivals: Rivals
 ) -> tuple[Reading, Outcome | None]:
@@ -196,8 +251,9 @@ def _read_answer(
     except RemoteProtocolError as error:
         return Reading(kept, one, then, f"not understood: {error}", ("not understood",)), None
     changes: tuple[str, ...] = ()
-    # One that bears none was placed by the order of its connection's answers.
-    if reply.correlation not in ("", one.correlation):
+    # Where answers come by their order the link has written the number into one that bears none.
+    by_order = reply.correlation == "" and isinstance(codec.framer(), InOrderFramer)
+    if reply.correlation != one.correlation and not by_order:
         changes = (f"correlation: {one.correlation!r}, now {reply.correlation!r}",)
     assert isinstance(task.body, Order)
     match kept:
@@ -302,7 +358,8 @@ def _read_request(codec: BankCodec, task: Task, one: Recorded) -> Reading:
     then = SAME_BYTES
     if not isinstance(task.body, Order):
         return Reading(Kept.REQUEST, one, then, "the task has no body of a payment")
-    context = Context(_prepared_at(one), one.correlation, task.client_ref)
+    at, number = evidence.prepared_read(one.taken_for) or (_prepared_at(one), one.correlation)
+    context = Context(at, number, task.client_ref)
     try:
         draft = codec.prepare(task.body, context)
         now = _compared(codec, draft, one.data)
@@ -324,7 +381,10 @@ def _prepared_at(one: Recorded) -> dt.datetime:
 
 def _compared(codec: BankCodec, draft: Draft, sent: bytes) -> str:
     if draft.to_sign is None:
-        return _difference(sent, codec.seal(draft, None))
+        made = codec.seal(draft, None)
+        if isinstance(codec, SealingCodec):
+            return _difference(codec.bare(sent), codec.bare(made))
+        return _difference(sent, made)
     apart = ""
     for one, other in _sealed_alike(codec, draft, len(sent)):
         # Two signatures that have no byte in common show where a signature stands.

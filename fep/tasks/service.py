@@ -39,6 +39,7 @@ from fep.domain.order import (
     Body,
     Kind,
     Order,
+    ReturnedQuery,
     StatementQuery,
     parse_body,
 )
@@ -451,7 +452,7 @@ class TaskService:
         match body:
             case Order():
                 own = body.payer
-            case BalanceQuery() | StatementQuery():
+            case BalanceQuery() | StatementQuery() | ReturnedQuery():
                 own = body.account
             case _:
                 return body

@@ -55,7 +55,8 @@ class Bytes:
     correlation: str
     data: bytes = attrs.field(repr=False)
     taken_for: str = ""
-    """What an answer was taken for (``evidence.told``); a replay compares."""
+    """What an answer was taken for (``evidence.told``), or what a request was prepared with
+    (``evidence.prepared_told``); a replay compares."""
 
 
 def received(reply: Reply, taken_for: str = "") -> Bytes:

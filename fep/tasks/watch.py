@@ -148,6 +148,9 @@ class Watch:
 
     async def step(self, one: Look) -> None:
         """Go on with a look: at most one request; it comes up again until it is done."""
+        if (quiet_s := self._lane.quiet_s()) > 0.0:
+            self._lane.later(quiet_s, partial(self._put, one))
+            return
         try:
             if not one.is_begun:
                 await self._begin(one)
@@ -240,7 +243,7 @@ class Watch:
         task = await self._service.store.read(partial(store.one, task_id=watched.task_id))
         assert task is not None
         if task.state is State.SUCCEEDED:
-            outcome, reply = await lane.ask(status_query(task))
+            outcome, reply = await lane.ask(status_query(task), task)
             await self.take_status(task, outcome, reply)
         one.asks.popleft()
 

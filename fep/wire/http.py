@@ -43,6 +43,8 @@ class HttpResponse:
     status: int
     headers: Headers
     body: bytes = attrs.field(repr=False)
+    raw: bytes = attrs.field(repr=False, eq=False, default=b"")
+    """Exactly as it came, with its head."""
 
     def header(self, name: str) -> str:
         """Return a header's value (name in lower case), or empty."""
@@ -127,6 +129,8 @@ class _Reader:
         self._http = h11.Connection(role, max_incomplete_event_size=HEAD_BYTES_MAX)
         self._body_bytes_max = body_bytes_max
         self._body = bytearray()
+        self._raw = bytearray()
+        """What came since the last whole message."""
         self._in_message = False
         self._fault = ""
         self._over = False
@@ -139,13 +143,14 @@ class _Reader:
     @property
     def held_bytes(self) -> int:
         """How many bytes wait for the rest of their message."""
-        return len(self._http.trailing_data[0]) + len(self._body)
+        return max(len(self._raw), len(self._http.trailing_data[0]) + len(self._body))
 
     def _feed(self, data: bytes) -> None:
         if self._fault:
             raise RemoteProtocolError(self._fault)
         # To h11 no bytes mean the end of the stream.
         if data and not self._over:
+            self._raw += data
             self._http.receive_data(data)
 
     def _end(self) -> bool:
@@ -182,6 +187,12 @@ class _Reader:
         self._body.clear()
         self._in_message = False
         return body
+
+    def _take_raw(self) -> bytes:
+        end = len(self._raw) - len(self._http.trailing_data[0])
+        raw = bytes(self._raw[:end])
+        del self._raw[:end]
+        return raw
 
 
 class ResponseReader(_Reader):
@@ -229,7 +240,8 @@ class ResponseReader(_Reader):
             elif isinstance(event, h11.EndOfMessage):
                 assert self._head is not None
                 headers = _texts(self._head.headers)
-                found.append(HttpResponse(self._head.status_code, headers, self._take_body()))
+                body, raw = self._take_body(), self._take_raw()
+                found.append(HttpResponse(self._head.status_code, headers, body, raw))
                 self._begin_next()
         return found
 
@@ -276,6 +288,7 @@ class RequestReader(_Reader):
                         self._take_body(),
                     )
                 )
+                self._take_raw()
                 self._begin_next()
         if self._fault and not found:
             raise RemoteProtocolError(self._fault)

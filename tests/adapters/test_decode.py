@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fep.adapters import decode, registry
 from fep.adapters.decode import BLANK, lines, masked
 from fep.daemon import main
-from tests.adapters.captures import SECRET, exchanges
+from tests.adapters.captures import SECRET, decoder, exchanges
 
 NAMES = registry.names()
 MUTATIONS = int(os.environ.get("FEP_TEST_MUTATIONS", "400"))
@@ -27,7 +27,7 @@ SECONDS_MAX = 20.0
 
 
 def decoded(name: str, data: bytes) -> list[dict[str, Any]]:
-    found = list(lines(name, registry.adapter(name).decoder, data))
+    found = list(lines(name, decoder(name), data))
     json.dumps(found)
     return found
 
@@ -49,7 +49,8 @@ def covers(found: list[dict[str, Any]], data: bytes) -> bool:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_frame_is_a_line(name: str) -> None:
-    found = decoded(name, capture(name))
+    data = capture(name)
+    found = decoded(name, data)
     assert [line["role"] for line in found] == ["request", "answer"] * len(exchanges(name))
     for asked, told in zip(found[::2], found[1::2], strict=True):
         assert set(MEMBERS) <= asked.keys() & told.keys()
@@ -61,7 +62,7 @@ def test_every_frame_is_a_line(name: str) -> None:
     assert "99990000000101" in json.dumps(found)
     assert "云阶示例贸易有限公司" in json.dumps(found, ensure_ascii=False)
     assert SECRET not in json.dumps(found)
-    assert covers(found, capture(name))
+    assert covers(found, data)
 
 
 @pytest.mark.parametrize("name", NAMES)

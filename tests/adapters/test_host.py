@@ -44,7 +44,7 @@ def drawn(faults: Faults, times: int = 200) -> list[bool]:
         (",".join(f"{name}=0.1" for name in NAMES), dict.fromkeys(Fault, 0.1)),
     ],
 )
-def test_a_spec_is_names_with_probabilities(spec: str, chance: dict[Fault, float]) -> None:
+def test_a_spec_is_names_with_probabilities(spec: str, chance: dict[str, float]) -> None:
     assert Faults.parse(spec, 0).chance == chance
 
 
@@ -55,6 +55,16 @@ def test_a_wrong_name_or_number_lists_the_names(spec: str) -> None:
     with pytest.raises(ValueError, match="NAME=PROBABILITY") as caught:
         Faults.parse(spec, 0)
     assert all(name in str(caught.value) for name in NAMES)
+
+
+def test_a_bank_s_own_faults_are_known_where_they_are_named() -> None:
+    faults = Faults.parse("token_lost=1,landed=0.5", 0, {"token_lost": "what it does"})
+    assert faults.chance == {"token_lost": 1.0, Fault.LANDED: 0.5}
+    assert faults.draw("token_lost")
+    with pytest.raises(ValueError, match="token_lost"):
+        Faults.parse("token=1", 0, {"token_lost": "what it does"})
+    with pytest.raises(ValueError, match="NAME=PROBABILITY"):
+        Faults.parse("token_lost=1", 0)
 
 
 @pytest.mark.parametrize("number", ["-0.1", "1.1", "nan", "inf", "-inf", "1e9"])

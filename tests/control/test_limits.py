@@ -14,7 +14,7 @@ import pytest
 from fep.domain.money import Cny
 from fep.domain.order import Direction, Statement, StatementEntry, result_value
 from fep.store.files import STORE_FILE
-from fep.tasks.lane import STATEMENT_ENTRIES_MAX, _statement
+from fep.tasks.lane import STATEMENT_ENTRIES_MAX, _fitting
 from fep.tasks.service import CHAIN_FIRST_MAX, CHAIN_LAST_MAX, REASON_CHARS_MAX
 from fep.wire import jsonrpc
 from tests.control.conftest import Start
@@ -114,14 +114,14 @@ def entry(number: int, purpose: str) -> StatementEntry:
 )
 def test_a_statement_fits_a_line_and_says_whether_it_is_all(many: int, purpose: str) -> None:
     entries = [entry(number, purpose) for number in range(many)]
-    statement = _statement(entries, more=False)
+    statement = _fitting(Statement, entries, more=False)
     line = jsonrpc.request(1, "task.result", {"result": result_value(statement)})
     assert len(line) <= jsonrpc.LINE_BYTES_MAX
     kept = len(statement.entries)
     assert statement.entries == tuple(entries[:kept])
     assert kept in (many, STATEMENT_ENTRIES_MAX) or len(line) > 800_000
     assert result_value(statement)["complete"] is (kept == many)
-    assert _statement([], more=True) == Statement((), cursor="more")
+    assert _fitting(Statement, [], more=True) == Statement((), cursor="more")
 
 
 async def test_what_a_client_wrote_is_not_echoed_at_any_length(start: Start) -> None:

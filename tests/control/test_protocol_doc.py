@@ -469,6 +469,8 @@ FULL: dict[Kind, dict[str, Any]] = {
     },
     Kind.TRANSFER_STATUS: {"task_id": "T-1"},
     Kind.STATEMENT: {"account": "6001", "from": "2026-01-01", "to": "2026-04-10"},
+    Kind.RETURNED_PAYMENTS: {"account": "6001", "from": "2026-01-01", "to": "2026-01-30"},
+    Kind.BANK_CODE_LOOKUP: {"bank_class": "308", "keyword": "深圳"},
 }
 CANONICAL = set(order._PARSERS)
 
@@ -553,12 +555,16 @@ LEAST: dict[str, Any] = {
     "transfer": order.PaymentReceipt(REF, ONE),
     "transfer_status": order.PaymentStatus(order.PaymentState.UNKNOWN),
     "statement": order.Statement(()),
+    "returned_payments": order.ReturnedPayments(()),
+    "bank_code_lookup": order.BankCodes(()),
 }
 MOST: dict[str, Any] = {
     "balance": order.Balance(A, ONE, ONE, NOW, held=ONE, status="normal"),
     "transfer": order.PaymentReceipt(REF, ONE, "R", "CNY", DAY, ONE, DAY),
     "transfer_status": order.PaymentStatus(RETURNED, bank_ref="R"),
     "statement": order.Statement(()),
+    "returned_payments": order.ReturnedPayments(()),
+    "bank_code_lookup": order.BankCodes(()),
 }
 ENTRY = order.StatementEntry("R", NOW, order.Direction.DEBIT, ONE)
 FULL_ENTRY = attrs.evolve(ENTRY, client_ref=REF, balance_after=ONE, fee=True, reversal=True)
@@ -611,6 +617,21 @@ def test_the_entries_of_a_statement_have_the_members_that_are_shown() -> None:
     ]
     check_object(SUBS["Kind `statement"], "entry", *values)
     assert values[0]["counterparty"].keys() == {"account", "name"}
+
+
+def test_the_entries_of_look_ups_have_the_members_that_are_shown() -> None:
+    least = order.ReturnedPayment("", "", ONE, None, None)
+    most = order.ReturnedPayment(REF, "R", ONE, DAY, DAY, A, "N", "B", "why")
+    values = [result_value(order.ReturnedPayments((one,))) for one in (least, most)]
+    shown = [value["entries"][0] for value in values]  # type: ignore[index]
+    check_object(SUBS["Kind `returned_payments"], "entry", *shown)
+    assert shown[0]["payee"].keys() == {"account", "name", "bank_name"}
+    code = result_value(order.BankCodes((order.BankCode("1", "N"),)))["entries"][0]  # type: ignore[index]
+    check_object(SUBS["Kind `bank_code_lookup"], "entry", code, code)
+    full = FULL[Kind.RETURNED_PAYMENTS]
+    with pytest.raises(BodyError, match="30 days"):
+        parse_body(Kind.RETURNED_PAYMENTS, full | {"to": "2026-01-31"})
+    assert "30 days" in SUBS["Kind `returned_payments"]
 
 
 def test_the_states_of_a_payment_are_those_that_are_shown() -> None:

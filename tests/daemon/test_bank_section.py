@@ -62,6 +62,25 @@ def test_spans_have_bounds(inquiry: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("begin", "end", "wrong"),
+    [
+        ("24:00", "01:00", "quiet_from"),
+        ("00:00", "1:00", "quiet_to"),
+        ("00:00", "01:00:00", "quiet_to"),
+        ("00:00", "00:00", "quiet_to"),
+        ("00:00", "", "quiet_to"),
+        ("", "01:00", "quiet_from"),
+    ],
+)
+def test_quiet_hours_are_two_different_times_of_day(begin: str, end: str, wrong: str) -> None:
+    inquiry = Inquiry(quiet_from=begin, quiet_to=end)
+    ((path, _),) = card_faults(attrs.evolve(LEAST, inquiry=inquiry))
+    assert path == ("inquiry", wrong)
+    good = Inquiry(quiet_from="23:30", quiet_to="00:30")
+    assert list(card_faults(attrs.evolve(LEAST, inquiry=good))) == []
+
+
+@pytest.mark.parametrize(
     ("section", "changes"),
     [
         ("inquiry", {"statement_after": -1}),

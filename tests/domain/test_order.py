@@ -21,6 +21,7 @@ from fep.domain.order import (
     STATEMENT_DAYS_MAX,
     Balance,
     BalanceQuery,
+    BankCodeQuery,
     Body,
     Direction,
     Kind,
@@ -29,6 +30,7 @@ from fep.domain.order import (
     PaymentReceipt,
     PaymentState,
     PaymentStatus,
+    ReturnedQuery,
     Statement,
     StatementEntry,
     StatementQuery,
@@ -41,7 +43,14 @@ from fep.domain.order import (
 )
 
 NOON = dt.datetime(2026, 1, 5, 4, tzinfo=dt.UTC)
-PARSED = (Kind.BALANCE, Kind.TRANSFER, Kind.TRANSFER_STATUS, Kind.STATEMENT)
+PARSED = (
+    Kind.BALANCE,
+    Kind.TRANSFER,
+    Kind.TRANSFER_STATUS,
+    Kind.STATEMENT,
+    Kind.RETURNED_PAYMENTS,
+    Kind.BANK_CODE_LOOKUP,
+)
 ERROR_CHARS_MAX = 200
 """A reason goes into a result line and the store: it must not be as long as what was sent."""
 
@@ -113,6 +122,17 @@ BODIES: dict[Kind, st.SearchStrategy[Body]] = {
         lambda text: TransferStatusRequest(TaskId(text))
     ),
     Kind.STATEMENT: statements(),
+    Kind.RETURNED_PAYMENTS: st.builds(
+        lambda account, first, days: ReturnedQuery(
+            account, first, BusinessDate(first + dt.timedelta(days=days))
+        ),
+        ACCOUNTS,
+        DAYS,
+        st.integers(0, 29),
+    ),
+    Kind.BANK_CODE_LOOKUP: st.builds(
+        BankCodeQuery, st.from_regex(r"[0-9]{3}", fullmatch=True), TEXTS
+    ),
 }
 
 

@@ -16,6 +16,7 @@ from fep.adapters.api import Context, Draft, Outcome, Reply, Unclear
 from fep.adapters.card import SignAlgorithm
 from fep.adapters.http import HttpFramer
 from fep.alarms.service import Alarms
+from fep.alarms.state import AlarmKind
 from fep.domain.clock import BusinessDate, SystemClock
 from fep.domain.errors import LinkLostError, NothingSentError
 from fep.domain.ids import BankName, Sequence
@@ -104,6 +105,13 @@ class TokenCodec(HttpCodec):
         return True
 
 
+class LockingCodec(HttpCodec):
+    """A bank that counts refused passwords, which it answers with 15500."""
+
+    def locks_out(self, reply: Reply) -> bool:
+        return reply.code == "15500"
+
+
 def answer(text: str = "|0", *, close: bool = False, status: int = 200) -> bytes:
     return response_bytes(status, text.encode(), "t/p", close=close)
 
@@ -148,6 +156,24 @@ class Rig:
 
     async def start(self, connections: int = 2, **times: float) -> list[HttpWire]:
         """Start it and return the bank's ends of its READY connections."""
+        wires = await self.connect(connections, **times)
+        if isinstance(self.codec, TokenCodec | LockingCodec):
+            # One goes first, and only then the other goes on with a probe.
+            first = await asked(wires)
+            await first.wire.write(answer("|token1" if self.signs_on else "|0"))
+            await (await asked(wires)).wire.write(answer())
+        else:
+            for wire in wires:
+                await wire.serve()
+        await self.ready(connections)
+        return wires
+
+    @property
+    def signs_on(self) -> bool:
+        return isinstance(self.codec, TokenCodec)
+
+    async def connect(self, connections: int = 2, **times: float) -> list[HttpWire]:
+        """Start it and return the bank's ends of its connections."""
         spans: dict[str, Any] = {"backoff_first_s": 0.01, "backoff_max_s": 0.05, **times}
         config = LinkConfig(BANK, "127.0.0.1", self.bank.port, connections=connections, **spans)
         send, self.unmatched = trio.open_memory_channel[UnmatchedReply](16)
@@ -155,19 +181,7 @@ class Rig:
             config, self.codec, Sequence(), SystemClock(), self.alarms, send, random.Random(7)
         )
         await self.nursery.start(self._run)
-        wires = []
-        for _ in range(connections):
-            wires.append(await self.accept())
-        if isinstance(self.codec, TokenCodec):
-            # One signs on, and only then the other goes on with a probe.
-            first = await asked(wires)
-            await first.wire.write(answer("|token1"))
-            await (await asked(wires)).wire.write(answer())
-        else:
-            for wire in wires:
-                await wire.serve()
-        await self.ready(connections)
-        return wires
+        return [await self.accept() for _ in range(connections)]
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         with self.task:
@@ -502,3 +516,74 @@ async def test_not_signed_on_leads_to_a_new_log_on(web: Rig) -> None:
         await web.link.wait_open()
     assert codec.token == "token2"
     assert web.alarms.active() == []
+
+
+# A refused password
+
+
+async def stays_silent(web: Rig) -> None:
+    """See that everything has stopped, is told, and that nothing is asked any more."""
+    await web.until(lambda: web.link.state is LinkState.HELD)
+    assert not web.link.is_open
+    with pytest.raises(NothingSentError):
+        await web.link.exchange(ask_bytes("Z"), "Z")
+    # Ten times the longest back-off.
+    with trio.move_on_after(0.5):
+        await web.accept()
+        pytest.fail("the password would be shown again")
+    [alarm] = web.alarms.active()
+    assert alarm.kind is AlarmKind.SIGN_ON_REFUSED
+    assert "15500" in alarm.cause
+
+
+async def works_again(web: Rig) -> None:
+    web.link.resume()
+    wires = [await web.accept() for _ in range(2)]
+    for _ in wires:
+        await (await asked(wires)).wire.write(answer())
+    await web.ready(2)
+    assert web.alarms.active() == []
+
+
+async def test_a_password_that_is_refused_at_the_start_is_shown_once(web: Rig) -> None:
+    web.codec = LockingCodec()
+    wires = await web.connect()
+    first = await asked(wires)
+    other = next(wire for wire in wires if wire is not first)
+    await first.wire.write(answer("|15500"))
+    assert await other.wire.read_bytes() == b"", "the other connection has asked, too"
+    await stays_silent(web)
+    await works_again(web)
+
+
+@pytest.mark.parametrize("close", [False, True])
+async def test_a_password_that_is_refused_later_stops_all_connections(
+    web: Rig, close: bool
+) -> None:
+    web.codec = LockingCodec()
+    wires = await web.start()
+    a, b = web.ask("A"), web.ask("B")
+    first, second = wires
+    for wire in wires:
+        await wire.read()
+    await first.wire.write(answer("|15500", close=close))
+    # What is under way elsewhere may still be answered.
+    await second.wire.write(answer("|good"))
+    assert {(await a.reply()).code, (await b.reply()).code} == {"15500", "good"}
+    await stays_silent(web)
+    await works_again(web)
+
+
+async def test_a_heartbeat_that_is_refused_stops_all_connections(web: Rig) -> None:
+    web.codec = LockingCodec()
+    wires = await web.start(heartbeat_s=0.1)
+    await (await asked(wires)).wire.write(answer("|15500"))
+    await stays_silent(web)
+
+
+async def test_another_refusal_is_tried_again(web: Rig) -> None:
+    web.codec = LockingCodec()
+    [wire] = await web.connect(1)
+    await wire.serve(answer("|99999"))
+    await (await web.accept()).serve()
+    await web.ready(1)

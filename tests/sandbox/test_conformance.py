@@ -10,6 +10,7 @@ import pytest
 
 from bank_adapters.boc_b2e.codec import BocB2eCodec
 from bank_adapters.ccb_wlpt import codec, host, messages, replies
+from bank_adapters.cmb_cdc import replies as cdc_replies
 from fep.adapters import decode, registry
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply
 from fep.adapters.host import BookedState
@@ -97,13 +98,25 @@ BREAKS: dict[str, Break] = {
 
 
 def test_every_check_has_a_break() -> None:
-    assert set(BREAKS) == {check.__name__ for check in CHECKS} - {"sessions"}
+    assert set(BREAKS) == {check.__name__ for check in CHECKS} - {
+        "sessions",
+        "faults_of_its_own",
+    }
 
 
 def test_a_session_that_is_not_left_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BocB2eCodec, "signed_off", lambda *_: False)
     failed = {one.check for one in conform("boc_b2e", daemon=False) if not one.passed}
     assert "sessions" in failed
+
+
+def test_a_fault_of_the_bank_s_own_that_is_believed_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cdc_replies, "payment_state", lambda *_: PaymentState.REJECTED)
+    [failed] = [one for one in conform("cmb_cdc", daemon=False) if one.check == "faults_of_its_own"]
+    assert not failed.passed
+    assert "told as" in failed.detail
 
 
 @pytest.mark.parametrize("check", BREAKS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fep.adapters.host import BookedState
+from fep.client import BlockingClient
 from fep.sandbox.scene import BankPlan, Scene
 from tests.system.work import open_tasks, transfer
 
@@ -46,6 +47,16 @@ ISO = BankPlan(
     "999900000000000004",
     {"initiating_party": "江枫样例制造有限公司"},
 )
+CIB = BankPlan(
+    "cib",
+    "cib_fox",
+    "309",
+    "309391000011",
+    "兴业银行",
+    "9999000000000004",
+    {"customer_id": "9999000001", "user_id": "fepuser"},
+    {"password": "demo-only"},
+)
 PAYMENTS = 6
 FAULTS = (
     "silent_after_booking=0.2,close_after_booking=0.2,unknown_after_booking=0.2,"
@@ -54,9 +65,9 @@ FAULTS = (
 
 
 def test_each_payment_is_booked_once_and_every_query_is_answered(directory: Path) -> None:
-    with Scene(directory, banks=(CCB, ICBC, BOC, ISO), accounts_per_bank=2) as scene:
+    with Scene(directory, banks=(CCB, ICBC, BOC, CIB, ISO), accounts_per_bank=2) as scene:
         scene.reply_timeout_s = 1.0
-        scene.start_hosts(FAULTS)
+        scene.start_hosts(FAULTS, own={"cib": "odd_state=0.2"})
         scene.write_config()
         scene.start_daemon()
         with scene.operator() as operator:
@@ -101,3 +112,48 @@ def test_each_payment_is_booked_once_and_every_query_is_answered(directory: Path
         book.close()
         log = (scene.directory / "fep.log").read_text("utf-8")
         assert "demo-only" not in log
+        kept = b"".join(
+            one.read_bytes() for one in scene.directory.glob("state/*") if one.is_file()
+        )
+        assert b"<USERPASS>*********</USERPASS>" in kept
+        assert b"<USERPASS>demo-only" not in kept
+
+
+def test_a_refused_password_stops_one_bank_until_a_person_resumes_it(directory: Path) -> None:
+    with Scene(directory, banks=(CIB, BOC), accounts_per_bank=2) as scene:
+        scene.start_hosts()
+        host = scene.hosts["cib"]
+        host.stop()
+        host.faults = "sign_on_refused"
+        host.start()
+        scene.write_config()
+        scene.start_daemon()
+        with scene.operator() as operator:
+
+            def refused(client: BlockingClient) -> bool:
+                alarms = client.call("alarm.list")["alarms"]
+                return [(one["kind"], one["subject"]) for one in alarms] == [
+                    ("SIGN_ON_REFUSED", "cib")
+                ]
+
+            scene.wait(operator, refused, "the alarm")
+            payer, payee = [one for one in scene.accounts if one.bank == "cib"]
+            operator.submit("P", "cib", "transfer", transfer(scene, payer, payee, "1.00"))
+            other, another = [one for one in scene.accounts if one.bank == "boc"]
+            operator.submit("O", "boc", "transfer", transfer(scene, other, another, "2.00"))
+            scene.wait(
+                operator,
+                lambda c: c.call("task.get", {"task_id": "O"})["state"] == "succeeded",
+                "the other bank goes on",
+            )
+            assert operator.call("task.get", {"task_id": "P"})["state"] == "queued"
+            assert refused(operator)
+            log = (scene.directory / "fep.log").read_text("utf-8")
+            assert log.count('"link.locked_out"') == 1, "the password was shown once"
+            host.stop()
+            host.faults = ""
+            host.start()
+            operator.call("link.resume", {"bank": "cib"})
+            scene.wait(operator, lambda c: open_tasks(c) == 0, "the payment goes")
+            assert operator.call("task.get", {"task_id": "P"})["state"] == "succeeded"
+            assert not refused(operator)

@@ -209,3 +209,41 @@ def test_a_card_can_not_make_the_waits_meaningless() -> None:
 
 def test_decisions_are_values() -> None:
     assert attrs.asdict(AskAgain(SENT, "why"))["cause"] == "why"
+
+
+# -- the time of day in which the bank wants to be left alone --------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "at", "minutes"),
+    [
+        ("", "", "00:30", 0),
+        ("00:00", "01:00", "23:59", 0),
+        ("00:00", "01:00", "00:00", 60),
+        ("00:00", "01:00", "00:59", 1),
+        ("00:00", "01:00", "01:00", 0),
+        ("23:30", "00:30", "23:29", 0),
+        ("23:30", "00:30", "23:30", 60),
+        ("23:30", "00:30", "00:10", 20),
+        ("23:30", "00:30", "00:30", 0),
+        ("09:00", "08:00", "07:59", 1),
+        ("09:00", "08:00", "08:30", 0),
+    ],
+)
+def test_quiet_hours_are_shanghais_and_may_last_over_midnight(
+    begin: str, end: str, at: str, minutes: int
+) -> None:
+    local = dt.datetime.combine(SENT.date(), dt.time.fromisoformat(at), tzinfo=SHANGHAI)
+    one = card(quiet_from=begin, quiet_to=end)
+    assert evidence.quiet_s(one, local.astimezone(dt.UTC)) == 60 * minutes
+
+
+@given(st.times(), st.times(), MOMENTS)
+def test_quiet_hours_end_when_they_say(begin: dt.time, end: dt.time, now: dt.datetime) -> None:
+    one = card(quiet_from=f"{begin:%H:%M}", quiet_to=f"{end:%H:%M}")
+    assume(one.inquiry.quiet_from != one.inquiry.quiet_to)
+    wait = evidence.quiet_s(one, now)
+    assert 0 <= wait < 86_400
+    after = now + dt.timedelta(seconds=wait)
+    assert evidence.quiet_s(one, after) == 0.0
+    assert not wait or f"{after.astimezone(SHANGHAI):%H:%M}" == one.inquiry.quiet_to

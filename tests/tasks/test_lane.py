@@ -16,7 +16,7 @@ from fep.adapters.api import BankCodec, Outcome, Reply
 from fep.adapters.card import SignAlgorithm
 from fep.adapters.host import Answer, BookedState, Fault, PaymentRequest
 from fep.alarms.state import AlarmKind
-from fep.domain.clock import SystemClock, business_date, from_text
+from fep.domain.clock import SHANGHAI, SystemClock, business_date, from_text, to_shanghai
 from fep.domain.ids import AccountNumber, BankName, TaskId, client_ref
 from fep.domain.money import Cny
 from fep.domain.order import Kind, Operation
@@ -861,3 +861,57 @@ async def test_a_storm_of_faults_leaves_each_payment_once_or_never(
             assert world.booked(one) == (1 if found["state"] == "succeeded" else 0), found
             assert found["state"] in ("succeeded", "rejected")
     assert len(world.on_disk("select 1 from task_event where event = 'outcome_lost'")) > 3
+
+
+# -- the hours in which a bank wants to be left alone ---------------------------------------------
+
+
+async def test_in_quiet_hours_payments_leave_and_nobody_asks_after_them(world: World) -> None:
+    """Half a second before their end: payments and balances go, status and statement wait."""
+    clock = MovedClock()
+    now = clock.now()
+    end = dt.datetime.combine(to_shanghai(now).date(), dt.time(1), tzinfo=SHANGHAI)
+    clock.moved = end - dt.timedelta(seconds=1.5) - now
+    quiet = {"quiet_from": "00:00", "quiet_to": "01:00"}
+    asked: list[bytes] = []
+    async with world.fep(clock=clock, reply_timeout_s=0.2, card={"inquiry": quiet}) as fep:
+        await fep.ready(PINGAN)
+        world.banks[PINGAN].host.on_data = asked.append
+        world.banks[PINGAN].faults[Fault.SILENT_AFTER_BOOKING] = 1.0
+        await fep.submit("T1", body=money(PINGAN))
+        await fep.becomes("T1", State.UNKNOWN)
+        for name, body in (("S", statement()), ("Q", status_of("T1")), ("B", balance(PAYER))):
+            await fep.submit(name, body=body)
+        await fep.becomes("B", State.SUCCEEDED)
+        task = fep.service.open_task(TaskId("T1"))
+        assert task is not None
+        fep.units[PINGAN].lane.watch.search(task)
+        await until(lambda: fep.units[PINGAN].lane.quiet_s() < 0.3)
+        for name, state in (("T1", "unknown"), ("S", "queued"), ("Q", "queued")):
+            assert (await fep.get(name))["state"] == state
+        trades = {data[40:46].strip() for data in asked}
+        assert trades == {b"4004", b"4001"}, "it was not asked, nor looked at"
+        for name in ("T1", "S", "Q"):
+            await fep.becomes(name, State.SUCCEEDED)
+        assert fep.units[PINGAN].lane.quiet_s() == 0.0
+        assert world.booked("T1") == 1
+
+
+async def test_a_password_is_not_kept_with_the_bytes_of_a_payment(world: World) -> None:
+    class Secretive:
+        def __init__(self, inner: BankCodec) -> None:
+            self._inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+        def kept(self, frame: bytes) -> bytes:
+            return frame.replace(PAYER.encode(), b"*" * len(PAYER))
+
+    async with world.fep(codec=lambda inner: cast("BankCodec", Secretive(inner))) as fep:
+        await fep.submit("T1", body=transfer("1.00"))
+        await end_of(fep, "T1")
+    [(sent,)] = world.on_disk("select bytes from message where direction = 'sent'")
+    assert PAYER.encode() not in sent
+    assert b"*" * len(PAYER) in sent
+    assert world.booked("T1") == 1

@@ -31,6 +31,8 @@ def test_it_declares_what_it_has() -> None:
         Kind.TRANSFER,
         Kind.TRANSFER_STATUS,
         Kind.STATEMENT,
+        Kind.RETURNED_PAYMENTS,
+        Kind.BANK_CODE_LOOKUP,
     }
 
 

@@ -348,7 +348,7 @@ GOOD = {
         ("4013", result(AcctNo=PAYER, BeginDate="x", EndDate="x"), "YQ9993"),
         ("4013", result(AcctNo=PAYER, BeginDate="20260104", EndDate="20260105"), "YQ9993"),
         ("4008", result(AcctNo=PAYER, PageNo="x"), "YQ9993"),
-        ("4019", result(), "YQ0000"),
+        ("4099", result(), "YQ0000"),
     ],
 )
 def test_a_bad_request_is_refused_header_only_and_moves_nothing(

@@ -1,0 +1,149 @@
+"""A session over every bank at once in one daemon, under every fault (the short form of 1,000).
+
+``FEP_TEST_OPERATIONS`` sets how many; 1,000 take about two minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from fep.adapters import registry
+from fep.adapters.host import BookAccount, BookedState, own_faults
+from fep.client import BlockingClient
+from fep.domain.clock import SystemClock, business_date
+from fep.domain.order import Kind
+from fep.sandbox.scene import BankPlan, Scene
+from fep.tasks.state import FINAL, State
+from tests.system.plans import all_plans
+from tests.system.work import every_task, transfer
+
+OPERATIONS = int(os.environ.get("FEP_TEST_OPERATIONS", "1000"))
+SECONDS_MAX = 300.0
+FAULTS = (
+    "silent_before_booking=0.02,silent_after_booking=0.02,close_before_booking=0.02,"
+    "close_after_booking=0.02,unknown_after_booking=0.03,landed=0.01,returned=0.02,"
+    "throttled=0.03,signed_off=0.01,signed_off_after_booking=0.02,delayed=0.02,split=0.1,"
+    "twice=0.01,cut=0.01,noise=0.01,wrong_charset=0.02,stale_balance=0.02,line_missing=0.05,"
+    "odd_currency=0.02"
+)
+OWN_CHANCE = 0.02
+"""Of each fault that is one bank's own."""
+
+PARAMS = {
+    Kind.BALANCE: ("account",),
+    Kind.STATEMENT: ("account", "from", "to"),
+    Kind.RETURNED_PAYMENTS: ("account", "from", "to"),
+    Kind.BANK_CODE_LOOKUP: ("bank_class",),
+}
+"""Of each kind of query."""
+
+
+def own(plan: BankPlan) -> str:
+    # A refused password stops its bank until a person comes: not here.
+    names = set(own_faults(registry.host(plan.adapter))) - {"sign_on_refused"}
+    return ",".join(f"{name}={OWN_CHANCE}" for name in sorted(names))
+
+
+def bodies(scene: Scene, rng: random.Random) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return id, bank and body of each operation, banks and kinds mixed."""
+    found = []
+    today = business_date(SystemClock().now()).isoformat()
+    by_bank: dict[str, list[BookAccount]] = {}
+    for account in scene.accounts:
+        by_bank.setdefault(account.bank, []).append(account)
+    for number in range(OPERATIONS):
+        plan = scene.banks[number % len(scene.banks)]
+        payer = rng.choice(by_bank[plan.name])
+        kinds = [one for one in PARAMS if one in registry.adapter(plan.adapter).capabilities]
+        kind = rng.choice((Kind.TRANSFER, rng.choice(kinds)))
+        if kind is Kind.TRANSFER:
+            others = [one for one in scene.accounts if one.number != payer.number]
+            body = transfer(scene, payer, rng.choice(others), f"{number + 1}.00")
+        else:
+            known = {"account": payer.number, "from": today, "to": today, "bank_class": "308"}
+            body = {"kind": kind.value, "params": {name: known[name] for name in PARAMS[kind]}}
+        found.append((f"{plan.name}-{number}", plan.name, body))
+    return found
+
+
+def open_of(client: BlockingClient) -> Counter[str]:
+    """Return how many tasks of each bank are not at their end."""
+    return Counter(one["bank"] for one in every_task(client) if State(one["state"]) not in FINAL)
+
+
+def test_each_payment_is_in_the_books_once_and_no_bank_holds_up_another(directory: Path) -> None:
+    rng = random.Random(20261126)
+    plans = all_plans()
+    with Scene(directory, banks=plans, accounts_per_bank=2) as scene:
+        scene.reply_timeout_s = 1.0
+        scene.start_hosts(FAULTS, own={plan.name: own(plan) for plan in plans})
+        scene.write_config()
+        scene.start_daemon()
+        down = plans[0].name
+        with scene.operator() as operator:
+            scene.wait_ready(operator)
+            # One bank is not there while all the others work.
+            scene.hosts[down].kill()
+            for task_id, bank, body in bodies(scene, rng):
+                operator.submit(task_id, bank, body["kind"], body)
+
+            def others_done(client: BlockingClient) -> bool:
+                left = open_of(client)
+                return all(bank == down or n <= landed(scene, bank) for bank, n in left.items())
+
+            scene.wait(operator, others_done, "every bank but one is done", SECONDS_MAX)
+            assert open_of(operator)[down] > 0
+            scene.hosts[down].start()
+            scene.wait(
+                operator,
+                lambda client: all(n <= landed(scene, b) for b, n in open_of(client).items()),
+                "the bank that was down is done",
+                SECONDS_MAX,
+            )
+            tasks = {one["task_id"]: one for one in every_task(operator)}
+        check_books(scene, tasks)
+
+
+def landed(scene: Scene, bank: str) -> int:
+    """Return how many payments wait for a person at a bank: they never end here."""
+    book = scene.open_book()
+    try:
+        return sum(p.bank == bank and p.state is BookedState.LANDED for p in book.payments())
+    finally:
+        book.close()
+
+
+def check_books(scene: Scene, tasks: dict[str, dict[str, Any]]) -> None:
+    assert len(tasks) == OPERATIONS
+    book = scene.open_book()
+    try:
+        assert book.check() == []
+        # The amount is the task's number: no two payments have the same.
+        payments = {(str(one.bank), str(one.amount)): one for one in book.payments()}
+        assert len(payments) == len(book.payments())
+        for task_id, task in tasks.items():
+            if task["kind"] != "transfer":
+                continue
+            bank, _, number = task_id.rpartition("-")
+            payment = payments.pop((bank, f"{int(number) + 1}.00"), None)
+            times = 0 if payment is None else book.times_booked(payment.client_ref)
+            state = task["state"]
+            if state in {"succeeded", "returned"}:
+                assert times == 1, (task, payment)
+            elif state in {"rejected", "failed"}:
+                assert times == 0, (task, payment)
+            else:
+                assert payment is not None, task
+                assert payment.state is BookedState.LANDED, (task, payment)
+        assert payments == {}, "nobody asked for these"
+    finally:
+        book.close()
+    states = Counter(one["state"] for one in tasks.values())
+    assert states["succeeded"] > OPERATIONS // 2, states
+    log = (scene.directory / "fep.log").read_text("utf-8")
+    assert '"lane.crashed"' not in log
+    assert "Traceback" not in log
