@@ -46,6 +46,7 @@ def test_folders_begin_where_the_file_is(tmp_path: Path) -> None:
         ('‸folder = { out = "out", in = "in" }\n' + CARD, "is missing"),
         ('folder = { ‸out = 3, in = "in", archive = "a" }\n' + CARD, "text"),
         ('folder = { ‸ot = "out", out = "o", in = "in", archive = "a" }\n' + CARD, "unknown key"),
+        ("‸tape = true\n" + FOLDER + CARD, "has no wire"),
         ('folder = { ‸out = "a", in = "a", archive = "b" }\n' + CARD, "side by side"),
         ('folder = { out = "a", in = "b", archive = "c", ‸poll_s = 0 }\n' + CARD, "must be"),
     ],

@@ -32,7 +32,7 @@ def plan_of(adapter: str, place: int) -> BankPlan:
         adapter.replace("_", "-"),
         adapter,
         example.bank_class,
-        HEAD_OFFICES[example.bank_class],
+        HEAD_OFFICES.get(example.bank_class, ""),
         known.title.split()[0],
         f"99990000{place:04d}",
         example.options,
