@@ -55,6 +55,7 @@ CKF_USER_PIN_COUNT_LOW: Final = 0x0001_0000
 CKF_USER_PIN_FINAL_TRY: Final = 0x0002_0000
 CKF_USER_PIN_LOCKED: Final = 0x0004_0000
 
+_CKF_TOKEN_PRESENT: Final = 0x1
 _CKF_OS_LOCKING_OK: Final = 0x2
 _CKF_SERIAL_SESSION: Final = 0x4
 _CKF_SIGN: Final = 0x800
@@ -283,14 +284,18 @@ class Library:
 
     def token(self, slot_id: int) -> Token | None:
         """Return the token in a slot, None where there is none."""
+        # Some libraries (OpenSC) look whether a token went only here, and tell what they remember
+        # of it below.
+        slot = _SlotInfo()
+        self._call("GetSlotInfo", slot_id, ctypes.byref(slot))
+        if not slot.flags & _CKF_TOKEN_PRESENT:
+            return None
         info = _TokenInfo()
         result = self._functions["GetTokenInfo"](slot_id, ctypes.byref(info))
         if result in {CKR_TOKEN_NOT_PRESENT, CKR_TOKEN_NOT_RECOGNIZED}:
             return None
         if result != CKR_OK:
             raise CryptokiError("C_GetTokenInfo", result)
-        slot = _SlotInfo()
-        self._call("GetSlotInfo", slot_id, ctypes.byref(slot))
         return Token(
             slot_id, _text(slot.description), _text(info.label), _text(info.serial), info.flags
         )

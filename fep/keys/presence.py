@@ -23,9 +23,10 @@ from fep.keys.token import Sight, TokenWatch
 
 log = structlog.get_logger()
 
-POLL_SECONDS: Final = 0.5
-"""From the end of one look to the next: an absent key is an alarm within two seconds."""
-FAILING_POLL_SECONDS_MAX: Final = 5.0
+POLL_SECONDS: Final = 1.0
+"""From the end of one look to the next. An absent key is an alarm within two seconds; a look costs
+OpenSC about 5 ms."""
+FAILING_POLL_SECONDS_MAX: Final = 2.0
 """The pause between two looks doubles up to this while the library does not do its work."""
 
 _ANSWERS_FOR_ITSELF: Final = frozenset({SlotState.IDENTIFYING, SlotState.BUSY, SlotState.STUCK})

@@ -185,6 +185,9 @@ class Pkcs11Device:
         self._key: int | None = None
         self._mechanism = 0
         self._asks_each_time = False
+        self._after_login = _NO_COUNT
+        """What the flags told when the PIN had just been accepted, which restores all tries: some
+        libraries (OpenSC) go on telling what was before."""
 
     @property
     def _library(self) -> Library:
@@ -247,6 +250,7 @@ class Pkcs11Device:
         """
         assert self._token is not None
         assert self._certificate is not None
+        self._after_login = _counter(self._flags())
         self._key = self._find_key()
         always = self._library.attribute(self._session, self._key, CKA_ALWAYS_AUTHENTICATE)
         self._asks_each_time = bool(always and any(always))
@@ -360,8 +364,9 @@ class Pkcs11Device:
             PinWithheldError: there is none to send, or a wrong one would be the last.
             PinNotAcceptedError: the token refused it.
         """
-        tries = _counter(self._flags()).tries
-        if pin is None or tries in {0, 1}:
+        counter = _counter(self._flags())
+        is_last = counter.tries in {0, 1} and counter != self._after_login
+        if pin is None or is_last:
             msg = "the key wants its PIN for each signature, and none may be sent now"
             raise PinWithheldError(msg)
         answer = self._library.login(self._session, CKU_CONTEXT_SPECIFIC, pin)
