@@ -130,7 +130,7 @@ class _Presence:
             self._answers = False
             log.error("key.library_failed", slot=self._slot.name, reason=reason)
             self._slot.library_failed(reason)
-        self._tell(View())
+        self._tell(View(note=reason))
 
     def _tell(self, view: View) -> None:
         self._view = view

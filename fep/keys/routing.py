@@ -48,7 +48,7 @@ class View:
     settled: bool = False
     """False while the first scan after a start of PC/SC runs: an absent card may yet be found."""
     note: str = ""
-    """What there is instead of the slot's key, in one English sentence."""
+    """What there is instead of a service or of the slot's key, in one English sentence."""
 
 
 @attrs.frozen

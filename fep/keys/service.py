@@ -208,6 +208,9 @@ async def run_slot(
         async with trio.open_nursery() as nursery:
             if slot.config.backend == "pkcs11":
                 nursery.start_soon(watch_token, slot)
+            else:
+                # What an earlier run left standing of a slot that has another backend now.
+                slot.library_answers()
             while True:
                 slot.turn(await slot.next_view(views))
                 while slot.state is SlotState.IDENTIFYING and slot.view.card is not None:

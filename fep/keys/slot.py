@@ -248,7 +248,7 @@ class Slot:
             guid=self.config.identity,
             certificate_sha256=self.config.bound_certificate or (found.sha256 if found else ""),
             not_after=found.not_after if found is not None else None,
-            detail=self.detail,
+            detail=self.detail or self.view.note,
         )
 
     # What the ring and the slot's own task tell it.
@@ -412,8 +412,8 @@ class Slot:
 
     def _refusal(self) -> KeySlotError:
         text = f"slot {self.name} is {self.state.value}"
-        if self.detail:
-            text = f"{text}: {self.detail}"
+        if why := self.detail or self.view.note:
+            text = f"{text}: {why}"
         kinds: dict[SlotState, type[KeySlotError]] = {
             SlotState.WRONG_CARD: WrongCardError,
             SlotState.PIN_REQUIRED: PinRequiredError,

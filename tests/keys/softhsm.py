@@ -189,12 +189,17 @@ class Faults:
 @pytest.fixture(scope="session")
 def faulty_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library that can misbehave, compiled."""
-    made = tmp_path_factory.mktemp("faulty") / "faulty_token.so"
+    return faulty(tmp_path_factory.mktemp("faulty"), LIBRARY)
+
+
+def faulty(directory: Path, real: Path) -> Path:
+    """Compile the library that can misbehave in front of a real one."""
+    made = directory / "faulty_token.so"
     source = Path(__file__).with_name("faulty_token.c")
     subprocess.run(
         [
             *("gcc", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-O1"),
-            *(f'-DREAL="{LIBRARY}"', "-o", str(made), str(source)),
+            *(f'-DREAL="{real}"', "-o", str(made), str(source)),
         ],
         check=True,
     )

@@ -13,7 +13,8 @@ from fep.adapters.card import SignAlgorithm
 from fep.alarms.state import AlarmKind
 from fep.domain.errors import KeySlotError
 from fep.domain.ids import SlotName
-from fep.keys.config import KeyReference, ObjectRef, SecretRef, SlotConfig, TokenBinding
+from fep.keys.config import KeyReference, SecretRef, SlotConfig, TokenBinding
+from fep.keys.cryptoki import CKF_USER_PIN_FINAL_TRY
 from fep.keys.errors import (
     PinBlockedError,
     PinRefusedError,
@@ -26,6 +27,7 @@ from fep.keys.signatures import parse_certificate, verifies
 from fep.keys.state import SlotState
 from fep.sandbox.ukey.rig import UkeyCard, UkeyRig
 from tests.keys.bench import PIN, Bench, pin_file, ring_of, until
+from tests.keys.softhsm import Faults, faulty
 from tests.rig import SPARE
 
 MODULE = next(Path("/usr/lib").glob("**/opensc-pkcs11.so"), Path("opensc-pkcs11.so"))
@@ -38,16 +40,15 @@ def token_slot(
     card: UkeyCard,
     pin: SecretRef | None,
     reference: KeyReference = "9A",
-    wanted: ObjectRef = ObjectRef(),  # noqa: B008 - frozen
+    module: Path = MODULE,
 ) -> SlotConfig:
     """Return a slot bound to a card of the rig as OpenSC shows it: half of the GUID is its serial."""
     return SlotConfig(
         name=SlotName(f"ukey-{card.number}"),
         backend="pkcs11",
         pin=pin,
-        module=MODULE,
+        module=module,
         token=TokenBinding(card.certificate_sha256(reference), card.guid[16:]),
-        object=wanted,
     )
 
 
@@ -239,6 +240,24 @@ async def test_the_last_wrong_pin_blocks_and_a_blocked_token_gets_none(
         slot = await bench.state(SlotState.PIN_BLOCKED)
         with pytest.raises(PinBlockedError):
             await slot.sign(RSA, b"x")
+
+
+async def test_no_pin_is_sent_for_a_signature_as_the_last_try(
+    fresh_ukeys: UkeyRig, tmp_path: Path
+) -> None:
+    card = fresh_ukeys.cards[0]
+    faults = Faults(await trio.to_thread.run_sync(faulty, tmp_path, MODULE))
+    config = token_slot(card, pin_file(tmp_path), "9C", faults.path)
+    async with ring_of(tmp_path, [config]) as bench:
+        slot = await bench.state(SlotState.READY)
+        await signs(slot, card, "9C")
+        sent = faults.calls("Login")
+        faults.flags(CKF_USER_PIN_FINAL_TRY)
+        with pytest.raises(SlotGoneError, match="none may be sent"):
+            await slot.sign(RSA, b"x")
+        await bench.state(SlotState.PIN_REQUIRED)
+        assert "1 try left" in slot.detail
+        assert faults.calls("Login") == sent
 
 
 async def test_a_pin_changed_outside_is_refused_once_for_a_key_that_wants_it_each_time(

@@ -498,7 +498,7 @@ async def test_a_library_that_fails_is_a_service_that_is_down_and_starts_anew(
         await until(lambda: bench.has(AlarmKind.KEY_SERVICE_DOWN, "one"), ALARM_SECONDS_MAX)
         assert "CKR_GENERAL_ERROR" in bench.cause(AlarmKind.KEY_SERVICE_DOWN, "one")
         await bench.state(SlotState.NO_SERVICE)
-        with pytest.raises(SlotGoneError):
+        with pytest.raises(SlotGoneError, match="CKR_GENERAL_ERROR"):
             await slot.sign(ECDSA, b"x")
         await until(lambda: faults.calls("Initialize") > starts)
         faults.clear()
