@@ -92,9 +92,7 @@ class KeyRing:
         for config in configs:
             if config.backend == "software":
                 there = Insertion(config.backend, 1, "")
-                self.slots[config.name].post(
-                    View(service=True, readers=True, card=there, settled=True)
-                )
+                self.slots[config.name].post(View(service=True, readers=True, card=there))
 
     @property
     def needs_monitor(self) -> bool:
