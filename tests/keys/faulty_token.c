@@ -8,9 +8,10 @@
 typedef unsigned long word;
 typedef word (*call)(word, word, word, word, word, word);
 
-enum { FUNCTIONS = 68, INITIALIZE = 0, GET_TOKEN_INFO = 6 };
-enum { OK = 0, GENERAL_ERROR = 5, TOKEN_NOT_PRESENT = 0xE0 };
-/* CK_TOKEN_INFO: label 32, manufacturer 32, model 16, serial 16, then the flags. */
+enum { FUNCTIONS = 68, GET_SLOT_INFO = 5, GET_TOKEN_INFO = 6 };
+enum { OK = 0, GENERAL_ERROR = 5, TOKEN_PRESENT = 1 };
+/* CK_TOKEN_INFO: label 32, manufacturer 32, model 16, serial 16, then the flags.
+ * CK_SLOT_INFO: description 64, manufacturer 32, then the flags. */
 enum { FLAGS_AT = 96 };
 
 static struct { unsigned char version[2]; void *functions[FUNCTIONS]; } list;
@@ -50,11 +51,12 @@ static word go(int function, word a, word b, word c, word d, word e, word f)
             how_often[function]--;
         return answers[function];
     }
-    if (function == GET_TOKEN_INFO && is_hidden)
-        return TOKEN_NOT_PRESENT;
     word result = ((call)real[function])(a, b, c, d, e, f);
     if (function == GET_TOKEN_INFO && result == OK)
         *(word *)((char *)b + FLAGS_AT) |= more_flags;
+    /* As OpenSC after a removal: the slot is empty, and the token is told as it was. */
+    if (function == GET_SLOT_INFO && result == OK && is_hidden)
+        *(word *)((char *)b + FLAGS_AT) &= ~(word)TOKEN_PRESENT;
     return result;
 }
 

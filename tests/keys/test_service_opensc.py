@@ -264,7 +264,9 @@ async def test_a_pin_changed_outside_is_refused_once_for_a_key_that_wants_it_eac
     fresh_ukeys: UkeyRig, tmp_path: Path
 ) -> None:
     card = fresh_ukeys.cards[0]
-    async with ring_of(tmp_path, [token_slot(card, pin_file(tmp_path), "9C")]) as bench:
+    faults = Faults(await trio.to_thread.run_sync(faulty, tmp_path, MODULE))
+    config = token_slot(card, pin_file(tmp_path), "9C", faults.path)
+    async with ring_of(tmp_path, [config]) as bench:
         slot = await bench.state(SlotState.READY)
         await signs(slot, card, "9C")
         change = ("pkcs11-tool", "--module", str(MODULE), "--token-label", card.common_name)
@@ -277,5 +279,7 @@ async def test_a_pin_changed_outside_is_refused_once_for_a_key_that_wants_it_eac
             await slot.sign(RSA, b"x")
         await bench.state(SlotState.PIN_REQUIRED)
         assert card.pin_tries_left == 2
+        # The session with the signature that was begun, and with the old log-in, is over.
+        assert faults.calls("OpenSession") == 2
         await slot.unlock("654321")
         await signs(slot, card, "9C")

@@ -21,6 +21,7 @@ from fep.alarms.state import AlarmKind
 from fep.domain.clock import SystemClock
 from fep.domain.errors import ConfigError, KeySlotError
 from fep.domain.ids import SlotName
+from fep.keys.blocking import GRACE_SECONDS
 from fep.keys.config import ObjectRef
 from fep.keys.cryptoki import (
     CKF_USER_PIN_COUNT_LOW,
@@ -28,9 +29,11 @@ from fep.keys.cryptoki import (
     CKF_USER_PIN_LOCKED,
     CKM_RSA_PKCS,
     CKM_SHA256_RSA_PKCS,
+    CKU_USER,
     library_at,
 )
 from fep.keys.errors import (
+    CKR_OK,
     CKR_PIN_INCORRECT,
     CKR_PIN_LOCKED,
     CKR_USER_ALREADY_LOGGED_IN,
@@ -386,6 +389,27 @@ async def test_a_log_in_that_outlived_its_session_is_ended(
         assert faults.calls("Login") == 2
 
 
+async def test_a_log_in_from_before_the_slot_s_own_is_not_taken_over(
+    hsm: Hsm, faults: Faults, tmp_path: Path
+) -> None:
+    token = hsm.make("one", ec_key())
+    library = library_at(faults.path)
+    library.acquire()
+    (slot_id,) = [
+        one.slot_id for one in map(library.token, library.slot_ids()) if one and one.label
+    ]
+    assert library.login(library.open_session(slot_id), CKU_USER, PIN) == CKR_OK
+    config = token.slot(pin_file(tmp_path, WRONG_PIN), faults.path)
+    async with ring_of(tmp_path, [config]) as bench:
+        # Whoever logged in before: what counts is the PIN that this slot has.
+        slot = await bench.state(SlotState.PIN_REQUIRED)
+        assert "the card refused the PIN" in slot.detail
+        await slot.unlock(PIN)
+        await signs(slot, ec_key())
+    library.release()
+    assert library._users == 0
+
+
 async def test_a_pin_changed_outside_is_refused_once(
     hsm: Hsm, faults: Faults, tmp_path: Path
 ) -> None:
@@ -434,6 +458,18 @@ async def test_a_token_that_is_absent_at_the_start_is_reported_and_found_when_it
             await bench.state(SlotState.EMPTY)
             with pytest.raises(SlotGoneError):
                 await slot.sign(ECDSA, b"x")
+
+
+async def test_a_neighbour_that_does_not_answer_is_none_of_a_slot_s_business(
+    hsm: Hsm, faults: Faults, tmp_path: Path
+) -> None:
+    token = hsm.make("one", ec_key())
+    faults.answer("GetTokenInfo", DEVICE_ERROR, -1)
+    async with ring_of(tmp_path, [token.slot(pin_file(tmp_path), faults.path)]) as bench:
+        await until(lambda: bench.has(AlarmKind.KEY_MISSING, "one"), ALARM_SECONDS_MAX)
+        assert bench.kinds("one") == {AlarmKind.KEY_MISSING}
+        faults.answer("GetTokenInfo", 0, 0)
+        await signs(await bench.state(SlotState.READY), ec_key())
 
 
 @pytest.mark.parametrize("number", [DEVICE_REMOVED, GENERAL_ERROR, DEVICE_ERROR, FUNCTION_FAILED])
@@ -545,7 +581,7 @@ async def test_a_call_past_its_deadline_sticks_and_the_other_slots_go_on(
         stuck, other = bench.slot(0), bench.slot(1)
         faults.hold("Sign")
         box = await in_background(bench, stuck)
-        await until(lambda: stuck.state is SlotState.STUCK)
+        await until(lambda: stuck.state is SlotState.STUCK and box)
         assert isinstance(box[0], SignOutcomeUnknownError)
         assert bench.kinds(stuck.name) == {AlarmKind.KEY_FAULT}
         waiting = await in_background(bench, stuck)
@@ -590,15 +626,35 @@ async def test_a_library_that_hangs_while_nothing_is_asked_of_it_is_noticed(
         faults.hold("GetTokenInfo")
         await until(lambda: slot.state is SlotState.NO_SERVICE)
         assert "has not answered" in bench.cause(AlarmKind.KEY_SERVICE_DOWN, slot.name)
-        # Longer than the grace in which the session tries to close its token.
-        await trio.sleep(2.5)
+        # Longer than the session waits for its turn to close the token, and its call for the end.
+        await trio.sleep(2 * GRACE_SECONDS + 0.5)
         assert slot.state is SlotState.NO_SERVICE
+        assert slot.limiter.statistics().tasks_waiting == 0
         faults.hold("GetTokenInfo", on=False)
         await bench.state(SlotState.READY)
         await signs(slot, ec_key())
         assert bench.alarms.active() == []
+        assert len(slot.unclosed) == 1
     # The session whose turn to be closed did not come was closed before the next.
     assert library_at(faults.path)._users == 0
+
+
+async def test_a_signature_behind_a_look_that_hangs_has_its_own_deadline(
+    hsm: Hsm, faults: Faults, tmp_path: Path
+) -> None:
+    token = hsm.make("one", ec_key())
+    config = token.slot(pin_file(tmp_path), faults.path, deadline_s=0.5)
+    async with ring_of(tmp_path, [config]) as bench:
+        slot = await bench.state(SlotState.READY)
+        faults.hold("GetTokenInfo")
+        await until(lambda: slot.limiter.available_tokens == 0)
+        box = await in_background(bench, slot)
+        await until(lambda: slot.state is SlotState.STUCK and box)
+        assert isinstance(box[0], SignOutcomeUnknownError)
+        faults.hold("GetTokenInfo", on=False)
+        await bench.state(SlotState.READY)
+        await signs(slot, ec_key())
+        assert bench.alarms.active() == []
 
 
 @pytest.mark.parametrize("function", ["Sign", "GetTokenInfo", "Login"])
