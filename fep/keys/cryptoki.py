@@ -353,22 +353,26 @@ class Library:
     def attribute(self, session: int, object_handle: int, kind: int) -> bytes | None:
         """Return an attribute's value, None where the object has none or does not show it."""
         asked = _Attribute(kind, None, 0)
-        for _ in range(2):
-            result = self._functions["GetAttributeValue"](
-                session, object_handle, ctypes.byref(asked), 1
-            )
-            if result in _NO_SUCH_ATTRIBUTE or asked.size == _UNAVAILABLE:
-                return None
-            if result != CKR_OK:
-                raise CryptokiError("C_GetAttributeValue", result)
-            if asked.value is not None or not asked.size:
-                break
-            if asked.size > ATTRIBUTE_BYTES_MAX:
-                msg = f"an attribute of the token has more than {ATTRIBUTE_BYTES_MAX} bytes"
-                raise CardDataError(msg)
-            buffer = ctypes.create_string_buffer(asked.size)
-            asked.value = ctypes.cast(buffer, _void_p)
-        return ctypes.string_at(asked.value, asked.size) if asked.value else b""
+        if not self._get_attribute(session, object_handle, asked):
+            return None
+        if asked.size > ATTRIBUTE_BYTES_MAX:
+            msg = f"an attribute of the token has more than {ATTRIBUTE_BYTES_MAX} bytes"
+            raise CardDataError(msg)
+        buffer = ctypes.create_string_buffer(asked.size)
+        asked.value = ctypes.cast(buffer, _void_p)
+        if not self._get_attribute(session, object_handle, asked):
+            return None
+        # Whatever the library says by now, there is no more than was asked for.
+        return buffer.raw[: asked.size]
+
+    def _get_attribute(self, session: int, object_handle: int, asked: _Attribute) -> bool:
+        get = self._functions["GetAttributeValue"]
+        result = get(session, object_handle, ctypes.byref(asked), 1)
+        if result in _NO_SUCH_ATTRIBUTE or asked.size == _UNAVAILABLE:
+            return False
+        if result != CKR_OK:
+            raise CryptokiError("C_GetAttributeValue", result)
+        return True
 
     def sign_init(self, session: int, mechanism: int, key: int) -> None:
         """Begin a signature; the session has one at a time."""
@@ -424,9 +428,14 @@ class Library:
         result = get_list(ctypes.byref(table))
         if result != CKR_OK:
             raise CryptokiError("C_GetFunctionList", result)
+        try:
+            found = table.contents
+        except ValueError as error:
+            msg = f"{self.path} has no list of functions"
+            raise BackendUnavailableError(msg) from error
         functions: dict[str, Callable[..., int]] = {}
         for name, arguments in _ARGUMENTS.items():
-            address = getattr(table.contents, name)
+            address = getattr(found, name)
             if not address:
                 msg = f"{self.path} has no C_{name}"
                 raise BackendUnavailableError(msg)

@@ -46,7 +46,8 @@ async def watch_token(slot: Slot) -> NoReturn:
                 await presence.look()
             await trio.sleep(presence.pause)
     finally:
-        await presence.close()
+        with trio.CancelScope(shield=True, relative_deadline=GRACE_SECONDS):
+            await presence.close()
 
 
 class _Presence:
@@ -84,8 +85,7 @@ class _Presence:
         self._slot.post(View())
         self._slot.unclosed.append(self._watch)
         if not self._lost:
-            with trio.CancelScope(shield=True, relative_deadline=GRACE_SECONDS):
-                await call(self._slot.close_devices, self._slot.limiter)
+            await call(self._slot.close_devices, self._slot.limiter)
 
     def _guarded(self) -> outcome.Maybe[Sight]:
         """Run in the slot's thread; nobody waits for it any more when it comes back late."""
