@@ -266,6 +266,9 @@ def _read_keys(directory: Path) -> set[tuple[str, str]]:
     found |= _known_keys(files, directory)
     soft = tomllib.loads(text)
     soft["slot"].append({"name": "soft", "backend": "software", "key": {"file": "soft.pem"}})
+    token = {"serial": "1", "certificate_sha256": "0" * 64}
+    slot = {"name": "token", "backend": "pkcs11", "module": "p.so", "token": token, "object": {}}
+    soft["slot"].append(slot)
     return found | _known_keys(soft, directory)
 
 

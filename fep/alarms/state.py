@@ -73,7 +73,7 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         "Wrong USB-Key",
         "UKey 不匹配",
         Severity.CRITICAL,
-        "Take the key out and insert the one the configuration names (GUID and certificate).",
+        "Take the key out; insert the one the configuration names (GUID or serial, certificate).",
     ),
     AlarmKind.KEY_BLOCKED: Meaning(
         "USB-Key PIN blocked",
@@ -103,7 +103,7 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         "Smart-card service down",
         "智能卡服务中断",
         Severity.CRITICAL,
-        "systemctl restart pcscd; the slots come back by themselves.",
+        "Restart pcscd, or see to the PKCS#11 library named; the slots come back by themselves.",
     ),
     AlarmKind.LINK_DOWN: Meaning(
         "Bank connection down",

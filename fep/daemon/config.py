@@ -47,8 +47,10 @@ from fep.keys.config import (
     Backend,
     CardBinding,
     KeyReference,
+    ObjectRef,
     SecretRef,
     SlotConfig,
+    TokenBinding,
     ring_faults,
 )
 from fep.logs import is_secret
@@ -141,7 +143,7 @@ def redacted(config: Config) -> dict[str, Any]:
 
 
 def secret_faults(config: Config) -> list[str]:
-    """Return what is wrong with the files it names: not there, or a secret others can read."""
+    """Return what is wrong with the files it names: not there, or open to others."""
     secrets = [
         reference.file
         for slot in config.slots
@@ -157,8 +159,11 @@ def secret_faults(config: Config) -> list[str]:
     tls = [one.tls for one in config.control.tcp if one.tls is not None]
     secrets += [one.key for one in tls]
     public = [file for one in tls for file in (one.certificate, one.client_ca)]
+    modules = [slot.module for slot in config.slots if slot.module is not None]
+    public += modules
     faults = [_file_fault(file, secret=True) for file in dict.fromkeys(secrets)]
     faults += [_file_fault(file, secret=False) for file in dict.fromkeys(public)]
+    faults += [_module_fault(file) for file in dict.fromkeys(modules)]
     return [fault for fault in faults if fault]
 
 
@@ -174,6 +179,15 @@ def _file_fault(file: Path, *, secret: bool) -> str:
     if not os.access(file, os.R_OK):
         return f"{file}: can't be read by uid {os.geteuid()}; chown it"
     return ""
+
+
+def _module_fault(file: Path) -> str:
+    """Return what is wrong with a library: whoever writes it does as he likes in the daemon."""
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return ""
+    return f"{file}: can be written by others; chmod go-w it" if mode & 0o022 else ""
 
 
 def _hidden(name: str, value: Any) -> Any:  # noqa: ANN401 - any TOML value
@@ -427,7 +441,9 @@ def _slots(top: Table, *, strict: bool) -> tuple[tuple[SlotConfig, ...], frozens
         if slot is None:
             continue
         if faults := ring_faults([*found, slot]):
-            table.fault("card" if "card" in faults[-1] else "name", faults[-1])
+            among = ("card", "token")
+            where = next((one for one in among if f"same {one}" in faults[-1]), "name")
+            table.fault(where, faults[-1])
         else:
             found.append(slot)
     return tuple(found), frozenset(names)
@@ -442,6 +458,8 @@ def _slot(table: Table, *, strict: bool) -> SlotConfig | None:
         row.close()
         if row.is_clean():
             binding = row.made(partial(CardBinding, guid, certificate))
+    token, wanted = _token(table.table("token")), _object(table.table("object"))
+    module = table.path_of("module") if table.has("module") else None
     pin, key = _secret(table.table("pin")), _secret(table.table("key"))
     reference = table.choice("key_reference", ("9A", "9C", "9D", "9E"), "9C")
     seconds = table.number("sign_deadline_s", 10.0, 0.1, SIGN_SECONDS_MAX)
@@ -462,8 +480,31 @@ def _slot(table: Table, *, strict: bool) -> SlotConfig | None:
             key,
             cast(KeyReference, reference),
             seconds,
+            module,
+            token,
+            wanted,
         )
     )
+
+
+def _token(table: Table | None) -> TokenBinding | None:
+    if table is None:
+        return None
+    certificate = table.text("certificate_sha256")
+    serial, label = table.text("serial", ""), table.text("label", "")
+    table.close()
+    if not table.is_clean():
+        return None
+    return table.made(partial(TokenBinding, certificate, serial, label))
+
+
+def _object(table: Table | None) -> ObjectRef:
+    if table is None:
+        return ObjectRef()
+    wanted, label = table.text("id", ""), table.text("label", "")
+    table.close()
+    found = table.made(partial(ObjectRef, wanted, label)) if table.is_clean() else None
+    return found or ObjectRef()
 
 
 def _secret(table: Table | None) -> SecretRef | None:

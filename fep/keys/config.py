@@ -15,6 +15,11 @@ SIGN_SECONDS_MAX: Final = 600.0
 
 _CREDENTIAL: Final = re.compile(r"[0-9A-Za-z._-]{1,255}")
 
+TOKEN_SERIAL_CHARS_MAX: Final = 16
+"""Of serialNumber in CK_TOKEN_INFO (PKCS#11 2.40, 3.3); of its label twice as many bytes."""
+TOKEN_LABEL_BYTES_MAX: Final = 32
+OBJECT_ID_DIGITS_MAX: Final = 128
+
 Backend = Literal["pcsc", "pkcs11", "software"]
 KeyReference = Literal["9A", "9C", "9D", "9E"]
 
@@ -28,6 +33,10 @@ def _hex(digits: int) -> Any:  # noqa: ANN401 - an attrs validator
             raise ValueError(msg)
 
     return check
+
+
+def _stripped(text: str) -> str:
+    return text.strip()
 
 
 def _lower(text: str) -> str:
@@ -67,6 +76,54 @@ class CardBinding:
 
 
 @attrs.frozen
+class TokenBinding:
+    """Which PKCS#11 token is the right one, and which certificate in it."""
+
+    certificate_sha256: str = attrs.field(converter=_lower, validator=_hex(64))
+    """SHA-256 of the DER of the certificate of the key that signs, 64 hexadecimal digits."""
+    serial: str = attrs.field(default="", converter=_stripped)
+    label: str = attrs.field(default="", converter=_stripped)
+    """Beside the serial where one device shows several tokens; alone for tokens that stand for each
+    other, each with a serial of its own."""
+
+    def __attrs_post_init__(self) -> None:
+        if not self.serial and not self.label:
+            msg = "give serial or label, or both"
+            raise ValueError(msg)
+        if len(self.serial) > TOKEN_SERIAL_CHARS_MAX:
+            msg = f"serial has at most {TOKEN_SERIAL_CHARS_MAX} characters"
+            raise ValueError(msg)
+        if len(self.label.encode()) > TOKEN_LABEL_BYTES_MAX:
+            msg = f"label has at most {TOKEN_LABEL_BYTES_MAX} bytes"
+            raise ValueError(msg)
+
+    def may_be(self, other: TokenBinding) -> bool:
+        """Say whether one token could be both."""
+        return all(
+            mine in {"", its} or not its
+            for mine, its in ((self.serial, other.serial), (self.label, other.label))
+        )
+
+    def __str__(self) -> str:
+        return self.serial or f"labelled {self.label}"
+
+
+@attrs.frozen
+class ObjectRef:
+    """Which private key of a token signs; both empty: that with the certificate's CKA_ID."""
+
+    id: str = attrs.field(default="", converter=_lower)
+    """CKA_ID in hexadecimal."""
+    label: str = ""
+    """CKA_LABEL."""
+
+    def __attrs_post_init__(self) -> None:
+        if not re.fullmatch(r"([0-9a-f]{2})*", self.id) or len(self.id) > OBJECT_ID_DIGITS_MAX:
+            msg = f"id must be pairs of hexadecimal digits, at most {OBJECT_ID_DIGITS_MAX} digits"
+            raise ValueError(msg)
+
+
+@attrs.frozen
 class SlotConfig:
     """One ``[[slot]]`` of the configuration."""
 
@@ -82,8 +139,32 @@ class SlotConfig:
     )
     sign_deadline_s: float = 10.0
     """Seconds one card command sequence may take before the slot is taken for stuck."""
+    module: Path | None = None
+    """PKCS#11 only: the library of the token's maker."""
+    token: TokenBinding | None = None
+    """PKCS#11 only."""
+    object: ObjectRef = ObjectRef()
+    """PKCS#11 only."""
+
+    @property
+    def identity(self) -> str:
+        """The GUID of the bound card or the serial of the bound token; may be empty."""
+        if self.token is not None:
+            return self.token.serial
+        return self.card.guid if self.card is not None else ""
+
+    @property
+    def bound_certificate(self) -> str:
+        """The SHA-256 of the bound certificate; empty for a software key."""
+        bound = self.card or self.token
+        return bound.certificate_sha256 if bound is not None else ""
 
     def __attrs_post_init__(self) -> None:
+        if self.backend == "pkcs11":
+            self._check_token()
+        elif self.module or self.token or self.object != ObjectRef():
+            msg = f"module, token and object are for pkcs11 slots; this one is {self.backend}"
+            raise ValueError(msg)
         if not 0.0 < self.sign_deadline_s <= SIGN_SECONDS_MAX:
             msg = f"sign_deadline_s must be above 0 and at most {SIGN_SECONDS_MAX:g}"
             raise ValueError(msg)
@@ -97,15 +178,28 @@ class SlotConfig:
             msg = 'a software slot needs key = { file = "…" } and has neither card nor pin'
             raise ValueError(msg)
 
+    def _check_token(self) -> None:
+        if self.module is None or self.token is None:
+            msg = (
+                'a pkcs11 slot needs module = "/…/library.so" and '
+                'token = { serial = "…", certificate_sha256 = "…" }'
+            )
+            raise ValueError(msg)
+        if self.card is not None or self.key is not None:
+            msg = "a pkcs11 slot has its key on its token: leave card and key out"
+            raise ValueError(msg)
+
 
 def ring_faults(configs: Iterable[SlotConfig]) -> list[str]:
     """Return what is wrong between the slots: one name or one card twice; empty when all is well.
 
-    A card is held exclusively by one slot, so two slots can't share one even for two of its keys.
+    A card is held exclusively by one slot, so two slots can't share one even for two of its keys;
+    nor a token, whose log-in counts for the whole process.
     """
     faults: list[str] = []
     names: set[str] = set()
     cards: dict[str, str] = {}
+    tokens: list[SlotConfig] = []
     for config in configs:
         if config.name in names:
             faults.append(f"slot {config.name} is there twice")
@@ -114,4 +208,14 @@ def ring_faults(configs: Iterable[SlotConfig]) -> list[str]:
             other = cards.setdefault(config.card.guid, config.name)
             if other != config.name:
                 faults.append(f"slots {other} and {config.name} are bound to the same card")
+        if config.token is not None:
+            faults += [
+                f"slots {other.name} and {config.name} may be bound to the same token; "
+                "give both serial and label"
+                for other in tokens
+                if other.module == config.module
+                and other.token is not None
+                and other.token.may_be(config.token)
+            ]
+            tokens.append(config)
     return faults

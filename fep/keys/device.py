@@ -10,17 +10,16 @@ import attrs
 from fep.adapters.card import SignAlgorithm
 from fep.keys.config import SlotConfig
 from fep.keys.credentials import read_beside, read_secret
-from fep.keys.errors import BackendUnavailableError
 from fep.keys.piv import PinAnswer, PinCounter
 from fep.keys.signatures import Certificate
 from fep.keys.software import SoftwareKey, load_key
 
 
 class PinNotAcceptedError(Exception):
-    """The VERIFY that belongs to a signature was refused; nothing was signed."""
+    """The PIN that belongs to a signature was refused; nothing was signed."""
 
-    def __init__(self, tries: int) -> None:
-        super().__init__(f"{tries} tries left")
+    def __init__(self, tries: int | None) -> None:
+        super().__init__("not accepted")
         self.tries: Final = tries
 
 
@@ -29,12 +28,22 @@ class Identity:
     """Who a key says it is."""
 
     guid: str
-    """Of the card; empty for a key that is no card."""
+    """Of the card; of a token its serial; empty for a key in software."""
     certificate: Certificate | None
-    """None only for a software key without one."""
+    """None for a software key without one, and for a token that carries none."""
+    wants_pin: bool
+    """False for a key that signs for everybody, such as PIV's 9E (card authentication)."""
 
 
-class KeyDevice(Protocol):
+class Closable(Protocol):
+    """What a slot's thread has to let go of."""
+
+    def close(self) -> None:
+        """Let go of it; raises nothing, may be called again."""
+        ...
+
+
+class KeyDevice(Closable, Protocol):
     """One opened key.
 
     Every call may raise ``DeviceError``. ``forsaken`` is set by the slot when it gives up on a
@@ -59,8 +68,17 @@ class KeyDevice(Protocol):
         """Send the PIN once."""
         ...
 
+    def prepare(self) -> None:
+        """Make ready to sign, now that the PIN was accepted, where one is wanted."""
+        ...
+
     def sign(self, algorithm: SignAlgorithm, data: bytes, pin: str | None) -> bytes:
         """Return a signature that verifies against the identified key.
+
+        Args:
+            algorithm: how to sign.
+            data: what to sign, whole.
+            pin: the accepted PIN, for a key that wants it again for each signature.
 
         Raises:
             PinNotAcceptedError: the PIN this key wants before each signature was refused.
@@ -68,10 +86,6 @@ class KeyDevice(Protocol):
             WrongCardError: the signature is not the identified key's.
             AlgorithmUnavailableError: this kind of key can't sign so.
         """
-        ...
-
-    def close(self) -> None:
-        """Let go of the key; raises nothing, may be called again."""
         ...
 
 
@@ -92,7 +106,7 @@ class SoftwareDevice:
     def identify(self) -> Identity:
         """Return the certificate beside the key file, if any."""
         assert self._key is not None
-        return Identity("", self._key.certificate)
+        return Identity("", self._key.certificate, wants_pin=False)
 
     def pin_counter(self) -> PinCounter:
         """Say that no PIN is needed."""
@@ -102,6 +116,9 @@ class SoftwareDevice:
         """Never called: a software slot has no PIN."""
         raise NotImplementedError
 
+    def prepare(self) -> None:
+        """Nothing is left to do."""
+
     def sign(self, algorithm: SignAlgorithm, data: bytes, pin: str | None) -> bytes:  # noqa: ARG002
         """Return the signature; that of a key in memory needs no second look."""
         assert self._key is not None
@@ -110,32 +127,3 @@ class SoftwareDevice:
     def close(self) -> None:
         """Forget the key."""
         self._key = None
-
-
-class Pkcs11Device:
-    """The place of the PKCS#11 backend, so that its configuration is accepted already."""
-
-    forsaken = False
-
-    def open(self) -> None:
-        """Say that it is not there yet."""
-        raise BackendUnavailableError("the pkcs11 backend is not available in this release")
-
-    def identify(self) -> Identity:
-        """Never reached."""
-        raise NotImplementedError
-
-    def pin_counter(self) -> PinCounter:
-        """Never reached."""
-        raise NotImplementedError
-
-    def verify_pin(self, pin: str) -> PinAnswer:
-        """Never reached."""
-        raise NotImplementedError
-
-    def sign(self, algorithm: SignAlgorithm, data: bytes, pin: str | None) -> bytes:
-        """Never reached."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Nothing to let go of."""

@@ -99,7 +99,7 @@ SERVICE_GONE: Final = frozenset(
 SHARING_SECONDS_MAX: Final = 10.0
 """How long another program may hold a card before it is an alarm."""
 SETTLING_SECONDS_MAX: Final = 1.0
-"""How long the monitor may take to report what a card call has already felt."""
+"""How long the monitor, or the poll of a token, may take to report what a call has felt."""
 
 
 class PcscError(DeviceError):
@@ -115,6 +115,92 @@ class PcscError(DeviceError):
         if self.number == SHARING_VIOLATION:
             return SHARING_SECONDS_MAX
         return SETTLING_SECONDS_MAX if self.number in CARD_GONE | SERVICE_GONE else 0.0
+
+
+CKR_OK: Final = 0
+CKR_PIN_INCORRECT: Final = 0xA0
+CKR_PIN_INVALID: Final = 0xA1
+CKR_PIN_LEN_RANGE: Final = 0xA2
+CKR_PIN_LOCKED: Final = 0xA4
+CKR_TOKEN_NOT_PRESENT: Final = 0xE0
+CKR_TOKEN_NOT_RECOGNIZED: Final = 0xE1
+CKR_USER_ALREADY_LOGGED_IN: Final = 0x100
+
+TOKEN_GONE: Final = {
+    0x03: "CKR_SLOT_ID_INVALID",
+    0x30: "CKR_DEVICE_ERROR",
+    0x32: "CKR_DEVICE_REMOVED",
+    0x60: "CKR_KEY_HANDLE_INVALID",
+    0x82: "CKR_OBJECT_HANDLE_INVALID",
+    0xB0: "CKR_SESSION_CLOSED",
+    0xB3: "CKR_SESSION_HANDLE_INVALID",
+    CKR_TOKEN_NOT_PRESENT: "CKR_TOKEN_NOT_PRESENT",
+    CKR_TOKEN_NOT_RECOGNIZED: "CKR_TOKEN_NOT_RECOGNIZED",
+    CKR_USER_ALREADY_LOGGED_IN: "CKR_USER_ALREADY_LOGGED_IN",
+    0x101: "CKR_USER_NOT_LOGGED_IN",
+}
+"""Answers of a token that is gone, or not in the state we left it in."""
+LIBRARY_GONE: Final = {
+    0x05: "CKR_GENERAL_ERROR",
+    0x06: "CKR_FUNCTION_FAILED",
+    0x190: "CKR_CRYPTOKI_NOT_INITIALIZED",
+}
+"""Answers of a library that has lost what is below it: pcscd, a driver, a network."""
+_RETURN_VALUES: Final = {
+    **TOKEN_GONE,
+    **LIBRARY_GONE,
+    0x02: "CKR_HOST_MEMORY",
+    0x07: "CKR_ARGUMENTS_BAD",
+    0x0A: "CKR_CANT_LOCK",
+    0x21: "CKR_DATA_LEN_RANGE",
+    0x31: "CKR_DEVICE_MEMORY",
+    0x50: "CKR_FUNCTION_CANCELED",
+    0x54: "CKR_FUNCTION_NOT_SUPPORTED",
+    0x63: "CKR_KEY_TYPE_INCONSISTENT",
+    0x68: "CKR_KEY_FUNCTION_NOT_PERMITTED",
+    0x70: "CKR_MECHANISM_INVALID",
+    0x90: "CKR_OPERATION_ACTIVE",
+    0x91: "CKR_OPERATION_NOT_INITIALIZED",
+    CKR_PIN_INCORRECT: "CKR_PIN_INCORRECT",
+    CKR_PIN_INVALID: "CKR_PIN_INVALID",
+    CKR_PIN_LEN_RANGE: "CKR_PIN_LEN_RANGE",
+    0xA3: "CKR_PIN_EXPIRED",
+    CKR_PIN_LOCKED: "CKR_PIN_LOCKED",
+    0xB1: "CKR_SESSION_COUNT",
+    0x102: "CKR_USER_PIN_NOT_INITIALIZED",
+    0x104: "CKR_USER_ANOTHER_ALREADY_LOGGED_IN",
+    0x105: "CKR_USER_TOO_MANY_TYPES",
+    0x150: "CKR_BUFFER_TOO_SMALL",
+}
+"""Names of what libraries answer in a slot's life (PKCS#11 2.40, section 5.1), for people."""
+
+
+class CryptokiError(DeviceError):
+    """A PKCS#11 call failed with ``number`` (a CKR value)."""
+
+    def __init__(self, call: str, number: int) -> None:
+        name = _RETURN_VALUES.get(number, "an answer of the maker's own")
+        super().__init__(f"{call}: {name} (0x{number:X})")
+        self.number = number
+
+    @property
+    def grace_seconds(self) -> float:
+        """Return for how long the fault may last before it is worth an alarm."""
+        is_gone = self.number in TOKEN_GONE or self.number in LIBRARY_GONE
+        return SETTLING_SECONDS_MAX if is_gone else 0.0
+
+
+class TokenAbsentError(DeviceError):
+    """The bound token is in no slot of its library: it went, and the next poll will say so."""
+
+    @property
+    def grace_seconds(self) -> float:
+        """Return for how long the fault may last before it is worth an alarm."""
+        return SETTLING_SECONDS_MAX
+
+
+class PinWithheldError(DeviceError):
+    """The PIN that belongs to a signature was not sent, since a wrong one would block the token."""
 
 
 class StatusWordError(DeviceError):
@@ -134,4 +220,4 @@ class KeyFileError(DeviceError):
 
 
 class BackendUnavailableError(DeviceError):
-    """The configured backend is not part of this release."""
+    """The library of the configured backend can't be loaded or does not start."""

@@ -136,7 +136,7 @@ class PcscCard:
         """Return the card's GUID and the certificate of its key."""
         guid = self.run(read_guid())
         self._certificate = parse_certificate(self.run(read_certificate(self._reference)))
-        return Identity(guid, self._certificate)
+        return Identity(guid, self._certificate, wants_pin=self._reference != "9E")
 
     def pin_counter(self) -> PinCounter:
         """Return the tries left, spending none."""
@@ -146,15 +146,18 @@ class PcscCard:
         """Send the PIN once."""
         return self.run(verify_pin(pin))
 
+    def prepare(self) -> None:
+        """Nothing is left to do: a card finds its key by the reference."""
+
     def sign(self, algorithm: SignAlgorithm, data: bytes, pin: str | None) -> bytes:
         """Return a signature that verifies against the certificate; see ``KeyDevice``.
 
-        A PIN given here is sent first: key 9C uses it up with each signature.
+        Key 9C uses the verified PIN up with each signature, so it is sent anew.
         """
         assert self._certificate is not None
         key = self._certificate.public_key
         check_algorithm(key, algorithm)
-        if pin is not None:
+        if pin is not None and self._reference == "9C":
             answer = self.run(verify_pin(pin))
             if not isinstance(answer, PinAccepted):
                 raise PinNotAcceptedError(answer.tries)

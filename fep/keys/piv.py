@@ -64,7 +64,10 @@ class PinCounter:
     """What the card says of its PIN without a try being spent."""
 
     tries: int | None
-    """Tries left; None when the PIN is verified already, which restores all of them."""
+    """Tries left; None when none is spent, or the PIN is verified already, which restores all."""
+    exact: bool = True
+    """False of a token, whose flags tell only of none, one, or "not all" (2: at least so many, as
+    far as the token says it), and which may not tell of a spent try at all."""
 
 
 @attrs.frozen
@@ -74,9 +77,10 @@ class PinAccepted:
 
 @attrs.frozen
 class PinRefused:
-    """The PIN is wrong; ``tries`` are left, 0 means blocked."""
+    """The PIN is wrong."""
 
-    tries: int
+    tries: int | None
+    """Tries left, 0 means blocked; None when that is not told."""
 
 
 PinAnswer = PinAccepted | PinRefused
@@ -186,7 +190,7 @@ def verify_pin(pin: str) -> Conversation[PinAnswer]:
     """Send the PIN once.
 
     Args:
-        pin: 6 to 8 ASCII characters, see :func:`parse_pin`.
+        pin: 6 to 8 ASCII characters.
 
     Raises:
         StatusWordError: an answer that says neither yes nor no.
@@ -217,19 +221,6 @@ def sign(reference: KeyReference, algorithm: int, block: bytes) -> Conversation[
     if not signature:
         raise CardDataError("the card's answer holds no signature")
     return signature
-
-
-def parse_pin(text: str) -> str:
-    """Return the PIN of a credential file's text, without the line's end.
-
-    Raises:
-        ValueError: not 6 to 8 printable ASCII characters; the text is never in the message.
-    """
-    pin = text.strip("\r\n")
-    if not PIN_CHARS_MIN <= len(pin) <= PIN_CHARS_MAX or not pin.isascii() or not pin.isprintable():
-        msg = "a PIN is 6 to 8 printable ASCII characters"
-        raise ValueError(msg)
-    return pin
 
 
 def tlv(tag: int, value: bytes) -> bytes:

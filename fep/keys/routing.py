@@ -47,6 +47,8 @@ class View:
     """The reader with a mute card that must be the slot's, if its card is nowhere else."""
     settled: bool = False
     """False while the first scan after a start of PC/SC runs: an absent card may yet be found."""
+    note: str = ""
+    """What there is instead of a service or of the slot's key, in one English sentence."""
 
 
 @attrs.frozen

@@ -24,6 +24,7 @@ from fep.keys.blocking import call
 from fep.keys.config import SlotConfig, ring_faults
 from fep.keys.monitor import watch_readers
 from fep.keys.pcsc import look
+from fep.keys.presence import watch_token
 from fep.keys.readers import (
     Inserted,
     Mute,
@@ -89,11 +90,9 @@ class KeyRing:
         self._wrong: Mapping[str, str] = {}
         self._faulty: Mapping[str, str] = {}
         for config in configs:
-            if config.backend != "pcsc":
+            if config.backend == "software":
                 there = Insertion(config.backend, 1, "")
-                self.slots[config.name].post(
-                    View(service=True, readers=True, card=there, settled=True)
-                )
+                self.slots[config.name].post(View(service=True, readers=True, card=there))
 
     @property
     def needs_monitor(self) -> bool:
@@ -198,15 +197,22 @@ async def run_slot(
     """Serve one slot for ever: a nursery for each insertion, the next only after the last ended.
 
     ``started()`` at once. It ends only when cancelled, within the grace of a card call that does
-    not return, and leaves the slot in NO_SERVICE with every request answered.
+    not return, and leaves the slot in NO_SERVICE with every request answered. The token of a
+    ``pkcs11`` slot is watched here, cards by :func:`run_monitor`.
     """
     views = slot.open_views()
     task_status.started()
     try:
-        while True:
-            slot.turn(await slot.next_view(views))
-            while slot.state is SlotState.IDENTIFYING and slot.view.card is not None:
-                await _hold(slot, slot.view.card, views)
+        async with trio.open_nursery() as nursery:
+            if slot.config.backend == "pkcs11":
+                nursery.start_soon(watch_token, slot)
+            else:
+                # What an earlier run left standing of a slot that has another backend now.
+                slot.library_answers()
+            while True:
+                slot.turn(await slot.next_view(views))
+                while slot.state is SlotState.IDENTIFYING and slot.view.card is not None:
+                    await _hold(slot, slot.view.card, views)
     finally:
         slot.reset()
 

@@ -19,37 +19,42 @@ import trio
 
 from fep.domain.errors import FepError
 from fep.keys.blocking import GRACE_SECONDS, call
-from fep.keys.config import SlotConfig
+from fep.keys.config import SlotConfig, TokenBinding
 from fep.keys.credentials import identity, read_secret
 from fep.keys.device import (
     Identity,
     KeyDevice,
     PinNotAcceptedError,
-    Pkcs11Device,
     SoftwareDevice,
 )
 from fep.keys.errors import (
     CARD_GONE,
+    LIBRARY_GONE,
     SERVICE_GONE,
+    TOKEN_GONE,
     AlgorithmUnavailableError,
+    CryptokiError,
     DeviceError,
     KeyBusyError,
     KeyFileError,
     PcscError,
     PinBlockedError,
     PinRefusedError,
+    PinWithheldError,
     SignOutcomeUnknownError,
     SlotGoneError,
     StatusWordError,
+    TokenAbsentError,
     WrongCardError,
 )
 from fep.keys.pcsc import PcscCard
-from fep.keys.pin import Bar, Blocked, Pin, Send, Withhold, decide
-from fep.keys.piv import NOT_FOUND, SUSPECT_WORDS, PinAccepted, PinRefused, parse_pin
+from fep.keys.pin import Bar, Blocked, Pin, Send, Withhold, decide, parse_pin
+from fep.keys.piv import NOT_FOUND, SUSPECT_WORDS, PinAccepted, PinRefused
 from fep.keys.routing import Insertion
 from fep.keys.slot import SignRequest, Slot, UnlockRequest
 from fep.keys.state import SlotEvent, SlotState
 from fep.keys.store import lift_bar, load_bar, save_bar
+from fep.keys.token import Pkcs11Device
 
 log = structlog.get_logger()
 
@@ -82,7 +87,7 @@ def make_device(config: SlotConfig, insertion: Insertion) -> KeyDevice:
         case "software":
             return SoftwareDevice(config)
         case "pkcs11":
-            return Pkcs11Device()
+            return Pkcs11Device(config)
         case _:
             assert_never(config.backend)
 
@@ -119,17 +124,24 @@ class _Session:
         self._insertion = insertion
         self._device = make_device(slot.config, insertion)
         self._lost = False
+        self._wants_pin = False
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
         """Hold the card; let go of it with a reset, also when cancelled."""
         try:
-            await self._call(self._device.open)
+            await self._call(self._open)
             yield
         finally:
             if not self._lost:
                 with trio.CancelScope(shield=True, relative_deadline=GRACE_SECONDS):
-                    await call(self._device.close, self._slot.limiter)
+                    await call(self._slot.close_devices, self._slot.limiter)
+
+    def _open(self) -> None:
+        """Open the device; one whose turn to be closed did not come is closed first."""
+        self._slot.close_devices()
+        self._slot.unclosed.append(self._device)
+        self._device.open()
 
     async def serve(self) -> _Next:
         """Identify the card, present its PIN, then do what is asked, until something ends that."""
@@ -174,7 +186,7 @@ class _Session:
         """Run in the slot's thread; a device nobody waits for any more closes itself."""
         result = outcome.capture(work)
         if self._lost:
-            self._device.close()
+            self._slot.close_devices()
         return result
 
     def _overdue(self) -> None:
@@ -198,9 +210,10 @@ class _Session:
         wrong = _mismatch(self._slot.config, found, self._insertion)
         if not wrong:
             self._slot.identified(found.certificate)
+            self._wants_pin = found.wants_pin
             return None
         await self.enter(SlotEvent.WRONG_CARD, wrong)
-        if found.guid != self._insertion.guid:
+        if self._slot.config.backend == "pcsc" and found.guid != self._insertion.guid:
             # Not even the card it was routed by: it was exchanged between two looks.
             with suppress(trio.WouldBlock):
                 self._slot.doubts.send_nowait(self._insertion)
@@ -209,7 +222,7 @@ class _Session:
     async def _present_pin(self) -> _Next | None:
         """Pass when the card is ready to sign; else wait for a person, or for another card."""
         slot = self._slot
-        if not _wants_pin(slot.config):
+        if not self._wants_pin:
             await self._grant()
             return None
         while True:
@@ -243,7 +256,11 @@ class _Session:
                 SlotEvent.PIN_NEEDED, "the store can't record the attempt; nothing was sent"
             )
             return None
-        answer = await self._call(partial(self._device.verify_pin, pin.text))
+        try:
+            answer = await self._call(partial(self._device.verify_pin, pin.text))
+        except DeviceError as error:
+            log.error("key.pin_unanswered", slot=slot.name, reason=str(error))
+            raise
         match answer:
             case PinAccepted():
                 slot.pin = pin
@@ -256,7 +273,7 @@ class _Session:
             case _:
                 assert_never(answer)
 
-    async def _refused(self, pin: Pin, tries: int) -> _Next | None:
+    async def _refused(self, pin: Pin, tries: int | None) -> _Next | None:
         """Bar the PIN for good; it is not sent again by itself."""
         log.error("key.pin_refused", slot=self._slot.name, tries=tries)
         self._slot.pin = None
@@ -264,7 +281,7 @@ class _Session:
             await self._remember(Bar(pin.source, None))
         if tries == 0:
             return await self._blocked()
-        await self.enter(SlotEvent.PIN_NEEDED, f"the card refused the PIN; {tries} tries left")
+        await self.enter(SlotEvent.PIN_NEEDED, _refusal(tries))
         return None
 
     async def _blocked(self) -> _Next:
@@ -273,6 +290,12 @@ class _Session:
         return _Next.REST
 
     async def _grant(self) -> None:
+        """Let the slot sign.
+
+        Raises:
+            DeviceError: there is something wrong with its key.
+        """
+        await self._call(self._device.prepare)
         identifying = self._slot.state is SlotState.IDENTIFYING
         await self.enter(SlotEvent.IDENTIFIED if identifying else SlotEvent.UNLOCKED)
 
@@ -315,12 +338,16 @@ class _Session:
                 if isinstance(offered, Pin) and offered.text == request.pin:
                     # The file holds the right PIN by now, so it may be sent at the next start.
                     await self._remember(None)
-                await self._grant()
+                try:
+                    await self._grant()
+                except DeviceError as error:
+                    request.fail(SlotGoneError(f"the PIN was accepted, but {error}"))
+                    raise
                 request.succeed()
                 return None
             case PinRefused(left):
                 refusal = PinBlockedError if left == 0 else PinRefusedError
-                request.fail(refusal(f"the card refused the PIN; {left} tries left"))
+                request.fail(refusal(_refusal(left)))
                 return await self._refused(Pin(request.pin, ""), left)
             case _:
                 assert_never(answer)
@@ -339,8 +366,7 @@ class _Session:
 
     async def _sign(self, request: SignRequest) -> _Next | None:
         slot = self._slot
-        # Key 9C uses the verified PIN up with each signature.
-        pin = slot.pin.text if slot.pin and slot.config.key_reference == "9C" else None
+        pin = slot.pin.text if slot.pin else None
         await self.enter(SlotEvent.SIGN_STARTED)
         work = partial(self._device.sign, request.algorithm, request.data, pin)
         try:
@@ -348,7 +374,7 @@ class _Session:
         except AlgorithmUnavailableError as error:
             request.fail(error)
         except PinNotAcceptedError as error:
-            request.fail(PinRefusedError(f"the card refused the PIN; {error.tries} tries left"))
+            request.fail(PinRefusedError(_refusal(error.tries)))
             assert slot.pin is not None
             return await self._refused(slot.pin, error.tries)
         except SignOutcomeUnknownError as error:
@@ -393,20 +419,28 @@ class _Session:
         return True
 
 
-def _wants_pin(config: SlotConfig) -> bool:
-    """Say whether the key wants a PIN at all: PIV's 9E (card authentication) never does."""
-    return config.backend == "pcsc" and config.key_reference != "9E"
+def _refusal(tries: int | None) -> str:
+    left = "it does not say how many tries are left" if tries is None else f"{tries} tries left"
+    return f"the card refused the PIN; {left}"
 
 
 def _is_suspect(error: DeviceError) -> bool:
     """Say whether the fault means that the card is not in the state we left it in."""
-    if isinstance(error, StatusWordError):
-        return error.word in SUSPECT_WORDS
-    return isinstance(error, PcscError) and error.number in CARD_GONE | SERVICE_GONE
+    match error:
+        case StatusWordError():
+            return error.word in SUSPECT_WORDS
+        case PcscError():
+            return error.number in CARD_GONE | SERVICE_GONE
+        case CryptokiError():
+            return error.number in TOKEN_GONE or error.number in LIBRARY_GONE
+        case _:
+            return isinstance(error, TokenAbsentError | PinWithheldError)
 
 
 def _mismatch(config: SlotConfig, found: Identity, insertion: Insertion) -> str:
     """Return in what the key differs from the bound one; empty when it is the bound one."""
+    if config.token is not None:
+        return _token_mismatch(config, config.token, found, insertion)
     bound = config.card
     if bound is None:
         return ""
@@ -424,16 +458,30 @@ def _mismatch(config: SlotConfig, found: Identity, insertion: Insertion) -> str:
     return f"{where} is not the card of slot {config.name}"
 
 
+def _token_mismatch(
+    config: SlotConfig, bound: TokenBinding, found: Identity, insertion: Insertion
+) -> str:
+    """Return in what a token that bears the bound serial or label differs from the bound one."""
+    certificate = found.certificate
+    if certificate is not None and certificate.sha256 == bound.certificate_sha256:
+        return ""
+    has = "no certificate" if certificate is None else f"certificate {certificate.sha256}"
+    where = f"token {found.guid} in slot {insertion.reader}"
+    return f"{where} has {has}, not the bound one of slot {config.name}"
+
+
 def _read_pin(config: SlotConfig) -> Pin | str:
     if config.pin is None:
         return "no PIN is configured; unlock the slot by hand"
     try:
         secret = read_secret(config.pin, os.environ)
-        return Pin(parse_pin(secret.content.decode("ascii")), secret.identity)
+        return Pin(parse_pin(secret.content.decode("ascii"), config), secret.identity)
     except KeyFileError as error:
         return str(error)
-    except ValueError:
-        return f"{config.pin} does not hold a PIN: 6 to 8 printable ASCII characters"
+    except UnicodeDecodeError:
+        return f"{config.pin} does not hold a PIN: it is not ASCII"
+    except ValueError as error:
+        return f"{config.pin} does not hold a PIN: {error}"
 
 
 def _source(config: SlotConfig) -> str:

@@ -11,12 +11,15 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from fep.adapters.card import SignAlgorithm
 from fep.keys.errors import AlgorithmUnavailableError, CardDataError
 
 EXPIRING_DAYS: Final = 30
 """A certificate with fewer days left is worth an alarm: a bank takes weeks to renew a key."""
+
+P256_BYTES: Final = 32
 
 _SHA256_DIGEST_INFO: Final = bytes.fromhex("3031300d060960864801650304020105000420")
 """DER of DigestInfo for SHA-256 up to the hash (RFC 8017, 9.2, note 1)."""
@@ -33,6 +36,13 @@ class Certificate:
     not_after: dt.datetime
     """Aware, UTC."""
     public_key: PublicKey = attrs.field(repr=False, eq=False)
+
+    @property
+    def algorithm(self) -> SignAlgorithm:
+        """The one by which this kind of key signs."""
+        if isinstance(self.public_key, rsa.RSAPublicKey):
+            return SignAlgorithm.RSA_SHA256
+        return SignAlgorithm.ECDSA_SHA256
 
 
 def parse_certificate(der: bytes) -> Certificate:
@@ -96,12 +106,33 @@ def card_block(public_key: PublicKey, data: bytes) -> bytes:
 
     PIV cards do raw RSA, so the host pads: EMSA-PKCS1-v1_5 of RFC 8017, 9.2.
     """
+    info = token_block(public_key, data)
+    if isinstance(public_key, ec.EllipticCurvePublicKey):
+        return info
+    size = (public_key.key_size + 7) // 8
+    return b"\x00\x01" + b"\xff" * (size - len(info) - 3) + b"\x00" + info
+
+
+def token_block(public_key: PublicKey, data: bytes) -> bytes:
+    """Return what a token gets that pads by itself: DigestInfo for RSA, the hash for P-256."""
     digest = hashlib.sha256(data).digest()
     if isinstance(public_key, ec.EllipticCurvePublicKey):
         return digest
-    info = _SHA256_DIGEST_INFO + digest
-    size = (public_key.key_size + 7) // 8
-    return b"\x00\x01" + b"\xff" * (size - len(info) - 3) + b"\x00" + info
+    return _SHA256_DIGEST_INFO + digest
+
+
+def der_signature(raw: bytes) -> bytes:
+    """Return a token's ECDSA signature, r and s of 32 bytes each, in the DER form of the others.
+
+    Raises:
+        CardDataError: it has another length.
+    """
+    half = P256_BYTES
+    if len(raw) != 2 * half:
+        msg = f"the token's P-256 signature has {len(raw)} bytes, not {2 * half}"
+        raise CardDataError(msg)
+    r, s = int.from_bytes(raw[:half], "big"), int.from_bytes(raw[half:], "big")
+    return encode_dss_signature(r, s)
 
 
 def verifies(

@@ -21,6 +21,7 @@ from fep.domain.clock import Clock
 from fep.domain.errors import KeySlotError
 from fep.domain.ids import SlotName
 from fep.keys.config import SlotConfig
+from fep.keys.device import Closable
 from fep.keys.errors import (
     DeviceError,
     KeyBusyError,
@@ -30,8 +31,7 @@ from fep.keys.errors import (
     SlotGoneError,
     WrongCardError,
 )
-from fep.keys.pin import Pin
-from fep.keys.piv import parse_pin
+from fep.keys.pin import Pin, parse_pin
 from fep.keys.routing import ENDINGS, Insertion, View, change
 from fep.keys.signatures import EXPIRING_DAYS, Certificate, days_left
 from fep.keys.state import ALARM_OF, OPEN, SLOT_ALARMS, SlotEvent, SlotState, step
@@ -53,7 +53,7 @@ class SlotSnapshot:
     reader: str
     generation: int
     guid: str
-    """Of the bound card; empty for a key that is no card."""
+    """Of the bound card; of a bound token its serial; empty for a key in software."""
     certificate_sha256: str
     """Of the bound certificate, or of the one a software key brings; may be empty."""
     not_after: dt.datetime | None
@@ -130,6 +130,8 @@ class Slot:
         """Of the slot's one thread; a call that never returns keeps it."""
         self.pin: Pin | None = None
         """The PIN that the bound card accepted last, in memory only."""
+        self.unclosed: list[Closable] = []
+        """What the slot's thread has to close, now or when a call that does not return is back."""
         self.state = SlotState.NO_SERVICE
         self.generation = 0
         """Counts the insertions of the slot's card since the daemon started."""
@@ -176,6 +178,19 @@ class Slot:
         """True while signatures may be asked for."""
         return self.state in OPEN
 
+    def close_devices(self) -> None:
+        """Close what was opened; blocking, for the slot's thread."""
+        while self.unclosed:
+            self.unclosed.pop().close()
+
+    def library_failed(self, reason: str) -> None:
+        """Raise the alarm that the library of the slot's token does not do its work."""
+        self._alarms.raise_alarm(AlarmKind.KEY_SERVICE_DOWN, self.name, reason)
+
+    def library_answers(self) -> None:
+        """Clear that alarm."""
+        self._alarms.clear(AlarmKind.KEY_SERVICE_DOWN, self.name)
+
     async def wait_open(self) -> None:
         """Return when the slot is open."""
         while not self.is_open:
@@ -213,7 +228,7 @@ class Slot:
             PinBlockedError: the counter is at zero.
             SlotGoneError: the slot does not wait for a PIN, or the card went.
         """
-        parse_pin(pin)
+        parse_pin(pin, self.config)
         if self.state is SlotState.PIN_BLOCKED:
             raise self._refusal()
         if self.state is not SlotState.PIN_REQUIRED:
@@ -223,7 +238,6 @@ class Slot:
 
     def snapshot(self) -> SlotSnapshot:
         """Return the slot as it is now."""
-        bound = self.config.card
         found = self._identified
         return SlotSnapshot(
             name=self.name,
@@ -231,14 +245,10 @@ class Slot:
             state=self.state,
             reader=self.reader,
             generation=self.generation,
-            guid=bound.guid if bound is not None else "",
-            certificate_sha256=bound.certificate_sha256
-            if bound is not None
-            else found.sha256
-            if found is not None
-            else "",
+            guid=self.config.identity,
+            certificate_sha256=self.config.bound_certificate or (found.sha256 if found else ""),
             not_after=found.not_after if found is not None else None,
-            detail=self.detail,
+            detail=self.detail or self.view.note,
         )
 
     # What the ring and the slot's own task tell it.
@@ -402,8 +412,8 @@ class Slot:
 
     def _refusal(self) -> KeySlotError:
         text = f"slot {self.name} is {self.state.value}"
-        if self.detail:
-            text = f"{text}: {self.detail}"
+        if why := self.detail or self.view.note:
+            text = f"{text}: {why}"
         kinds: dict[SlotState, type[KeySlotError]] = {
             SlotState.WRONG_CARD: WrongCardError,
             SlotState.PIN_REQUIRED: PinRequiredError,
@@ -418,5 +428,6 @@ class Slot:
     def _cause(self) -> str:
         if self.detail:
             return self.detail
-        card = self.config.card
-        return f"the key {card.guid if card else ''} of slot {self.name} is in no reader"
+        if self.view.note:
+            return self.view.note
+        return f"the key {self.config.identity} of slot {self.name} is in no reader"

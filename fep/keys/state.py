@@ -2,7 +2,8 @@
 
 Whether a slot can sign (``OPEN``) and which alarm its state deserves (``ALARM_OF``) are functions
 of the state, not flags beside it. A slot belongs to a card, not to a reader: NO_READER means that
-no reader at all is listed, EMPTY that the slot's card is in none of them.
+no reader at all is listed, EMPTY that the slot's card is in none of them. With PKCS#11 a token is
+the card, and a library's slot the reader.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class SlotState(StrEnum):
     """Where a slot is."""
 
     NO_SERVICE = "no_service"
-    """No PC/SC service (pcscd is down), or nobody watches the readers yet."""
+    """No PC/SC service (pcscd is down), a PKCS#11 library that fails, or nobody watches yet."""
     NO_READER = "no_reader"
     EMPTY = "empty"
     MUTE = "mute"

@@ -145,6 +145,58 @@ def test_a_software_slot_needs_demo_or_words(tmp_path: Path) -> None:
     marked(tmp_path, changed('mode = "production"', '‸mode = "prodution"', software))
 
 
+def test_a_slot_by_pkcs11_is_taken(tmp_path: Path) -> None:
+    slot = loaded(tmp_path, pkcs11()).slots[0]
+    assert slot.token is not None
+    assert (slot.backend, slot.module) == ("pkcs11", tmp_path / "p11.so")
+    assert (slot.token.serial, slot.token.label) == ("0123", "一号")
+    assert slot.token.certificate_sha256 == SHA256
+    assert (slot.object.id, slot.object.label) == ("0a", "sign")
+    least = pkcs11().replace(', label = "一号"', "").replace(OBJECT, "")
+    slot = loaded(tmp_path, least).slots[0]
+    assert slot.token is not None
+    assert (slot.token.label, slot.object.id, slot.object.label) == ("", "", "")
+
+
+OBJECT = 'object = { id = "0A", label = "sign" }\n'
+
+
+def pkcs11() -> str:
+    """Return the good file with its first slot by PKCS#11."""
+    pcsc = GOOD[GOOD.index('backend = "pcsc"') : GOOD.index("pin = { cred")]
+    token = f'token = {{ serial = "0123", label = "一号", certificate_sha256 = "{SHA256}" }}\n'
+    return changed(pcsc, f'backend = "pkcs11"\nmodule = "p11.so"\n{token}{OBJECT}')
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('module = "p11.so"\n', "", "a pkcs11 slot needs module"),
+        ("token = {", "‸tokn = {", "unknown key; did you mean 'token'?"),
+        ('serial = "0123", label = "一号"', 'label = ""', "give serial or label"),
+        ('serial = "0123", label = "一号", ', "", "give serial or label"),
+        (f', certificate_sha256 = "{SHA256}"', "", "is missing"),
+        (f'"一号", certificate_sha256 = "{SHA256}"', '"x", certificate_sha256 = "x"', "64 hex"),
+        ('id = "0A"', 'id = "0"', "id must be pairs"),
+        (OBJECT, f'{OBJECT}‸key = {{ file = "k" }}\n', "leave card and key out"),
+    ],
+)
+def test_a_wrong_slot_by_pkcs11_is_told(tmp_path: Path, old: str, new: str, says: str) -> None:
+    text = changed(old, new.replace("‸", ""), pkcs11())
+    assert says in check(written(tmp_path, text))[0].message
+
+
+def test_a_library_that_others_can_write_is_told(tmp_path: Path) -> None:
+    found = loaded(tmp_path, pkcs11())
+    module = tmp_path / "p11.so"
+    assert f"{module}: No such file or directory" in secret_faults(found)
+    module.touch()
+    module.chmod(0o775)
+    assert f"{module}: can be written by others; chmod go-w it" in secret_faults(found)
+    module.chmod(0o755)
+    assert not [one for one in secret_faults(found) if one.startswith(str(module))]
+
+
 # -- what is wrong --------------------------------------------------------------------------------
 
 WRONG = [

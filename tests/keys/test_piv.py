@@ -24,7 +24,6 @@ from fep.keys.piv import (
     algorithm_id,
     elements,
     find,
-    parse_pin,
     pin_counter,
     read_certificate,
     read_guid,
@@ -221,15 +220,6 @@ def test_a_compressed_certificate_is_inflated(card: PivCard) -> None:
     for wrong in (bomb, gzip.compress(der)[:-9], b"not gzip"):
         with pytest.raises(CardDataError):
             run(read_certificate("9C"), replay(_stored(wrong, 1)))
-
-
-def test_pins() -> None:
-    assert parse_pin("123456\n") == "123456"
-    assert parse_pin("12345678\r\n") == "12345678"
-    for wrong in ("", "12345", "123456789", "12345é", "12345\t"):
-        with pytest.raises(ValueError, match="6 to 8") as failure:
-            parse_pin(wrong)
-        assert not wrong or wrong not in str(failure.value)
 
 
 def test_only_keys_that_piv_knows() -> None:

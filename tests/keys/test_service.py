@@ -113,16 +113,6 @@ async def test_a_bad_key_file_is_a_fault_until_it_is_mended(tmp_path: Path, faul
         assert bench.alarms.active() == []
 
 
-async def test_pkcs11_is_accepted_and_says_that_it_is_not_there(tmp_path: Path) -> None:
-    config = SlotConfig(name=SlotName("token"), backend="pkcs11")
-    async with ring_of(tmp_path, [config]) as bench:
-        slot = await bench.state(SlotState.FAULT)
-        await until(lambda: bench.has(AlarmKind.KEY_FAULT, "token"))
-        assert "not available in this release" in bench.cause(AlarmKind.KEY_FAULT, "token")
-        with pytest.raises(KeySlotError):
-            await slot.sign(RSA, b"x")
-
-
 async def test_one_card_in_two_slots_is_refused(tmp_path: Path) -> None:
     async with ring_of(tmp_path, []) as bench:
         with pytest.raises(ConfigError, match="twice"):

@@ -6,7 +6,9 @@ import datetime as dt
 import hashlib
 
 import pytest
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,8 +19,10 @@ from fep.keys.signatures import (
     check_algorithm,
     check_key,
     days_left,
+    der_signature,
     fingerprint,
     parse_certificate,
+    token_block,
     verifies,
 )
 from tests.keys.files import certificate_of, ec_key, rsa_key
@@ -39,6 +43,35 @@ def test_a_raw_rsa_operation_over_our_block_is_a_signature(data: bytes) -> None:
 
 def test_the_block_of_an_elliptic_key_is_the_hash() -> None:
     assert card_block(ec_key().public_key(), b"x") == hashlib.sha256(b"x").digest()
+
+
+def test_what_a_token_pads_by_itself_is_the_end_of_our_block() -> None:
+    key = rsa_key().public_key()
+    info = token_block(key, b"x")
+    assert len(info) == 51
+    assert card_block(key, b"x").endswith(b"\xff\x00" + info)
+    assert token_block(ec_key().public_key(), b"x") == hashlib.sha256(b"x").digest()
+
+
+@given(st.binary())
+def test_a_raw_signature_has_the_form_of_the_others(data: bytes) -> None:
+    key = ec_key()
+    der = key.sign(data, ec.ECDSA(hashes.SHA256()))
+    raw = b"".join(number.to_bytes(32, "big") for number in decode_dss_signature(der))
+    assert der_signature(raw) == der
+    assert verifies(key.public_key(), ECDSA, data, der_signature(raw))
+
+
+@given(st.binary(max_size=100).filter(lambda raw: len(raw) != 64))
+def test_a_raw_signature_of_another_length_is_none(raw: bytes) -> None:
+    with pytest.raises(CardDataError, match=f"{len(raw)} bytes"):
+        der_signature(raw)
+
+
+def test_each_kind_of_certificate_has_its_algorithm() -> None:
+    now = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
+    for key, algorithm in ((rsa_key(), RSA), (ec_key(), ECDSA)):
+        assert parse_certificate(certificate_of(key, now)).algorithm is algorithm
 
 
 def test_a_certificate_s_facts() -> None:
