@@ -2,7 +2,7 @@
 
 OASIS PKCS#11 base specification 2.40; the structures and the order of the functions are those of
 its header ``pkcs11.h``, with the packing of Unix (none). Every call lets go of the GIL. Why this is
-no package from an index: docs/decisions/0023.
+no package from an index: docs/decisions/0025.
 """
 
 from __future__ import annotations
