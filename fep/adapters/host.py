@@ -18,8 +18,10 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fep.adapters.card import SignAlgorithm
+from fep.crypto.sm2 import Sm2Error, Sm2PublicKey
 from fep.domain.clock import BusinessDate, Clock
 from fep.domain.ids import AccountNumber, BankName
 from fep.domain.money import Cny
@@ -403,6 +405,8 @@ def verify(
 def _verified(
     certificate: x509.Certificate, algorithm: SignAlgorithm, signature: bytes, data: bytes
 ) -> bool:
+    if algorithm is SignAlgorithm.SM2_SM3:
+        return _verified_by_sm2(certificate, signature, data)
     key = certificate.public_key()
     try:
         if algorithm is SignAlgorithm.RSA_SHA256 and isinstance(key, rsa.RSAPublicKey):
@@ -414,3 +418,11 @@ def _verified(
     except InvalidSignature:
         return False
     return False
+
+
+def _verified_by_sm2(certificate: x509.Certificate, signature: bytes, data: bytes) -> bool:
+    try:
+        key = Sm2PublicKey.from_certificate(certificate.public_bytes(Encoding.DER))
+    except Sm2Error:
+        return False
+    return key.verifies(signature, data)

@@ -28,6 +28,7 @@ from fep.control.config import (
     TlsFiles,
     UserConfig,
 )
+from fep.crypto.sm2 import USER_ID
 from fep.daemon.bank_section import BankConfig, read_banks, try_codecs
 from fep.daemon.pool_section import read_pools
 from fep.daemon.store_section import StoreConfig, read_store
@@ -463,6 +464,7 @@ def _slot(table: Table, *, strict: bool) -> SlotConfig | None:
     pin, key = _secret(table.table("pin")), _secret(table.table("key"))
     reference = table.choice("key_reference", ("9A", "9C", "9D", "9E"), "9C")
     seconds = table.number("sign_deadline_s", 10.0, 0.1, SIGN_SECONDS_MAX)
+    user_id = table.text("sm2_user_id", USER_ID.decode("ascii"))
     table.close()
     good = table.is_clean()
     if backend == "software" and strict:
@@ -483,6 +485,7 @@ def _slot(table: Table, *, strict: bool) -> SlotConfig | None:
             module,
             token,
             wanted,
+            user_id,
         )
     )
 

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 import attrs
 
+from fep.crypto.sm2 import USER_ID, USER_ID_BYTES_MAX
 from fep.domain.ids import SlotName
 
 SIGN_SECONDS_MAX: Final = 600.0
@@ -145,6 +146,8 @@ class SlotConfig:
     """PKCS#11 only."""
     object: ObjectRef = ObjectRef()
     """PKCS#11 only."""
+    sm2_user_id: str = USER_ID.decode("ascii")
+    """Software only: what an SM2 key signs as (用户身份标识); agreed with the bank."""
 
     @property
     def identity(self) -> str:
@@ -160,6 +163,12 @@ class SlotConfig:
         return bound.certificate_sha256 if bound is not None else ""
 
     def __attrs_post_init__(self) -> None:
+        if not 0 < len(self.sm2_user_id.encode()) <= USER_ID_BYTES_MAX:
+            msg = f"sm2_user_id must have 1 to {USER_ID_BYTES_MAX} bytes"
+            raise ValueError(msg)
+        if self.backend != "software" and self.sm2_user_id.encode() != USER_ID:
+            msg = f"sm2_user_id is for software slots; this one is {self.backend}"
+            raise ValueError(msg)
         if self.backend == "pkcs11":
             self._check_token()
         elif self.module or self.token or self.object != ObjectRef():

@@ -95,13 +95,15 @@ class SoftwareDevice:
     def __init__(self, config: SlotConfig) -> None:
         assert config.key is not None
         self._reference = config.key
+        self._user_id = config.sm2_user_id.encode()
         self._key: SoftwareKey | None = None
         self.forsaken = False
 
     def open(self) -> None:
         """Read the key file."""
         secret = read_secret(self._reference, os.environ)
-        self._key = load_key(secret.content, read_beside(self._reference, os.environ, ".crt"))
+        certificate = read_beside(self._reference, os.environ, ".crt")
+        self._key = load_key(secret.content, certificate, self._user_id)
 
     def identify(self) -> Identity:
         """Return the certificate beside the key file, if any."""

@@ -40,7 +40,7 @@ from fep.keys.piv import (
 from fep.keys.readers import Result
 from fep.keys.routing import Foreign, Known, Look, Unreadable
 from fep.keys.signatures import (
-    Certificate,
+    CardKey,
     card_block,
     check_algorithm,
     fingerprint,
@@ -117,7 +117,7 @@ class PcscCard:
         self._context: Any = None
         self._card: Any = None
         self._protocol = 0
-        self._certificate: Certificate | None = None
+        self._key: CardKey | None = None
 
     def open(self) -> None:
         """Connect exclusively and select the PIV application."""
@@ -135,8 +135,9 @@ class PcscCard:
     def identify(self) -> Identity:
         """Return the card's GUID and the certificate of its key."""
         guid = self.run(read_guid())
-        self._certificate = parse_certificate(self.run(read_certificate(self._reference)))
-        return Identity(guid, self._certificate, wants_pin=self._reference != "9E")
+        certificate = parse_certificate(self.run(read_certificate(self._reference)))
+        self._key = certificate.card_key
+        return Identity(guid, certificate, wants_pin=self._reference != "9E")
 
     def pin_counter(self) -> PinCounter:
         """Return the tries left, spending none."""
@@ -154,8 +155,8 @@ class PcscCard:
 
         Key 9C uses the verified PIN up with each signature, so it is sent anew.
         """
-        assert self._certificate is not None
-        key = self._certificate.public_key
+        assert self._key is not None
+        key = self._key
         check_algorithm(key, algorithm)
         if pin is not None and self._reference == "9C":
             answer = self.run(verify_pin(pin))
@@ -176,7 +177,7 @@ class PcscCard:
     def close(self, *, reset: bool = True) -> None:
         """Disconnect and release the context; raises nothing, may be called again."""
         card, context = self._card, self._context
-        self._card = self._context = self._certificate = None
+        self._card = self._context = self._key = None
         if card is not None:
             how = scard.SCARD_RESET_CARD if reset else scard.SCARD_LEAVE_CARD
             scard.SCardDisconnect(card, how)

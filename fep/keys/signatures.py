@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from typing import Final, assert_never
+from typing import Final
 
 import attrs
 from cryptography import x509
@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from fep.adapters.card import SignAlgorithm
+from fep.crypto.sm2 import Sm2PublicKey
 from fep.keys.errors import AlgorithmUnavailableError, CardDataError
 
 EXPIRING_DAYS: Final = 30
@@ -21,10 +22,18 @@ EXPIRING_DAYS: Final = 30
 
 P256_BYTES: Final = 32
 
+_KINDS: Final = {
+    SignAlgorithm.RSA_SHA256: "an RSA",
+    SignAlgorithm.ECDSA_SHA256: "a P-256",
+    SignAlgorithm.SM2_SM3: "an SM2",
+}
+
 _SHA256_DIGEST_INFO: Final = bytes.fromhex("3031300d060960864801650304020105000420")
 """DER of DigestInfo for SHA-256 up to the hash (RFC 8017, 9.2, note 1)."""
 
-PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
+CardKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
+"""What a card or a token signs with here."""
+PublicKey = CardKey | Sm2PublicKey
 
 
 @attrs.frozen
@@ -40,39 +49,65 @@ class Certificate:
     @property
     def algorithm(self) -> SignAlgorithm:
         """The one by which this kind of key signs."""
-        if isinstance(self.public_key, rsa.RSAPublicKey):
-            return SignAlgorithm.RSA_SHA256
-        return SignAlgorithm.ECDSA_SHA256
+        return algorithm_of(self.public_key)
+
+    @property
+    def card_key(self) -> CardKey:
+        """The key, where a card or a token can sign with one of its kind.
+
+        Raises:
+            CardDataError: it is an SM2 key; each maker has mechanisms of its own for those.
+        """
+        if isinstance(self.public_key, Sm2PublicKey):
+            raise CardDataError("SM2 keys are for software slots; this one is on a card or token")
+        return self.public_key
+
+
+def algorithm_of(public_key: PublicKey) -> SignAlgorithm:
+    """Return how a key of this kind signs."""
+    if isinstance(public_key, rsa.RSAPublicKey):
+        return SignAlgorithm.RSA_SHA256
+    if isinstance(public_key, Sm2PublicKey):
+        return SignAlgorithm.SM2_SM3
+    return SignAlgorithm.ECDSA_SHA256
 
 
 def parse_certificate(der: bytes) -> Certificate:
     """Return the facts of a certificate.
 
     Raises:
-        CardDataError: not a certificate, or its key is neither RSA nor P-256.
+        CardDataError: not a certificate, or its key is not RSA, P-256 or SM2.
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
-        public_key = certificate.public_key()
         not_after = certificate.not_valid_after_utc
+        public_key = _key_in(certificate, der)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise CardDataError("the certificate can't be read") from error
     return Certificate(der, fingerprint(der), not_after, check_key(public_key))
+
+
+def _key_in(certificate: x509.Certificate, der: bytes) -> object:
+    try:
+        return certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        # The library knows no SM2. What is no SM2 key either raises another ValueError.
+        return Sm2PublicKey.from_certificate(der)
 
 
 def check_key(public_key: object) -> PublicKey:
     """Return the key if it is of a kind we sign with.
 
     Raises:
-        CardDataError: it is neither RSA nor P-256.
+        CardDataError: it is not RSA, P-256 or SM2.
     """
-    if isinstance(public_key, rsa.RSAPublicKey):
+    if isinstance(public_key, rsa.RSAPublicKey | Sm2PublicKey):
         return public_key
     if isinstance(public_key, ec.EllipticCurvePublicKey) and isinstance(
         public_key.curve, ec.SECP256R1
     ):
         return public_key
-    raise CardDataError("the key is neither RSA nor P-256; other kinds are not available")
+    raise CardDataError("the key is not RSA, P-256 or SM2; other kinds are not available")
 
 
 def fingerprint(der: bytes) -> str:
@@ -86,22 +121,13 @@ def check_algorithm(public_key: PublicKey, algorithm: SignAlgorithm) -> None:
     Raises:
         AlgorithmUnavailableError: it can't.
     """
-    match algorithm:
-        case SignAlgorithm.RSA_SHA256:
-            fits = isinstance(public_key, rsa.RSAPublicKey)
-        case SignAlgorithm.ECDSA_SHA256:
-            fits = isinstance(public_key, ec.EllipticCurvePublicKey)
-        case SignAlgorithm.SM2_SM3:
-            raise AlgorithmUnavailableError("sm2_sm3 is not available in this release")
-        case _:
-            assert_never(algorithm)
-    if not fits:
-        kind = "an RSA" if isinstance(public_key, rsa.RSAPublicKey) else "a P-256"
-        msg = f"the slot holds {kind} key, which can't sign {algorithm.value}"
+    own = algorithm_of(public_key)
+    if own is not algorithm:
+        msg = f"the slot holds {_KINDS[own]} key, which can't sign {algorithm.value}"
         raise AlgorithmUnavailableError(msg)
 
 
-def card_block(public_key: PublicKey, data: bytes) -> bytes:
+def card_block(public_key: CardKey, data: bytes) -> bytes:
     """Return what the card's raw operation gets: the padded block for RSA, the hash for P-256.
 
     PIV cards do raw RSA, so the host pads: EMSA-PKCS1-v1_5 of RFC 8017, 9.2.
@@ -113,7 +139,7 @@ def card_block(public_key: PublicKey, data: bytes) -> bytes:
     return b"\x00\x01" + b"\xff" * (size - len(info) - 3) + b"\x00" + info
 
 
-def token_block(public_key: PublicKey, data: bytes) -> bytes:
+def token_block(public_key: CardKey, data: bytes) -> bytes:
     """Return what a token gets that pads by itself: DigestInfo for RSA, the hash for P-256."""
     digest = hashlib.sha256(data).digest()
     if isinstance(public_key, ec.EllipticCurvePublicKey):
@@ -138,8 +164,10 @@ def der_signature(raw: bytes) -> bytes:
 def verifies(
     public_key: PublicKey, algorithm: SignAlgorithm, data: bytes, signature: bytes
 ) -> bool:
-    """Say whether the signature over the data is this key's."""
+    """Say whether the signature over the data is this key's; SM2 with the standard's user id."""
     check_algorithm(public_key, algorithm)
+    if isinstance(public_key, Sm2PublicKey):
+        return public_key.verifies(signature, data)
     try:
         if isinstance(public_key, rsa.RSAPublicKey):
             public_key.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())

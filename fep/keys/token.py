@@ -58,6 +58,7 @@ from fep.keys.errors import (
 from fep.keys.piv import PinAccepted, PinAnswer, PinCounter, PinRefused
 from fep.keys.signatures import (
     Certificate,
+    algorithm_of,
     check_algorithm,
     der_signature,
     fingerprint,
@@ -254,7 +255,7 @@ class Pkcs11Device:
         self._key = self._find_key()
         always = self._library.attribute(self._session, self._key, CKA_ALWAYS_AUTHENTICATE)
         self._asks_each_time = bool(always and any(always))
-        algorithm = self._certificate.algorithm
+        algorithm = algorithm_of(self._certificate.card_key)
         usable = [
             one
             for one in _MECHANISMS[algorithm]
@@ -272,7 +273,7 @@ class Pkcs11Device:
         """
         assert self._certificate is not None
         assert self._key is not None
-        public = self._certificate.public_key
+        public = self._certificate.card_key
         check_algorithm(public, algorithm)
         block = data if self._mechanism in _HASHES_ITSELF else token_block(public, data)
         self._library.sign_init(self._session, self._mechanism, self._key)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -46,6 +48,32 @@ def certificate_of(key: PrivateKey, now: dt.datetime, days: int = 365) -> bytes:
         .sign(key, hashes.SHA256())
     )
     return certificate.public_bytes(serialization.Encoding.DER)
+
+
+@cache
+def sm2_pair(number: int = 0) -> tuple[bytes, bytes]:
+    """Return an SM2 key and its self-signed certificate, both PEM, as OpenSSL's own tool makes them."""
+    with tempfile.TemporaryDirectory() as directory:
+        key, certificate = Path(directory, "key.pem"), Path(directory, "certificate.pem")
+        curve = ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:SM2"]
+        openssl(["genpkey", *curve, "-out", str(key)])
+        command = ["req", "-x509", "-key", str(key), "-sm3", "-sigopt", "distid:1234567812345678"]
+        command += ["-days", "365", "-subj", f"/CN=fep test {number}", "-out", str(certificate)]
+        openssl(command)
+        return key.read_bytes(), certificate.read_bytes()
+
+
+def sm2_number(pem: bytes) -> str:
+    """Return the private number of an SM2 key in hexadecimal, as banks hand keys out."""
+    shown = openssl(["ec", "-text", "-noout"], pem).decode("ascii")
+    number = shown.partition("priv:")[2].partition("pub:")[0]
+    return "".join(number.split()).replace(":", "").zfill(64)[-64:]
+
+
+def openssl(command: list[str], given: bytes = b"") -> bytes:
+    """Return what OpenSSL's own tool writes."""
+    run = subprocess.run(["openssl", *command], input=given, check=True, capture_output=True)
+    return run.stdout
 
 
 def write_private(path: Path, content: bytes) -> Path:

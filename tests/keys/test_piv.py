@@ -102,7 +102,7 @@ def test_the_counter_is_read_without_spending_a_try(card: PivCard) -> None:
     ],
 )
 def test_signatures(card: PivCard, reference: Any, algorithm: SignAlgorithm) -> None:
-    key = parse_certificate(run(read_certificate(reference), card.process)).public_key
+    key = parse_certificate(run(read_certificate(reference), card.process)).card_key
     bits = key.key_size if algorithm is SignAlgorithm.RSA_SHA256 else None
     run(verify_pin("123456"), card.process)
     block = card_block(key, b"data")
@@ -112,7 +112,7 @@ def test_signatures(card: PivCard, reference: Any, algorithm: SignAlgorithm) -> 
 
 
 def test_key_9c_wants_its_pin_each_time(card: PivCard) -> None:
-    key = parse_certificate(run(read_certificate("9C"), card.process)).public_key
+    key = parse_certificate(run(read_certificate("9C"), card.process)).card_key
     run(verify_pin("123456"), card.process)
     run(sign("9C", 0x07, card_block(key, b"x")), card.process)
     with pytest.raises(StatusWordError) as failure:

@@ -6,13 +6,15 @@ import datetime as dt
 import hashlib
 
 import pytest
-from cryptography.hazmat.primitives import hashes
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fep.adapters.card import SignAlgorithm
+from fep.crypto.sm2 import Sm2PrivateKey
 from fep.keys.errors import AlgorithmUnavailableError, CardDataError
 from fep.keys.signatures import (
     card_block,
@@ -25,9 +27,10 @@ from fep.keys.signatures import (
     token_block,
     verifies,
 )
-from tests.keys.files import certificate_of, ec_key, rsa_key
+from tests.keys.files import certificate_of, ec_key, rsa_key, sm2_pair
 
 RSA, ECDSA = SignAlgorithm.RSA_SHA256, SignAlgorithm.ECDSA_SHA256
+SM2 = SignAlgorithm.SM2_SM3
 
 
 @given(st.binary())
@@ -71,7 +74,20 @@ def test_a_raw_signature_of_another_length_is_none(raw: bytes) -> None:
 def test_each_kind_of_certificate_has_its_algorithm() -> None:
     now = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
     for key, algorithm in ((rsa_key(), RSA), (ec_key(), ECDSA)):
-        assert parse_certificate(certificate_of(key, now)).algorithm is algorithm
+        certificate = parse_certificate(certificate_of(key, now))
+        assert certificate.algorithm is algorithm
+        assert certificate.card_key == key.public_key()
+
+
+def test_an_sm2_certificate_s_facts() -> None:
+    der = x509.load_pem_x509_certificate(sm2_pair()[1]).public_bytes(serialization.Encoding.DER)
+    certificate = parse_certificate(der)
+    assert certificate.algorithm is SM2
+    assert certificate.public_key == Sm2PrivateKey.from_pem(sm2_pair()[0]).public_key
+    assert certificate.sha256 == hashlib.sha256(der).hexdigest()
+    assert days_left(certificate, certificate.not_after - dt.timedelta(days=3)) == 3
+    with pytest.raises(CardDataError, match="software slots"):
+        _ = certificate.card_key
 
 
 def test_a_certificate_s_facts() -> None:
@@ -103,7 +119,7 @@ def test_only_keys_we_can_use() -> None:
     [
         (RSA, True, False),
         (ECDSA, False, True),
-        (SignAlgorithm.SM2_SM3, False, False),
+        (SM2, False, False),
     ],
 )
 def test_an_algorithm_fits_its_kind_of_key_only(
