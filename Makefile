@@ -13,7 +13,7 @@ DRIVER := .build/driver.stamp
 # 114, 124 and 128 (started by another function, or a protocol's method that need not wait).
 ASYNC_OFF := ASYNC9,ASYNC109,ASYNC110,ASYNC114,ASYNC119,ASYNC121,ASYNC124,ASYNC128
 
-.PHONY: help setup demo test check format lint types layers lock clean bench-link bench-submit \
+.PHONY: help setup demo test test-parts test-whole check format lint types layers lock clean bench-link bench-submit \
 	bench-queue bench-adapters bench-recovery bench-soak simulate crash
 
 help: ## list the targets
@@ -24,10 +24,19 @@ setup: $(DRIVER) ## make .venv/ and everything else; all other targets begin wit
 demo: setup ## the main job on this machine: keys, banks, tasks, one pooling round
 	@$(BIN)/fep demo
 
-test: setup ## every test, with branch coverage
+# Real processes, and the simulation: they measure no coverage, so that nothing is traced in them.
+WHOLE := tests/system tests/crash tests/simulation tests/bench
+
+test: setup ## every test, in two halves at once; branch coverage of the first
 	@$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -q $(PYTEST)
+	$(MAKE) --no-print-directory --jobs=2 test-parts test-whole
 	$(BIN)/coverage report
+
+test-parts: setup ## tests of the parts, with branch coverage
+	$(BIN)/coverage run -m pytest -q $(WHOLE:%=--ignore=%) $(PYTEST)
+
+test-whole: setup ## tests of the whole: real processes, crashes, the simulation, benches
+	$(BIN)/python -m pytest -q $(WHOLE) $(PYTEST)
 
 check: setup lint types layers test ## what developers run before a commit
 
