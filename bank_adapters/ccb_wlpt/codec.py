@@ -15,6 +15,7 @@ from bank_adapters.ccb_wlpt.messages import (
     add_signature,
     decode,
     encode,
+    mask_password,
     signed_part,
 )
 from fep.adapters.api import BankProfile, Context, Draft, Outcome, Reply
@@ -110,6 +111,10 @@ class CcbWlptCodec:
         if signature is None:
             return data
         return add_signature(data, base64.b64encode(signature).decode("ascii"))
+
+    def kept(self, frame: bytes) -> bytes:
+        """Return a request's bytes as they may be stored and shown: without the password."""
+        return mask_password(frame)
 
     def outcome(self, operation: Operation, reply: Reply) -> Outcome:
         """Return what a reply means for the operation it answers."""

@@ -25,6 +25,7 @@ _NOT_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U001
 _TAIL: Final = frozenset({"SIGN_INFO", "SIGNCERT"})
 """They stand after TX_INFO."""
 _SIGNATURE: Final = re.compile(rb"<SIGN_INFO>([^<]*)</SIGN_INFO>")
+_PASSWORD: Final = re.compile(rb"(?<=<PASSWORD>)[^<]+(?=</PASSWORD>)")
 _TX_INFO: Final = re.compile(rb"<TX_INFO>.*</TX_INFO>", re.DOTALL)
 _BLANK: Final = b" \t\r\n\0"
 
@@ -185,6 +186,11 @@ def add_signature(data: bytes, signature: str) -> bytes:
     """Return the request with its signature, base64, in the empty SIGN_INFO."""
     whole = b"<SIGN_INFO>" + signature.encode("ascii") + b"</SIGN_INFO>"
     return _SIGNATURE.sub(whole, data, count=1)
+
+
+def mask_password(data: bytes) -> bytes:
+    """Return bytes that hold a request, as many, with stars for the password."""
+    return _PASSWORD.sub(lambda found: b"*" * len(found[0]), data)
 
 
 def take_signature(data: bytes) -> str:

@@ -106,6 +106,18 @@ def test_each_payment_is_in_the_books_once_and_no_bank_holds_up_another(director
             )
             tasks = {one["task_id"]: one for one in every_task(operator)}
         check_books(scene, tasks)
+        check_secrets(scene)
+
+
+def check_secrets(scene: Scene) -> None:
+    """Check that what was written bears no bank's password or key."""
+    files = [one for one in (scene.directory / "state").rglob("*") if one.is_file()]
+    files.append(scene.directory / "fep.log")
+    written = b"".join(one.read_bytes() for one in files)
+    assert b"<PASSWORD>***" in written, "a request of a bank with a password is kept"
+    for plan in scene.banks:
+        for name, secret in plan.secrets.items():
+            assert secret.encode() not in written, f"{name} of {plan.name} was written"
 
 
 def landed(scene: Scene, bank: str) -> int:

@@ -23,7 +23,16 @@ from bank_adapters.ccb_wlpt.messages import (
     signed_part,
     take_signature,
 )
-from fep.adapters.api import Accepted, BankProfile, Context, Outcome, Rejected, Reply, Unclear
+from fep.adapters.api import (
+    Accepted,
+    BankProfile,
+    Context,
+    Outcome,
+    Rejected,
+    Reply,
+    SecretiveCodec,
+    Unclear,
+)
 from fep.adapters.card import BehaviourCard, override
 from fep.adapters.host import BookAccount, Fault, Faults, HostProfile
 from fep.domain.account import Account
@@ -242,6 +251,9 @@ def test_who_has_no_password_or_signature_pays_nothing() -> None:
     assert b"SIM001" in answer.data
     assert bench.book.moved == 0
     assert PASSWORD not in repr((draft, bench.codec, decode(sealed)))
+    assert isinstance(bench.codec, SecretiveCodec)
+    kept = bench.codec.kept(sealed)
+    assert kept == sealed.replace(PASSWORD.encode(), b"*" * len(PASSWORD))
 
 
 def test_what_is_refused_before_sending() -> None:
