@@ -38,6 +38,7 @@ class PinganAdapter:
             Kind.STATEMENT,
             Kind.RETURNED_PAYMENTS,
             Kind.BANK_CODE_LOOKUP,
+            Kind.POOL_SWEEP,
         }
     )
     options_class: type[PinganOptions] = PinganOptions

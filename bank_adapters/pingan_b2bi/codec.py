@@ -123,6 +123,9 @@ class PinganCodec:
                 if context.client_ref is None:
                     msg = "a payment needs its client_ref"
                     raise LocalProtocolError(msg)
+                if operation.sweep is not None:
+                    body = messages.sweep(profile, operation, context.client_ref)
+                    return self._draft(messages.SWEEP, body, context, signed=True)
                 body = messages.transfer(profile, operation, context.client_ref)
                 return self._draft(messages.TRANSFER, body, context, signed=True)
             case StatusQuery():

@@ -115,11 +115,13 @@ class _Request:
 
 @attrs.frozen
 class _Order:
-    """A 4004 that was read whole, so that nothing can go wrong between booking and answer."""
+    """A payment that was read whole, so that nothing can go wrong between booking and answer."""
 
     request: PaymentRequest
     same_bank: bool
-    inner_number: str
+    inner_number: str = ""
+    sweep: str = ""
+    """guiJiType of a 4052."""
 
 
 class _RefusalError(Exception):
@@ -220,7 +222,7 @@ class PinganHostConnection:
             request = _Request(packet, bodies.read(text))
         except UnreadableError as error:
             raise _RefusalError(BAD_XML) from error
-        if request.trade == messages.TRANSFER:
+        if request.trade in (messages.TRANSFER, messages.SWEEP):
             return self._transfer(request)
         handler = self._handlers.get(request.trade)
         if handler is None:
@@ -272,7 +274,8 @@ class PinganHostConnection:
             return before
         self._check_signature(request.packet)
         try:
-            order = self._order(request.fields)
+            read = self._sweep if request.trade == messages.SWEEP else self._order
+            order = read(request.fields)
         except (UnreadableError, ValueError) as error:
             raise _RefusalError(BAD_PARAMETER) from error
         profile = self._profile
@@ -334,11 +337,45 @@ class PinganHostConnection:
         )
         return _Order(request, same_bank, fields.get("CstInnerFlowNo"))
 
+    def _sweep(self, fields: Fields) -> _Order:
+        """Return the order of a 4052: between two accounts of the enterprise."""
+        parent, child = self._own(fields.get("AcctNo")), self._own(fields.get("subAccountNo"))
+        way, amount = fields.get("guiJiType"), Cny.parse_loose(fields.get("Amount"))
+        if (
+            fields.get("guiJiAreaOption") != messages.ONE_CHILD
+            or way not in (messages.SWEEP_UP, messages.SWEEP_DOWN)
+            or not 0 < amount.fen <= messages.AMOUNT_MAX.fen
+            or parent.number == child.number
+        ):
+            raise _RefusalError(BAD_PARAMETER)
+        payer, payee = (child, parent) if way == messages.SWEEP_UP else (parent, child)
+        faults = self._profile.faults
+        request = PaymentRequest(
+            client_ref=_text(fields, "ThirdVoucher"),
+            payer=payer.number,
+            payee=payee.number,
+            payee_name=payee.name,
+            payee_bank_name="",
+            amount=amount,
+            purpose="",
+            landed=faults.draw(Fault.LANDED),
+            returns_at=faults.draw_return(self._profile.clock.now()),
+        )
+        return _Order(request, same_bank=True, sweep=way)
+
     def _taken(self, packet: Packet, order: _Order, payment: BookPayment) -> bytes:
         """Return the answer to a booked 4004; only inside the bank it bears the host's number."""
         at_once = order.same_bank or not self._is_funded(payment)
         if payment.state is BookedState.REFUSED and at_once:
             raise _RefusalError((BAD_PARAMETER[0], payment.reason))
+        if order.sweep:
+            members = [
+                ("ThirdVoucher", payment.client_ref),
+                ("FrontLogNo", payment.bank_ref),
+                ("guiJiType", order.sweep),
+                ("Amount", str(payment.amount)),
+            ]
+            return _good(packet, members)
         done = order.same_bank and payment.state is BookedState.DONE
         members = [
             ("ThirdVoucher", payment.client_ref),

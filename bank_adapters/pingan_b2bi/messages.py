@@ -26,6 +26,7 @@ from fep.domain.order import (
     ReturnedQuery,
     StatementQuery,
     StatusQuery,
+    Sweep,
     Urgency,
 )
 
@@ -37,8 +38,13 @@ TODAY: Final = "4008"
 HISTORY: Final = "4013"
 BANK_CODES: Final = "4017"
 RETURNED: Final = "4019"
+SWEEP: Final = "4052"
 
 CURRENCY: Final = "RMB"
+ONE_CHILD: Final = "2"
+"""guiJiAreaOption of 4052; 1 is all children."""
+SWEEP_UP, SWEEP_DOWN = "1", "2"
+"""guiJiType of 4052."""
 AMOUNT_MAX: Final = Cny(9_999_999_999_999)
 """TranAmount is 13,2: thirteen digits, two of them decimals."""
 PAGES_MAX: Final = 10_000
@@ -61,6 +67,7 @@ CHARS_MAX: Final = {
     "InAcctBankName": 60,
     "UseEx": 30,
     "AccNo": 14,
+    "subAccountNo": 14,
     "KeyWord": 60,
 }
 """Declared lengths C(n) in characters."""
@@ -249,6 +256,32 @@ def transfer(profile: BankProfile, order: PaymentOrder, reference: ClientRef) ->
         ("AddrFlag", _OTHER_CITY),
     ]
     return _body(members)
+
+
+def sweep(profile: BankProfile, order: PaymentOrder, reference: ClientRef) -> bytes:
+    """Return the body of 4052: one child and an amount, never all of a pool.
+
+    What is not known beforehand could not be found again in a statement.
+
+    Raises:
+        BodyError: an account is not ours, or the bank can't carry the amount.
+    """
+    if not 0 < order.amount.fen <= AMOUNT_MAX.fen:
+        msg = f"amount: Amount must be above 0.00 and at most {AMOUNT_MAX}"
+        raise BodyError(msg)
+    up = order.sweep is Sweep.UP
+    ends = (order.payee.account, order.payer)
+    parent, child = ends if up else ends[::-1]
+    return _body(
+        [
+            _needed("ThirdVoucher", reference, "client_ref"),
+            _needed("AcctNo", own_account(profile, parent, "parent.account").number, "parent"),
+            ("guiJiAreaOption", ONE_CHILD),
+            _needed("subAccountNo", own_account(profile, child, "child.account").number, "child"),
+            ("guiJiType", SWEEP_UP if up else SWEEP_DOWN),
+            ("Amount", str(order.amount)),
+        ]
+    )
 
 
 def _payee_bank_name(

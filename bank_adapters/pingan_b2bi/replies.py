@@ -139,9 +139,9 @@ def outcome(profile: BankProfile, operation: Operation, reply: Reply) -> Outcome
 
 
 def payment_ref(reply: Reply) -> str:
-    """Return our reference of the payment that an answer to 4004 bears, or empty."""
+    """Return our reference of the payment that an answer to 4004 or 4052 bears, or empty."""
     answer = reply.content
-    if reply.trade != messages.TRANSFER or not isinstance(answer, Answer):
+    if reply.trade not in (messages.TRANSFER, messages.SWEEP) or not isinstance(answer, Answer):
         return ""
     return answer.fields.get("ThirdVoucher")
 
@@ -149,8 +149,10 @@ def payment_ref(reply: Reply) -> str:
 def _outcome(profile: BankProfile, operation: Operation, reply: Reply, answer: Answer) -> Outcome:
     said = meaning(profile.card.codes, reply.code)
     match operation:
-        case PaymentOrder():
+        case PaymentOrder(sweep=None):
             return _transfer(profile, operation, reply, answer, said)
+        case PaymentOrder():
+            return _swept(operation, reply, answer, said)
         case StatusQuery():
             return _status(profile.card, operation, reply, answer, said)
         case BalanceQuery():
@@ -244,10 +246,7 @@ def _transfer(
     fields = answer.fields
     _expect_trade(reply, messages.TRANSFER)
     _expect(fields, "TranAmount", order.amount)
-    voucher = fields.get("ThirdVoucher")
-    if not 0 < len(voucher) <= messages.CHARS_MAX["ThirdVoucher"]:
-        msg = "the answer bears no ThirdVoucher of ours"
-        raise _MismatchError(msg)
+    voucher = _voucher(fields)
     # Interbank 000000 is "accepted" only and its hostFlowNo is empty. A payment inside the bank
     # that landed is not booked either, so the host's number is asked for there too.
     done = (
@@ -263,6 +262,26 @@ def _transfer(
         fee=_fee(fields, "Fee1", "Fee2"),
     )
     return Accepted(receipt, reply.code, reply.message, final=done)
+
+
+def _swept(order: PaymentOrder, reply: Reply, answer: Answer, said: Meaning) -> Outcome:
+    """Return what an answer to 4052 means: taken over at best, since no packet shows one."""
+    if said is not Meaning.OK:
+        return _not_done(reply, said, moves_money=True)
+    fields = answer.fields
+    _expect_trade(reply, messages.SWEEP)
+    _expect(fields, "Amount", order.amount)
+    voucher = _voucher(fields)
+    receipt = PaymentReceipt(ClientRef(voucher), order.amount, _bank_ref(fields))
+    return Accepted(receipt, reply.code, reply.message, final=False)
+
+
+def _voucher(fields: Fields) -> str:
+    voucher = fields.get("ThirdVoucher")
+    if not 0 < len(voucher) <= messages.CHARS_MAX["ThirdVoucher"]:
+        msg = "the answer bears no ThirdVoucher of ours"
+        raise _MismatchError(msg)
+    return voucher
 
 
 def _status(

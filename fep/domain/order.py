@@ -64,6 +64,15 @@ class Urgency(StrEnum):
     URGENT = "urgent"
 
 
+class Sweep(StrEnum):
+    """Which way the bank's own pooling trade moves money (归集方向)."""
+
+    UP = "up"
+    """From the child to the parent (上划)."""
+    DOWN = "down"
+    """From the parent to the child (下拨)."""
+
+
 class Direction(StrEnum):
     """Side of a statement line, seen from the account's holder."""
 
@@ -100,6 +109,8 @@ class PaymentOrder:
     currency: Literal["CNY"] = "CNY"
     purpose: str = ""
     urgency: Urgency = Urgency.NORMAL
+    sweep: Sweep | None = None
+    """By the bank's own pooling trade (手工归集): both accounts are ours, the payee has no name."""
 
 
 @attrs.frozen
@@ -403,6 +414,27 @@ def _transfer(params: object) -> PaymentOrder:
     return order
 
 
+def _pool_sweep(params: object) -> PaymentOrder:
+    names = frozenset({"parent", "child", "direction", "amount", "currency"})
+    given = _members(params, "params", names, frozenset())
+    parent = _members(given["parent"], "parent", frozenset({"account"}), frozenset())
+    child = _members(given["child"], "child", frozenset({"account"}), frozenset())
+    top = _account(parent["account"], "parent.account")
+    below = _account(child["account"], "child.account")
+    if top == below:
+        msg = "parent.account and child.account are the same"
+        raise BodyError(msg)
+    if given["currency"] != "CNY":
+        msg = "currency must be 'CNY', the only one supported"
+        raise BodyError(msg)
+    if given["direction"] not in ("up", "down"):
+        msg = "direction must be 'up' or 'down'"
+        raise BodyError(msg)
+    sweep = Sweep(given["direction"])
+    payer, payee = (below, top) if sweep is Sweep.UP else (top, below)
+    return PaymentOrder(payer, Payee(payee, ""), _amount(given["amount"], "amount"), sweep=sweep)
+
+
 def _transfer_status(params: object) -> TransferStatusRequest:
     given = _members(params, "params", frozenset({"task_id"}), frozenset())
     try:
@@ -452,6 +484,7 @@ _PARSERS: Final[Mapping[Kind, Callable[[object], Body]]] = {
     Kind.STATEMENT: _statement,
     Kind.RETURNED_PAYMENTS: _returned,
     Kind.BANK_CODE_LOOKUP: _bank_code,
+    Kind.POOL_SWEEP: _pool_sweep,
 }
 
 
@@ -477,6 +510,16 @@ def body_params(body: Body) -> dict[str, object]:
     match body:
         case BalanceQuery():
             return {"account": body.account}
+        case PaymentOrder(sweep=Sweep() as sweep):
+            ends = (body.payee.account, body.payer)
+            parent, child = ends if sweep is Sweep.UP else ends[::-1]
+            return {
+                "parent": {"account": parent},
+                "child": {"account": child},
+                "direction": sweep.value,
+                "amount": str(body.amount),
+                "currency": body.currency,
+            }
         case PaymentOrder():
             payee = {"account": body.payee.account, "name": body.payee.name}
             if body.payee.bank_code:

@@ -453,6 +453,13 @@ def test_methods_that_the_session_answers_itself_have_its_errors() -> None:
 
 FULL: dict[Kind, dict[str, Any]] = {
     Kind.BALANCE: {"account": "6001"},
+    Kind.POOL_SWEEP: {
+        "parent": {"account": "6001"},
+        "child": {"account": "6002"},
+        "direction": "up",
+        "amount": "0.01",
+        "currency": "CNY",
+    },
     Kind.TRANSFER: {
         "payer": {"account": "6001"},
         "payee": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ from fep.domain.order import (
     Statement,
     StatementEntry,
     StatementQuery,
+    Sweep,
     TransferStatusRequest,
     Urgency,
     body_params,
@@ -50,6 +52,7 @@ PARSED = (
     Kind.STATEMENT,
     Kind.RETURNED_PAYMENTS,
     Kind.BANK_CODE_LOOKUP,
+    Kind.POOL_SWEEP,
 )
 ERROR_CHARS_MAX = 200
 """A reason goes into a result line and the store: it must not be as long as what was sent."""
@@ -109,6 +112,13 @@ def payments(draw: st.DrawFn) -> PaymentOrder:
 
 
 @st.composite
+def sweeps(draw: st.DrawFn) -> PaymentOrder:
+    payer, payee = draw(st.lists(ACCOUNTS, min_size=2, max_size=2, unique=True))
+    amount = Cny(draw(st.integers(1, 10**15 - 1)))
+    return PaymentOrder(payer, Payee(payee, ""), amount, sweep=draw(st.sampled_from(Sweep)))
+
+
+@st.composite
 def statements(draw: st.DrawFn) -> StatementQuery:
     first = draw(DAYS)
     span = dt.timedelta(days=draw(st.integers(0, STATEMENT_DAYS_MAX - 1)))
@@ -130,6 +140,7 @@ BODIES: dict[Kind, st.SearchStrategy[Body]] = {
         DAYS,
         st.integers(0, 29),
     ),
+    Kind.POOL_SWEEP: sweeps(),
     Kind.BANK_CODE_LOOKUP: st.builds(
         BankCodeQuery, st.from_regex(r"[0-9]{3}", fullmatch=True), TEXTS
     ),
@@ -350,6 +361,41 @@ def test_a_statement_has_an_order_and_a_span() -> None:
     parse_body(Kind.STATEMENT, ask("2026-01-01", "2026-04-10"))
     assert "100 days" in refused(Kind.STATEMENT, ask("2026-01-01", "2026-04-11"))
     assert "before" in refused(Kind.STATEMENT, ask("2026-01-05", "2026-01-04"))
+
+
+SWEEP = {
+    "parent": {"account": "99000000000101"},
+    "child": {"account": "99000000000202"},
+    "direction": "up",
+    "amount": "0.29",
+    "currency": "CNY",
+}
+
+
+def test_a_sweep_moves_from_child_to_parent_or_back() -> None:
+    up, down = (parse_body(Kind.POOL_SWEEP, SWEEP | {"direction": way}) for way in ("up", "down"))
+    assert isinstance(up, PaymentOrder)
+    assert isinstance(down, PaymentOrder)
+    assert (up.payer, up.payee.account) == ("99000000000202", "99000000000101")
+    assert (down.payer, down.payee.account) == (up.payee.account, up.payer)
+    assert up.amount == down.amount == Cny(29)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"direction": "sideways"}, "direction must be"),
+        ({"direction": ["up"]}, "direction must be"),
+        ({"child": {"account": "99000000000101"}}, "the same"),
+        ({"child": {"account": "99000000000202", "name": "x"}}, r"child\.name is not"),
+        ({"parent": "99000000000101"}, "parent must be an object"),
+        ({"currency": "USD"}, "currency"),
+        ({"amount": "0.00"}, "amount"),
+        ({"purpose": "x"}, r"params\.purpose"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(changes: dict[str, Any], says: str) -> None:
+    assert re.search(says, refused(Kind.POOL_SWEEP, SWEEP | changes))
 
 
 def test_a_status_asks_for_a_task_id() -> None:

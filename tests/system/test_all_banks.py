@@ -15,7 +15,7 @@ from fep.adapters import registry
 from fep.adapters.host import BookAccount, BookedState, own_faults
 from fep.client import BlockingClient
 from fep.domain.clock import SystemClock, business_date
-from fep.domain.order import Kind
+from fep.domain.order import MOVES_MONEY, Kind
 from fep.sandbox.scene import BankPlan, Scene
 from fep.tasks.state import FINAL, State
 from tests.system.plans import all_plans
@@ -32,6 +32,9 @@ FAULTS = (
 )
 OWN_CHANCE = 0.02
 """Of each fault that is one bank's own."""
+
+SWEEP_CHANCE = 0.3
+"""Of the payments at a bank with a pooling trade of its own."""
 
 PARAMS = {
     Kind.BALANCE: ("account",),
@@ -60,7 +63,14 @@ def bodies(scene: Scene, rng: random.Random) -> list[tuple[str, str, dict[str, A
         payer = rng.choice(by_bank[plan.name])
         kinds = [one for one in PARAMS if one in registry.adapter(plan.adapter).capabilities]
         kind = rng.choice((Kind.TRANSFER, rng.choice(kinds)))
-        if kind is Kind.TRANSFER:
+        sweeps = Kind.POOL_SWEEP in registry.adapter(plan.adapter).capabilities
+        if kind is Kind.TRANSFER and sweeps and rng.random() < SWEEP_CHANCE:
+            parent, child = by_bank[plan.name]
+            ways = {"parent": {"account": parent.number}, "child": {"account": child.number}}
+            way = {"direction": rng.choice(("up", "down")), "currency": "CNY"}
+            params = {**ways, **way, "amount": f"{number + 1}.00"}
+            body = {"kind": Kind.POOL_SWEEP.value, "params": params}
+        elif kind is Kind.TRANSFER:
             others = [one for one in scene.accounts if one.number != payer.number]
             body = transfer(scene, payer, rng.choice(others), f"{number + 1}.00")
         else:
@@ -138,7 +148,7 @@ def check_books(scene: Scene, tasks: dict[str, dict[str, Any]]) -> None:
         payments = {(str(one.bank), str(one.amount)): one for one in book.payments()}
         assert len(payments) == len(book.payments())
         for task_id, task in tasks.items():
-            if task["kind"] != "transfer":
+            if Kind(task["kind"]) not in MOVES_MONEY:
                 continue
             bank, _, number = task_id.rpartition("-")
             payment = payments.pop((bank, f"{int(number) + 1}.00"), None)

@@ -33,6 +33,7 @@ def test_it_declares_what_it_has() -> None:
         Kind.STATEMENT,
         Kind.RETURNED_PAYMENTS,
         Kind.BANK_CODE_LOOKUP,
+        Kind.POOL_SWEEP,
     }
 
 
