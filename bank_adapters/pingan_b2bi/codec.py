@@ -11,11 +11,11 @@ import attrs
 
 from bank_adapters.pingan_b2bi import messages, replies
 from bank_adapters.pingan_b2bi.config import PinganOptions
-from bank_adapters.pingan_b2bi.frames import Cutter, encode
+from bank_adapters.pingan_b2bi.frames import Cutter, Packet, encode
 from fep.adapters.api import BankProfile, Context, Draft, Outcome, Reply
 from fep.adapters.card import SignAlgorithm, Signer
 from fep.domain.clock import BusinessDate, business_date, to_shanghai
-from fep.domain.errors import ConfigError, LocalProtocolError
+from fep.domain.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from fep.domain.order import (
     BalanceQuery,
     BankCodeQuery,
@@ -35,6 +35,8 @@ SIGN_ALGORITHMS: Final = {
 """Names in the header's ``sign_alg``; the bank's own ``RSA-SHA1`` is only ever its front end's."""
 
 SIGNATURE_BYTES_MAX: Final = 1024
+ANSWERS_BEGUN_MAX: Final = 16
+"""Answers of one connection of which more is to come."""
 _CORP_CODE: Final = re.compile(r"[0-9A-Za-z]{1,20}")
 _SEQUENCE: Final = re.compile(r"[0-9A-Za-z]{1,20}")
 
@@ -48,10 +50,14 @@ class Content:
 
 
 class PinganFramer:
-    """Cuts one connection's bytes into replies."""
+    """Cuts one connection's bytes into replies; an answer in several packets (续包) is one."""
 
     def __init__(self, frame_bytes_max: int) -> None:
         self._cutter = Cutter(frame_bytes_max)
+        self._bytes_max = frame_bytes_max
+        self._begun: dict[str, list[Packet]] = {}
+        """By ``seq``, the packets of answers of which more is to come."""
+        self._held_bytes = 0
 
     def receive_data(self, data: bytes) -> list[Reply]:
         """Return the replies these bytes complete; a fault behind them is raised by the next call.
@@ -59,15 +65,39 @@ class PinganFramer:
         Raises:
             RemoteProtocolError: not a B2Bi stream, or a frame above the card's limit.
         """
-        return [replies.reply_of(packet) for packet in self._cutter.receive_data(data)]
+        found = (self._take(packet) for packet in self._cutter.receive_data(data))
+        return [reply for reply in found if reply is not None]
+
+    def _take(self, packet: Packet) -> Reply | None:
+        """Return the reply that a packet completes.
+
+        Of answers that never end only so much is kept: the oldest is then told as it is, which
+        proves nothing.
+        """
+        number = packet.header.text("seq")
+        if packet.header.text("cont_flag") == replies.MORE_FOLLOWS:
+            self._begun.setdefault(number, []).append(packet)
+            self._held_bytes += len(packet.raw)
+            if len(self._begun) <= ANSWERS_BEGUN_MAX and self._held_bytes <= self._bytes_max:
+                return None
+            return replies.reply_of(self._taken(next(iter(self._begun))))
+        return replies.reply_of([*self._taken(number), packet])
+
+    def _taken(self, number: str) -> list[Packet]:
+        packets = self._begun.pop(number, [])
+        self._held_bytes -= sum(len(packet.raw) for packet in packets)
+        return packets
 
     def receive_eof(self) -> None:
         """Note the end of the stream.
 
         Raises:
-            RemoteProtocolError: it ended inside a frame.
+            RemoteProtocolError: it ended inside a frame, or an answer.
         """
         self._cutter.receive_eof()
+        if self._begun:
+            msg = f"the stream ended inside {len(self._begun)} answers that were to go on"
+            raise RemoteProtocolError(msg)
 
 
 class PinganCodec:

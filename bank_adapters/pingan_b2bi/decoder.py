@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Final
 
 from bank_adapters.pingan_b2bi.bodies import Fields, UnreadableError, decode, read
@@ -43,7 +44,12 @@ class _PinganDecoder:
             fields["signature"] = packet.signature.hex()
         if packet.attachments:
             fields["attachments"] = [
-                {"name": one.name, "bytes": len(one.content)} for one in packet.attachments
+                {
+                    "name": one.name,
+                    "bytes": len(one.content),
+                    "sha256": hashlib.sha256(one.content).hexdigest(),
+                }
+                for one in packet.attachments
             ]
         return Frame(
             Role.ANSWER if is_answer else Role.REQUEST,

@@ -7,7 +7,7 @@ off a public integration only.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -145,29 +145,56 @@ class Packet:
     raw: bytes = attrs.field(repr=False)
 
 
-def encode(cells: Mapping[str, str | bytes], body: bytes = b"", signature: bytes = b"") -> bytes:
+def encode(
+    cells: Mapping[str, str | bytes],
+    body: bytes = b"",
+    signature: bytes = b"",
+    attachments: Sequence[Attachment] = (),
+) -> bytes:
     """Return a packet's bytes: ``DEFAULTS`` with the given header cells laid over them.
 
     Args:
         cells: header fields by name; bytes go out as they are, text in GBK; blanks fill the end.
         body: the encoded XML; ``body_len`` counts it alone.
         signature: raw bytes that follow the body; ``sign_len`` is filled in where there are any.
+        attachments: files that follow all that, at most nine.
 
     Raises:
-        LocalProtocolError: a cell is longer than its field.
+        LocalProtocolError: a cell is longer than its field, or there are too many files.
     """
     header = bytearray(_TEMPLATE)
     _lay(header, cells)
     given: dict[str, str | bytes] = {"body_len": f"{len(body):010d}"}
     if signature:
         given["sign_len"] = f"{len(signature):>10}"
+    if attachments:
+        given["attach"] = str(len(attachments))
     _lay(header, given)
-    return b"".join((header, body, signature))
+    return b"".join((header, body, signature, *map(_attachment_bytes, attachments)))
 
 
-def _lay(header: bytearray, cells: Mapping[str, str | bytes]) -> None:
+def _attachment_bytes(one: Attachment) -> bytes:
+    header = bytearray(b" " * ATTACHMENT_HEADER_BYTES)
+    cells: dict[str, str | bytes] = {
+        "file_name": one.name,
+        "charset": "01",
+        "fetch": "0",
+        "sign_flag": "1" if one.signature else "0",
+        "sign_pkt": "1",
+        "sign_len": f"{len(one.signature):>10}",
+        "content_len": f"{len(one.content):>10}",
+    }
+    _lay(header, cells, _ATTACHMENT_PLACES)
+    return b"".join((header, one.content, one.signature))
+
+
+def _lay(
+    header: bytearray,
+    cells: Mapping[str, str | bytes],
+    places: Mapping[str, slice] = PLACES,
+) -> None:
     for name, value in cells.items():
-        place = PLACES[name]
+        place = places[name]
         cell = value.encode("gbk") if isinstance(value, str) else value
         size = place.stop - place.start
         if len(cell) > size:

@@ -17,7 +17,14 @@ import attrs
 from bank_adapters.pingan_b2bi import ADAPTER, bodies, messages
 from bank_adapters.pingan_b2bi.bodies import Fields, Members, UnreadableError
 from bank_adapters.pingan_b2bi.codec import SIGN_ALGORITHMS
-from bank_adapters.pingan_b2bi.frames import FIELDS, PLACES, Cutter, Packet, encode
+from bank_adapters.pingan_b2bi.frames import (
+    FIELDS,
+    PLACES,
+    Attachment,
+    Cutter,
+    Packet,
+    encode,
+)
 from fep.adapters.host import (
     DELAY_SECONDS,
     ODD,
@@ -73,6 +80,8 @@ FAULTS: Final[Mapping[str, str]] = {
     "cut_message": "ret_msg is cut at its end, inside a character",
     "other_seq": "the answer bears the number of another request",
     "more_follows": "cont_flag is 1, and nothing follows",
+    "continued": "a page of a statement comes in several packets, cont_flag 1 in all but the last",
+    "attachment": "a file that nobody asked for comes with the answer",
     "no_record_at_first": "4005 answers MA0103 to a payment that is there",
     "odd_state": "4005 answers Stt 11, 40 or 99",
     "fee_row": "each debit's line has a fee's line with the payment's numbers beside it",
@@ -89,6 +98,9 @@ ODD_STATES: Final = ("11", "40", "99")
 SIGN_LENGTHS: Final = (b"         0", b"0         ", b"0000000000", b"          ")
 _LONG_MESSAGE: Final = (":" + "交易处理中" * 20).encode("gb18030")
 FEE: Final = Cny(400)
+PACKETS: Final = 3
+"""Of a page that comes in several."""
+FILE: Final = Attachment("回单样例.txt", b"\x00\xffA001 is no packet here")
 NO_ANSWER: Final = Answer()
 _BEFORE_BOOKING: Final = (
     (Fault.SILENT_BEFORE_BOOKING, NO_ANSWER),
@@ -133,20 +145,28 @@ class _RefusalError(Exception):
         self.local = local
 
 
-def _answer(packet: Packet, body: str, said: tuple[str, str], *, local: bool = False) -> bytes:
+def _answer(
+    packet: Packet,
+    body: str,
+    said: tuple[str, str],
+    *,
+    local: bool = False,
+    more: bool = False,
+    files: Sequence[Attachment] = (),
+) -> bytes:
     """Return the answer's bytes: the request's header cells with the bank's own laid over them."""
     code, message = said
     header = packet.header
     cells: dict[str, str | bytes] = {name: header.cell(name) for name, _ in FIELDS}
     text = f":{message}".encode("gb18030")[:_MESSAGE_BYTES_MAX]
-    cells |= {"charset": "01", "ret_code": code, "ret_msg": text, "cont_flag": "0"}
+    cells |= {"charset": "01", "ret_code": code, "ret_msg": text, "cont_flag": str(int(more))}
     cells |= {"sign_flag": "0", "sign_pkt": "1", "sign_alg": "", "attach": "0"}
     if local:
         cells |= {"serv_type": "01", "sign_len": f"{0:010d}"}
     else:
         cells |= {"serv_type": "02", "sign_len": f"{0:<10}"}
     # GB18030, because the book may hold names that GBK lacks; banks cut and mix these too.
-    return encode(cells, body.encode("gb18030"))
+    return encode(cells, body.encode("gb18030"), b"", files)
 
 
 def _good(packet: Packet, members: Members, rows: Sequence[Members] = ()) -> bytes:
@@ -469,7 +489,7 @@ class PinganHostConnection:
             ("JournalNo", str(start + len(rows))),
             ("LogCount", str(len(entries))),
         ]
-        return _good(request.packet, members, rows)
+        return self._page(request.packet, members, rows)
 
     def _history(self, request: _Request) -> bytes:
         fields = request.fields
@@ -494,7 +514,24 @@ class PinganHostConnection:
             ("PageNo", str(page)),
             ("PageSize", str(size)),
         ]
-        return _good(request.packet, members, rows)
+        return self._page(request.packet, members, rows)
+
+    def _page(self, packet: Packet, members: Members, rows: Sequence[Members]) -> bytes:
+        """Return a page's answer, maybe in several packets, each of which is a whole document."""
+        faults = self._profile.faults
+        files = [FILE] if faults.draw("attachment") else []
+        parts = [rows]
+        if len(rows) > 1 and faults.draw("continued"):
+            step = -(-len(rows) // PACKETS)
+            parts = [rows[at : at + step] for at in range(0, len(rows), step)]
+        packets = []
+        for number, part in enumerate(parts, 1):
+            body = bodies.write(bodies.ANSWER_DECLARATION, members, part)
+            is_last = number == len(parts)
+            packets.append(
+                _answer(packet, body, OK, more=not is_last, files=files if is_last else ())
+            )
+        return b"".join(packets)
 
     def _bank_codes(self, request: _Request) -> bytes:
         bank_class, keyword = request.fields.get("BankNo"), request.fields.get("KeyWord")

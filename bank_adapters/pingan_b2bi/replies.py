@@ -7,6 +7,7 @@ answer's header speaks of the query, its ``Stt`` of the payment. Nothing here ra
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final, assert_never
 
@@ -50,8 +51,11 @@ BAD_REPLY: Final = "BAD_REPLY"
 REPLY_MISMATCH: Final = "REPLY_MISMATCH"
 """Code of our own: the answer speaks of something else than was asked."""
 REPLY_CONTINUES: Final = "REPLY_CONTINUES"
-"""Code of our own: ``cont_flag`` 1. What follows such a packet was never seen, so its rows are not
-taken for the whole page."""
+"""Code of our own: an answer in several packets whose last one never came."""
+MORE_FOLLOWS: Final = "1"
+"""``cont_flag``: another packet of the answer follows. One such was seen, a whole XML document with
+ten rows; so is what follows taken to be."""
+_ROWS_TOLD: Final = "PageRecCount"
 
 BANK_REF_CHARS_MAX: Final = 32
 """FrontLogNo is declared with 14 characters and has 22 in real packets."""
@@ -94,18 +98,18 @@ class Answer:
     continued: bool
 
 
-def reply_of(packet: Packet) -> Reply:
-    """Return a packet as a reply; one whose body is not XML has no content.
+def reply_of(packets: Sequence[Packet]) -> Reply:
+    """Return the packets of one answer as a reply; one whose bodies are not XML has no content.
 
     It is recognised by ``seq`` alone: answers made by the local front end keep ``serv_type`` 01.
+    The last packet says how it ended.
     """
-    header = packet.header
-    text = bodies.decode(packet.body, header.text("charset"))
+    header = packets[-1].header
     try:
         content = Answer(
-            bodies.read(text),
+            _joined(packets),
             header.text("date") + header.text("time"),
-            header.text("cont_flag") == "1",
+            header.text("cont_flag") == MORE_FOLLOWS,
         )
     except UnreadableError:
         content = None
@@ -114,9 +118,29 @@ def reply_of(packet: Packet) -> Reply:
         trade=header.text("trade_code"),
         code=header.text("ret_code"),
         message=header.message,
-        raw=packet.raw,
+        raw=b"".join(packet.raw for packet in packets),
         content=content,
     )
+
+
+def _joined(packets: Sequence[Packet]) -> Fields:
+    """Return what the packets of one answer say: the last word on each leaf, and all rows.
+
+    Raises:
+        UnreadableError: a body is not XML, or they answer two trades.
+    """
+    read = [bodies.read(bodies.decode(one.body, one.header.text("charset"))) for one in packets]
+    if len(read) == 1:
+        return read[0]
+    if len({(one.header.text("trade_code"), one.header.text("ret_code")) for one in packets}) > 1:
+        msg = "the packets of one answer bear two trades or two codes"
+        raise UnreadableError(msg)
+    values = {name: text for fields in read for name, text in fields.values.items()}
+    rows = tuple(row for fields in read for row in fields.rows)
+    if all(fields.values.get(_ROWS_TOLD) == str(len(fields.rows)) for fields in read):
+        # Each packet counts its own.
+        values[_ROWS_TOLD] = str(len(rows))
+    return Fields(values, rows, frozenset().union(*(fields.contradictory for fields in read)))
 
 
 def meaning(codes: Codes, code: str) -> Meaning:
@@ -175,7 +199,7 @@ def looked_up(codes: Codes, lookup: Lookup, reply: Reply) -> Outcome:
         return _not_done(reply, said, moves_money=False)
     try:
         if answer.continued:
-            msg = "the answer says that another packet follows"
+            msg = "another packet was to follow and did not come"
             raise UnreadableError(msg)  # noqa: TRY301
         match lookup:
             case BankCodeQuery():
@@ -351,11 +375,11 @@ def _statement(
         return _not_done(reply, said, moves_money=False)
     fields = answer.fields
     if answer.continued:
-        return Unclear(REPLY_CONTINUES, "cont_flag 1: more of this page follows")
+        return Unclear(REPLY_CONTINUES, "more of this page was to follow and did not come")
     cursor = _cursor(query, reply, answer)
     _expect_text(fields, "AcctNo", query.account)
     _expect_number(fields, "PageNo", cursor.page)
-    _expect_number(fields, "PageRecCount", len(fields.rows))
+    _expect_number(fields, _ROWS_TOLD, len(fields.rows))
     day = fields.get("TranDate")
     mark = card.statement.fee_mark
     entries = tuple(

@@ -82,7 +82,6 @@ ROW = "<list><PayAccNo>{}</PayAccNo><SThirdVoucher>F1</SThirdVoucher><Amount>{}<
         (RETURNED, answer("4019", xml=result(ROW.format(PAYER, "1.00"), PageNo="1")), Accepted),
         (RETURNED, answer("4019", xml=result(ROW.format(PAYER, "x"), PageNo="1")), Unclear),
         (RETURNED, answer("4019", xml=result(PageNo="2")), Unclear),
-        (RETURNED, answer("4019", xml=result(PageNo="1"), cont_flag="1"), Unclear),
         (RETURNED, answer("4017", xml=result(PageNo="1")), Unclear),
         (RETURNED, answer("4019", "YQ9971"), Rejected),
         (RETURNED, answer("4019", "ZZ9999"), Unclear),

@@ -431,7 +431,6 @@ def test_pages_go_on_from_the_cursor_until_the_end() -> None:
         page(EndFlag=""),
         page(rows=0, EndFlag="N"),
         page(PageSize="many"),
-        page(cont_flag="1"),
     ],
 )
 def test_a_page_that_is_not_whole_is_unclear(data: bytes) -> None:
