@@ -14,6 +14,7 @@ import trio
 from fep.adapters.api import Context
 from fep.domain.errors import KeySlotError, LinkLostError, NothingSentError
 from fep.tasks import evidence, store
+from fep.tasks.asking import prepared
 from fep.tasks.lane import Lane
 from fep.tasks.service import TaskService
 from fep.tasks.state import Event, step
@@ -32,7 +33,7 @@ def resends_on_time_out(patch: pytest.MonkeyPatch) -> None:
         if cause.startswith("no answer") and order is not None:
             now = self._service.clock.now()
             context = Context(now, self._service.sequence.next(now), task.client_ref)
-            draft = parts.codec.prepare(order, context)  # type: ignore[arg-type]
+            draft = prepared(parts.codec, order, context)  # type: ignore[arg-type]
             try:
                 frame = parts.codec.seal(draft, await self._sign(draft))
                 with trio.fail_after(parts.reply_timeout_s):

@@ -127,7 +127,8 @@ def _make(connection: sa.Connection, one: Made) -> None:
         rows.apply(connection, [change], CONFIGURATION)
         before = after
     if before in FINAL and one.acknowledged:
-        rows.acknowledge(connection, [(one.name, before.value)])
+        [told] = rows.deliveries(connection, [one.name])
+        rows.acknowledge(connection, [(one.name, before.value, told.at)])
 
 
 @asynccontextmanager
