@@ -454,7 +454,6 @@ class _Look:
             self.find("payments", task_id, "it was sent, and no statement is searched for it")
         groups = itertools.groupby(self._rows(_BATCH_ROWS), key=lambda row: tuple(row[:4]))
         for (task_id, kind, body, reference), rows in groups:
-            check.looked_at += 1
             batch = BatchRows(kind, body, reference, tuple(tuple(row[4:]) for row in rows))
             for message in rows_faults(batch):
                 self.find("payments", task_id, message)

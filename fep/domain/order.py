@@ -659,7 +659,8 @@ def _row_value(row: int, status: PaymentStatus) -> dict[str, object]:
 
 def _batch_value(receipt: BatchResult) -> dict[str, object]:
     if isinstance(receipt, BatchStatus):
-        return {"rows": [_row_value(at, row) for at, row in sorted(receipt.rows.items())]}
+        shown = [_row_value(at, row) for at, row in sorted(receipt.rows.items())]
+        return {"state": _batch_state(receipt).value, "rows": shown}
     rows = []
     for at, status in sorted(receipt.rows.items()):
         own = {"client_ref": row_ref(receipt.client_ref, at)}
@@ -667,6 +668,18 @@ def _batch_value(receipt: BatchResult) -> dict[str, object]:
         rows.append(_row_value(at, status) | own | amount)
     sums = batch_sums(rows)
     return {"bank_ref": receipt.bank_ref, "client_ref": receipt.client_ref, "rows": rows} | sums
+
+
+def _batch_state(status: BatchStatus) -> PaymentState:
+    """Return what a batch is by the bank's word on its rows: decided when every row is."""
+    said = {row.state for row in status.rows.values()}
+    if len(said) == 1 and said <= {PaymentState.NO_RECORD, PaymentState.UNKNOWN}:
+        return said.pop()
+    decided = {PaymentState.SUCCEEDED, PaymentState.REJECTED, PaymentState.RETURNED}
+    if status.cursor or not status.is_over or not said <= decided:
+        return PaymentState.PROCESSING
+    ends = (PaymentState.RETURNED, PaymentState.SUCCEEDED)
+    return next((end for end in ends if end in said), PaymentState.REJECTED)
 
 
 def batch_sums(rows: list[dict[str, object]]) -> dict[str, object]:

@@ -621,11 +621,11 @@ class Run:
             if kind not in ("transfer", "batch_transfer"):
                 continue
             sent = bodies[task_id]["params"].get("rows") if task_id in bodies else None
-            states = _states(task_id, state.value, result)
+            ends = _states(task_id, state.value, result)
             for reference in _references(task_id, sent):
                 # A batch that never left tells of no row.
-                told = State(states.get(reference, state.value))
-                if state in BOOKED_ONCE and reference not in states:
+                told = State(ends.get(reference, state.value))
+                if state in BOOKED_ONCE and reference not in ends:
                     faults.append(f"{task_id} is {state.value} and tells not of {reference}")
                 times = booked.pop(reference, 0)
                 if times != int(told in BOOKED_ONCE):

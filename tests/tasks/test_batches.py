@@ -23,6 +23,7 @@ from fep.tasks import replay, store
 from fep.tasks.state import State
 from tests.tasks.bench import (
     ACCOUNTS,
+    CMB,
     ENTERPRISE,
     OPENING,
     PAYEE,
@@ -39,7 +40,7 @@ from tests.tasks.codecs import changed, mute
 
 pytestmark = pytest.mark.req("FEP-25", "LAND-51")
 
-BANKS = [PINGAN]
+BANKS = [PINGAN, CMB]
 ID = TaskId("B1")
 REFERENCE = client_ref(ENTERPRISE, ID)
 TOO_MUCH = f"{OPENING.fen // 100 + 1}.00"
