@@ -33,7 +33,7 @@ def resends_a_batch_on_time_out(patch: pytest.MonkeyPatch) -> None:
     _resend(patch, BatchOrder)
 
 
-def _resend(patch: pytest.MonkeyPatch, kind: type[PaymentOrder] | type[BatchOrder]) -> None:
+def _resend(patch: pytest.MonkeyPatch, kind: type[PaymentOrder | BatchOrder]) -> None:
     leave_open = Lane._open_at_bank
 
     async def send_again(

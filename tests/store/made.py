@@ -169,6 +169,7 @@ EVERY = [
     Made("PAY-watched", State.SUCCEEDED, watched=True),
     Made("PAY-new", State.SUCCEEDED, at=OLD + dt.timedelta(days=300)),
     Made("BATCH-unknown", State.UNKNOWN, Kind.BATCH_TRANSFER),
+    Made("BATCH-succeeded", State.SUCCEEDED, Kind.BATCH_TRANSFER),
     Made("ASK-year", State.SUCCEEDED, Kind.BALANCE, dt.datetime(2024, 12, 31, 17, tzinfo=dt.UTC)),
 ]
 """A task in each state and more; ``ASK-year`` ended in 2025 by Shanghai's clock."""

@@ -160,16 +160,21 @@ CHANGES = {
     "UPDATE payment SET payee = '1' WHERE task_seq = " + OF.format("BATCH-unknown"): (
         "BATCH-unknown: it is searched as 1350 fen"
     ),
-    "UPDATE payment_row SET amount_fen = 1 WHERE place = 1": (
+    "UPDATE payment_row SET amount_fen = 1 WHERE place = 1 AND task_seq = "
+    + OF.format("BATCH-unknown"): (
         "payments: BATCH-unknown: row 1 is searched as another than its body says"
     ),
     "UPDATE payment_row SET client_ref = 'B1' WHERE place = 0": "row 0 is searched as another",
     "DELETE FROM payment_row WHERE place = 1": "row 1 is searched as another",
-    "DELETE FROM payment_row": "BATCH-unknown: it was sent, and none of its rows is searched",
+    "DELETE FROM payment_row WHERE task_seq = "
+    + OF.format("BATCH-unknown"): "BATCH-unknown: it was sent, and none of its rows is searched",
     "UPDATE payment_row SET task_seq = "
-    + OF.format("PAY-unknown"): "PAY-unknown: rows are searched, and it is no batch",
+    + OF.format("PAY-unknown")
+    + " WHERE task_seq = "
+    + OF.format("BATCH-unknown"): "PAY-unknown: rows are searched, and it is no batch",
     # What belongs to nothing.
-    "UPDATE payment_row SET task_seq = 999": "strays: task number 999: has 2 of payment_row",
+    "UPDATE payment_row SET task_seq = 999 WHERE task_seq = "
+    + OF.format("BATCH-unknown"): "strays: task number 999: has 2 of payment_row",
     "DELETE FROM task WHERE task_id = 'ASK-queued'": "strays: task number",
     "UPDATE message SET task_seq = 999 WHERE seq = 1": "strays: task number 999: has 1 of message",
     # Pools.

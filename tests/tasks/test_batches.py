@@ -329,6 +329,11 @@ async def test_rows_that_come_back_are_told_one_by_one_each_once(
             assert states[at] == "returned"
             assert states.count("returned") == again.result["returned"] == count - 1
         assert states == ["returned", "returned", "succeeded"]
+        refs = dict(world.on_disk("select place, bank_ref from payment_row"))
+        assert refs == {one["row"]: one["bank_ref"] for one in again.result["rows"]}
+        chain = (await fep.service.why(None, ID))["events"]
+        lines = [one["detail"] for one in chain if one["event"] == "proved_returned"]
+        assert lines == ["line that takes row 1 back", "line that takes row 0 back"]
         assert again.result["amount_succeeded"] == "3.00"
         kept = {"row", "client_ref", "amount", "bank_ref", "booked_on"}
         assert all(kept <= one.keys() for one in again.result["rows"])
@@ -364,6 +369,9 @@ async def test_a_row_is_a_rival_of_a_single_payment_whose_line_has_no_reference(
         world.banks[PINGAN].faults[Fault.SILENT_AFTER_BOOKING] = 1.0
         await fep.submit("B1", body=batch(PINGAN, "12.50", "1.00"))
         await fep.becomes("B1", State.UNKNOWN)
+        # This one never arrives, and the only line of its amount is the row's.
+        world.banks[PINGAN].faults.clear()
+        world.banks[PINGAN].faults[Fault.SILENT_BEFORE_BOOKING] = 1.0
         await fep.submit("T1", body=money(PINGAN, "12.50"))
         await fep.becomes("T1", State.UNKNOWN)
         world.banks[PINGAN].faults.clear()
