@@ -1383,7 +1383,13 @@ class TaskService:
         return self._box(client)
 
     def _tell_returned(self, task: Task, cause: str) -> None:
-        amount = f"{task.body.amount} yuan" if isinstance(task.body, Order) else "a payment"
+        match task.body:
+            case PaymentOrder(amount=sent):
+                amount = f"{sent} yuan"
+            case BatchOrder(rows=rows):
+                amount = f"of a batch of {len(rows)} payments"
+            case _:
+                amount = "a payment"
         log.error("task.returned", task_id=task.task_id, client=task.client, cause=cause)
         self.alarms.raise_alarm(AlarmKind.PAYMENT_RETURNED, task.task_id, f"{amount}: {cause}")
 

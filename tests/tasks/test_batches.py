@@ -348,6 +348,8 @@ async def test_rows_that_come_back_are_told_one_by_one_each_once(
         assert delivery == 2
         [alarm] = [one for one in fep.alarms.active() if one.kind is AlarmKind.PAYMENT_RETURNED]
         assert alarm.subject == "B1"
+        assert alarm.cause.startswith("of a batch of 3 payments: ")
+        assert alarm.cause.endswith(": row 0")
         fep.agrees()
         await sound(fep, bank)
 
