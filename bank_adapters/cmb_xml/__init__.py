@@ -28,7 +28,13 @@ class CmbXmlAdapter:
     title: str = "招商银行 银企直联 CMBSDKPGK"
     version: str = CARD.identity.version
     capabilities: frozenset[Kind] = frozenset(
-        {Kind.BALANCE, Kind.TRANSFER, Kind.TRANSFER_STATUS, Kind.STATEMENT}
+        {
+            Kind.BALANCE,
+            Kind.TRANSFER,
+            Kind.BATCH_TRANSFER,
+            Kind.TRANSFER_STATUS,
+            Kind.STATEMENT,
+        }
     )
     card: BehaviourCard = CARD
     options_class: type[Any] = CmbXmlOptions

@@ -8,14 +8,15 @@ from typing import Final
 
 import attrs
 
-from bank_adapters.cmb_xml import replies, requests
+from bank_adapters.cmb_xml import batches, replies, requests
 from bank_adapters.cmb_xml.frames import FrameReader, pack, xml_of
 from bank_adapters.cmb_xml.messages import CORRELATION, Message, add_signature, decode, encode
 from fep.adapters.api import BankProfile, Context, Draft, Outcome, Reply
 from fep.adapters.card import Signer
 from fep.domain.clock import BusinessDate
 from fep.domain.errors import BodyError, LocalProtocolError, RemoteProtocolError
-from fep.domain.order import Operation, PaymentOrder, StatementQuery
+from fep.domain.ids import ClientRef
+from fep.domain.order import BatchOrder, BatchQuery, Operation, PaymentOrder, StatementQuery
 
 UNREADABLE: Final = "UNREADABLE"
 """Our code of a frame whose XML can't be read; it matches no request and is stored."""
@@ -100,6 +101,32 @@ class CmbXmlCodec:
         message = requests.request(operation, self.profile, context)
         by_slot = self.profile.card.signing.by is Signer.SLOT
         return self._draft(message, signed=by_slot and isinstance(operation, PaymentOrder))
+
+    def prepare_batch(self, order: BatchOrder, context: Context) -> Draft:
+        """Return one DCPAYMNT with all rows.
+
+        Raises:
+            BodyError: this bank can't carry it; the message names the row.
+            LocalProtocolError: a batch without its reference.
+        """
+        message = batches.request(order, self.profile, context)
+        return self._draft(message, signed=self.profile.card.signing.by is Signer.SLOT)
+
+    def batch_taken(self, order: BatchOrder, reference: ClientRef, reply: Reply) -> Outcome:
+        """Return what the answer to a batch means."""
+        return batches.taken(self.profile.card, order, reference, reply)
+
+    def prepare_batch_status(self, query: BatchQuery, context: Context) -> Draft:
+        """Return NTQRYSTY after one row.
+
+        Raises:
+            BodyError: the cursor is not one of ours, or the bank tells of that day no more.
+        """
+        return self._draft(batches.status_request(query, self.profile, context), signed=False)
+
+    def batch_status(self, query: BatchQuery, reply: Reply) -> Outcome:
+        """Return what NTQRYSTY says of one row."""
+        return batches.status(self.profile.card, query, reply)
 
     def seal(self, draft: Draft, signature: bytes | None) -> bytes:
         """Return the exact bytes to send.

@@ -10,7 +10,7 @@ import base64
 import binascii
 import datetime as dt
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -72,6 +72,7 @@ NO_MONEY: Final = "CSAC054"
 BAD_SIGNATURE: Final = "SIG0001"
 """Not the bank's: FEPSIGNATURE is ours, so is its code."""
 
+ANSWERED_ROWS_MAX: Final = 30
 STATUS_SPAN_DAYS_MAX: Final = 7
 REFERENCE_CHARS_MAX: Final = 30
 ROW_NUMBER: Final = "0000000001"
@@ -194,20 +195,26 @@ class CmbXmlHostConnection:
         return answer(self._profile, message)
 
     def _payment(self, message: Message, xml: bytes) -> tuple[Answer, ...]:
-        request = _payment_request(message)
+        asked = [_payment_request(message, row) for row in message.rows("DCOPDPAYX")]
+        if not asked:
+            raise _RefusedError(BAD_FORMAT, "数据格式错误: DCOPDPAYX")
         if not self._signed(xml):
-            return self._late(_failed_row(message, request.client_ref, BAD_SIGNATURE, "签名无效"))
+            refused = [_row(one.client_ref, BAD_SIGNATURE, "签名无效", "FIN", "F") for one in asked]
+            return self._late(_paid(message, refused))
         if (broken := self._interrupted(_BEFORE_BOOKING)) is not None:
             return broken
         faults = self._profile.faults
-        landed = faults.draw(Fault.LANDED)
-        returns_at = faults.draw_return(self._profile.clock.now())
-        row = self._book(attrs.evolve(request, landed=landed, returns_at=returns_at))
+        rows = []
+        for request in asked:
+            landed = faults.draw(Fault.LANDED)
+            returns_at = faults.draw_return(self._profile.clock.now())
+            rows.append(self._book(attrs.evolve(request, landed=landed, returns_at=returns_at)))
         if (broken := self._interrupted(_AFTER_BOOKING)) is not None:
             return broken
         if self._profile.faults.draw(Fault.UNKNOWN_AFTER_BOOKING):
             raise _RefusedError(HOST_UNREACHED, "操作超时")
-        return self._late(_message(message.info, OK, "", (Block("NTQPAYRQZ", row),)))
+        # Many rows are taken, and nothing is told of them.
+        return self._late(_paid(message, rows if len(rows) <= ANSWERED_ROWS_MAX else []))
 
     def _interrupted(self, faults: Mapping[Fault, tuple[Answer, ...]]) -> tuple[Answer, ...] | None:
         """Return what happens instead of going on, None for going on."""
@@ -273,9 +280,8 @@ def _row(reference: str, code: str, text: str, state: str, flag: str = "") -> di
     }
 
 
-def _failed_row(message: Message, reference: str, code: str, text: str) -> Message:
-    row = _row(reference, code, text, "FIN", "F")
-    return _message(message.info, OK, "", (Block("NTQPAYRQZ", row),))
+def _paid(message: Message, rows: Sequence[Mapping[str, str]]) -> Message:
+    return _message(message.info, OK, "", tuple(Block("NTQPAYRQZ", row) for row in rows))
 
 
 def _one(message: Message, name: str) -> Mapping[str, str]:
@@ -312,9 +318,8 @@ def _span(row: Mapping[str, str]) -> tuple[BusinessDate, BusinessDate]:
     return first, last
 
 
-def _payment_request(message: Message) -> PaymentRequest:
+def _payment_request(message: Message, row: Mapping[str, str]) -> PaymentRequest:
     _need(_one(message, "SDKPAYRQX"), "BUSCOD")
-    row = _one(message, "DCOPDPAYX")
     reference = _need(row, "YURREF")
     try:
         amount = Cny.parse_loose(_need(row, "TRSAMT"))

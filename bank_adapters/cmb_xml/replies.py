@@ -16,7 +16,7 @@ from bank_adapters.cmb_xml.requests import PAYMENT, RENMINBI, function_of
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
 from fep.adapters.card import BehaviourCard, Codes, States
 from fep.domain.clock import SHANGHAI, BusinessDate
-from fep.domain.ids import ClientRef
+from fep.domain.ids import ClientRef, batch_refs
 from fep.domain.money import ZERO, Cny
 from fep.domain.order import (
     Balance,
@@ -60,18 +60,22 @@ def outcome(card: BehaviourCard, operation: Operation, reply: Reply) -> Outcome:
         case BalanceQuery() | StatusQuery() | StatementQuery():
             if reply.code in card.codes.ok:
                 return _answered(card, operation, reply, message)
-            return _unanswered(card.codes, reply)
+            return unanswered(card.codes, reply)
         case _:
             assert_never(operation)
 
 
 def payment_ref(reply: Reply) -> str:
-    """Return our reference of the payment that an answer to DCPAYMNT bears, or empty."""
+    """Return our reference of the payment that an answer to DCPAYMNT bears, or empty.
+
+    Of a batch that is its first row's.
+    """
     message = reply.content
     if not isinstance(message, Message) or message.function != PAYMENT:
         return ""
     rows = message.rows(PAYMENT_ROW)
-    return rows[0].get("YURREF", "") if len(rows) == 1 else ""
+    first = rows[0].get("YURREF", "") if rows else ""
+    return first if len(rows) == 1 or batch_refs(first) else ""
 
 
 def state_key(row: Row) -> str:
@@ -102,10 +106,11 @@ def _payment(card: BehaviourCard, order: PaymentOrder, reply: Reply, message: Me
     rows = message.rows(PAYMENT_ROW)
     if len(rows) != 1:
         return Unclear("NOT_ONE_ROW", f"{len(rows)} rows answer one payment")
-    return _payment_row(card, order, rows[0])
+    return payment_row(card, order, rows[0])
 
 
-def _payment_row(card: BehaviourCard, order: PaymentOrder, row: Row) -> Outcome:
+def payment_row(card: BehaviourCard, order: PaymentOrder, row: Row) -> Outcome:
+    """Return what a row of an answer to DCPAYMNT means for its payment."""
     code, text, key = row.get("ERRCOD", ""), row.get("ERRTXT", ""), state_key(row)
     if code in card.codes.duplicate:
         # FIN and F beside this code are about the repeat; the first one may have been paid.
@@ -139,7 +144,8 @@ def _failed_row(
     return Unclear(code, text)
 
 
-def _unanswered(codes: Codes, reply: Reply) -> Outcome:
+def unanswered(codes: Codes, reply: Reply) -> Outcome:
+    """Return what any RETCOD but 0 means in answer to a query."""
     if reply.code in codes.throttled:
         return Rejected(reply.code, reply.message, Refusal.THROTTLED)
     if reply.code in codes.permission:
@@ -161,8 +167,8 @@ def _answered(
                 result = _balance(query, reply, message)
                 return Accepted(result, reply.code, reply.message)
             case StatusQuery():
-                status = _status(card.states, query, message)
-                return Accepted(status, status.code, status.message)
+                found = status(card.states, query, message)
+                return Accepted(found, found.code, found.message)
             case StatementQuery():
                 entries = tuple(_entry(row) for row in message.rows("NTQTSINFZ"))
                 return Accepted(Statement(entries), reply.code, reply.message)
@@ -193,7 +199,12 @@ def _balance(query: BalanceQuery, reply: Reply, message: Message) -> Balance:
     )
 
 
-def _status(states: States, query: StatusQuery, message: Message) -> PaymentStatus:
+def status(states: States, query: StatusQuery, message: Message) -> PaymentStatus:
+    """Return what an answer to NTQRYSTY says of a payment.
+
+    Raises:
+        ValueError: it tells of others, or can't be read.
+    """
     rows = [row for row in message.rows("NTSTLLSTZ") if row.get("YURREF") == query.client_ref]
     if not rows:
         if message.rows("NTSTLLSTZ"):

@@ -84,14 +84,19 @@ def request(operation: Operation, profile: BankProfile, context: Context) -> Mes
         case BalanceQuery():
             blocks = (_balance(operation, profile),)
         case PaymentOrder():
-            blocks = _payment(operation, profile, context)
+            blocks = payment(operation, profile, context)
         case StatusQuery():
-            blocks = (_status(operation, profile, context),)
+            blocks = (status(operation, profile, context),)
         case StatementQuery():
             blocks = (_statement(operation, profile),)
         case _:
             assert_never(operation)
-    return _message(function_of(operation), _options(profile), context, *blocks)
+    return message_of(function_of(operation), profile, context, *blocks)
+
+
+def message_of(function: str, profile: BankProfile, context: Context, *blocks: Block) -> Message:
+    """Return the message of these blocks."""
+    return _message(function, _options(profile), context, *blocks)
 
 
 def _message(function: str, options: CmbXmlOptions, context: Context, *blocks: Block) -> Message:
@@ -115,7 +120,13 @@ def _balance(query: BalanceQuery, profile: BankProfile) -> Block:
     return Block("SDKACINFX", {"BBKNBR": _options(profile).branch_of(account), "ACCNBR": account})
 
 
-def _payment(order: PaymentOrder, profile: BankProfile, context: Context) -> tuple[Block, Block]:
+def payment(order: PaymentOrder, profile: BankProfile, context: Context) -> tuple[Block, Block]:
+    """Return the business mode, and the block of one payment.
+
+    Raises:
+        BodyError: this bank can't carry it; the message names the member.
+        LocalProtocolError: a payment without its reference.
+    """
     if context.client_ref is None:
         msg = "a payment was to be written without its reference"
         raise LocalProtocolError(msg)
@@ -186,7 +197,12 @@ def _payee_bank(
     }
 
 
-def _status(query: StatusQuery, profile: BankProfile, context: Context) -> Block:
+def status(query: StatusQuery, profile: BankProfile, context: Context) -> Block:
+    """Return the block that asks after one payment.
+
+    Raises:
+        BodyError: the bank tells of that day no more.
+    """
     today = business_date(context.now)
     # NTQRYSTY finds by the bank's date of the payment, which need not be ours: around midnight, and
     # where our clock was wrong when the payment left, or is now. So all the days are asked that the

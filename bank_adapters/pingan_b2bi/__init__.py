@@ -34,6 +34,7 @@ class PinganAdapter:
         {
             Kind.BALANCE,
             Kind.TRANSFER,
+            Kind.BATCH_TRANSFER,
             Kind.TRANSFER_STATUS,
             Kind.STATEMENT,
             Kind.RETURNED_PAYMENTS,

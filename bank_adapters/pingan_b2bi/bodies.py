@@ -60,9 +60,11 @@ def is_printable_in_xml(text: str) -> bool:
     return not _ILLEGAL.search(text)
 
 
-def write(declaration: str, members: Members, rows: Iterable[Members] = ()) -> str:
-    """Return a body's text without line breaks; rows become ``<list>`` elements at the end."""
-    lists = "".join(f"<list>{_leaves(row)}</list>" for row in rows)
+def write(
+    declaration: str, members: Members, rows: Iterable[Members] = (), row_name: str = "list"
+) -> str:
+    """Return a body's text without line breaks; rows become elements of one name at the end."""
+    lists = "".join(f"<{row_name}>{_leaves(row)}</{row_name}>" for row in rows)
     return f"{declaration}<Result>{_leaves(members)}{lists}</Result>"
 
 

@@ -16,9 +16,12 @@ from fep.adapters.api import BankProfile, Context, Draft, Outcome, Reply
 from fep.adapters.card import SignAlgorithm, Signer
 from fep.domain.clock import BusinessDate, business_date, to_shanghai
 from fep.domain.errors import ConfigError, LocalProtocolError, RemoteProtocolError
+from fep.domain.ids import ClientRef
 from fep.domain.order import (
     BalanceQuery,
     BankCodeQuery,
+    BatchOrder,
+    BatchQuery,
     Lookup,
     Operation,
     PaymentOrder,
@@ -187,6 +190,35 @@ class PinganCodec:
         """Return what a reply means for the look-up; never raises on bad content."""
         return replies.looked_up(self._profile.card.codes, lookup, reply)
 
+    def prepare_batch(self, order: BatchOrder, context: Context) -> Draft:
+        """Return 4018.
+
+        Raises:
+            BodyError: this bank can't carry it; the message names the row.
+            LocalProtocolError: a batch without its reference, or a bad sequence.
+        """
+        if context.client_ref is None:
+            msg = "a batch needs its client_ref"
+            raise LocalProtocolError(msg)
+        body = messages.batch(self._profile, order, context.client_ref)
+        return self._draft(messages.BATCH, body, context, signed=True)
+
+    def batch_taken(self, order: BatchOrder, reference: ClientRef, reply: Reply) -> Outcome:
+        """Return what the answer to a 4018 means; never raises on bad content."""
+        return replies.batch_taken(self._profile.card.codes, order, reference, reply)
+
+    def prepare_batch_status(self, query: BatchQuery, context: Context) -> Draft:
+        """Return 4015 for one page.
+
+        Raises:
+            BodyError: its cursor is not one of ours.
+        """
+        return self._draft(messages.BATCH_STATUS, messages.batch_status(query), context)
+
+    def batch_status(self, query: BatchQuery, reply: Reply) -> Outcome:
+        """Return what a page of 4015 says; never raises on bad content."""
+        return replies.batch_status(self._profile.card, query, reply)
+
     def _draft(self, trade: str, body: bytes, context: Context, *, signed: bool = False) -> Draft:
         if not _SEQUENCE.fullmatch(context.sequence):
             msg = f"sequence {context.sequence!r} is not 1 to 20 letters or digits"
@@ -235,7 +267,7 @@ class PinganCodec:
         return replies.outcome(self._profile, operation, reply)
 
     def payment_ref(self, reply: Reply) -> str:
-        """Return the ThirdVoucher of an answer to 4004, or empty."""
+        """Return the ThirdVoucher of an answer to 4004 or 4018, or empty."""
         return replies.payment_ref(reply)
 
     def split(self, query: StatementQuery, today: BusinessDate) -> list[StatementQuery]:

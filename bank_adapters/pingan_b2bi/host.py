@@ -52,6 +52,9 @@ NO_ACCOUNT: Final = ("2778", "账号不存在")
 NO_PAYMENT: Final = ("MA0103", "无此记录")
 NO_DETAIL: Final = ("ES0200", "无明细记录")
 BAD_PARAMETER: Final = ("YQ9993", "参数错误")
+BAD_TOTALS: Final = ("YQ9966", "批量总笔数或总金额不符")
+TOO_MANY_ROWS: Final = ("YQ9969", "批量笔数超过上限")
+BATCH_REPEATED: Final = ("YQ9962", "批量流水号重复")
 BAD_XML: Final = ("YQ9977", "报文格式错误")
 BAD_SIGNATURE: Final = ("YQ9985", "证书验证失败")
 NOT_PASSED_ON: Final = ("AFE003", "通讯异常-发送报文至后台服务")
@@ -60,6 +63,7 @@ UNKNOWN_TRADE: Final = ("YQ0000", "未知的交易码")
 LANDS_ABOVE: Final = Cny(1_000_000_000)
 """A payment above 10,000,000 yuan lands, as does an interbank one without a bank code."""
 TODAY_ROWS: Final = 10
+SHORT_ROWS: Final = 2
 _MESSAGE_BYTES_MAX: Final = 100
 _SEQ_BYTES: Final = 20
 _STATES: Final = {
@@ -84,6 +88,8 @@ FAULTS: Final[Mapping[str, str]] = {
     "attachment": "a file that nobody asked for comes with the answer",
     "no_record_at_first": "4005 answers MA0103 to a payment that is there",
     "odd_state": "4005 answers Stt 11, 40 or 99",
+    "short_pages": "4015 gives two rows a page, whatever was asked",
+    "strange_row": "4015 names a row that is of no batch of ours",
     "fee_row": "each debit's line has a fee's line with the payment's numbers beside it",
 }
 NODES: Final = (
@@ -101,6 +107,13 @@ FEE: Final = Cny(400)
 PACKETS: Final = 3
 """Of a page that comes in several."""
 FILE: Final = Attachment("回单样例.txt", b"\x00\xffA001 is no packet here")
+STRANGE_VOUCHER: Final = "B0000000000000000999"
+_BATCH_COUNTS: Final = {
+    "success": (BookedState.DONE, BookedState.RETURNED),
+    # That is how the bank spells it.
+    "faild": (BookedState.REFUSED,),
+    "process": (BookedState.LANDED,),
+}
 NO_ANSWER: Final = Answer()
 _BEFORE_BOOKING: Final = (
     (Fault.SILENT_BEFORE_BOOKING, NO_ANSWER),
@@ -189,6 +202,7 @@ class PinganHostConnection:
             messages.HISTORY: self._history,
             messages.BANK_CODES: self._bank_codes,
             messages.RETURNED: self._returned,
+            messages.BATCH_STATUS: self._batch_status,
         }
 
     def receive_data(self, data: bytes) -> list[Answer]:
@@ -244,6 +258,8 @@ class PinganHostConnection:
             raise _RefusalError(BAD_XML) from error
         if request.trade in (messages.TRANSFER, messages.SWEEP):
             return self._transfer(request)
+        if request.trade == messages.BATCH:
+            return self._batch(request)
         handler = self._handlers.get(request.trade)
         if handler is None:
             raise _RefusalError(UNKNOWN_TRADE, local=True)
@@ -309,6 +325,50 @@ class PinganHostConnection:
         if profile.faults.draw(Fault.UNKNOWN_AFTER_BOOKING):
             raise _RefusalError(GW3002)
         return Answer(self._taken(request.packet, order, payment))
+
+    def _batch(self, request: _Request) -> Answer:
+        """Book a 4018 whole: each row by itself, so that some may be refused."""
+        before = self._mishap(_BEFORE_BOOKING)
+        if before is not None:
+            return before
+        self._check_signature(request.packet)
+        try:
+            reference, rows = self._batch_order(request.fields)
+        except (UnreadableError, ValueError) as error:
+            raise _RefusalError(BAD_PARAMETER) from error
+        profile = self._profile
+        try:
+            profile.book.pay_batch(profile.bank, reference, rows, profile.clock.now())
+        except DuplicateReferenceError as error:
+            raise _RefusalError(BATCH_REPEATED) from error
+        after = self._mishap(_AFTER_BOOKING)
+        if after is not None:
+            return after
+        if profile.faults.draw(Fault.UNKNOWN_AFTER_BOOKING):
+            raise _RefusalError(GW3002)
+        return Answer(_good(request.packet, [("ThirdVoucher", reference)]))
+
+    def _batch_order(self, fields: Fields) -> tuple[str, list[PaymentRequest]]:
+        """Return reference and rows, or refuse the batch by what the bank checks before it books.
+
+        Of "one sum" nothing is known but the flag, so it is refused.
+        """
+        reference, rows = _text(fields, "ThirdVoucher"), fields.rows
+        if len(rows) > ADAPTER.card.batch.rows_max:
+            raise _RefusalError(TOO_MANY_ROWS)
+        common = {name: fields.get(name) for name in ("CcyCode", "OutAcctNo")}
+        requests = [
+            self._order(Fields({**row.values, **common, "ThirdVoucher": row.get("SThirdVoucher")}))
+            for row in rows
+        ]
+        amount = Cny(sum(one.request.amount.fen for one in requests))
+        told = _whole(fields, "totalCts", 1, ADAPTER.card.batch.rows_max)
+        if (told, Cny.parse_loose(fields.get("totalAmt"))) != (len(rows), amount):
+            raise _RefusalError(BAD_TOTALS)
+        references = {one.request.client_ref for one in requests}
+        if fields.get("PayType") != "0" or len(references) != len(rows):
+            raise _RefusalError(BAD_PARAMETER)
+        return reference, [one.request for one in requests]
 
     def _mishap(self, cases: Sequence[tuple[Fault, Answer]]) -> Answer | None:
         drawn = (answer for fault, answer in cases if self._profile.faults.draw(fault))
@@ -426,18 +486,56 @@ class PinganHostConnection:
     def _status(self, request: _Request) -> bytes:
         reference = _text(request.fields, "OrigThirdVoucher")
         payment = self._profile.book.payment(self._profile.bank, reference)
-        faults = self._profile.faults
-        if payment is None or faults.draw("no_record_at_first"):
+        if payment is None or self._profile.faults.draw("no_record_at_first"):
             raise _RefusalError(NO_PAYMENT)
-        state = _STATES[payment.state]
+        members = [("OrigThirdVoucher", payment.client_ref), *self._told(payment)]
+        return _good(request.packet, members)
+
+    def _batch_status(self, request: _Request) -> bytes:
+        fields, faults = request.fields, self._profile.faults
+        reference = _text(fields, "OrigThirdVoucher")
+        rows = self._profile.book.batch(self._profile.bank, reference)
+        if not rows or faults.draw("no_record_at_first"):
+            raise _RefusalError(NO_PAYMENT)
+        page = _whole(fields, "PageNo", 1, messages.PAGES_MAX)
+        size = _whole(fields, "PageCts", 1, ADAPTER.card.batch.rows_max)
+        size = SHORT_ROWS if faults.draw("short_pages") else size
+        shown = rows[(page - 1) * size : page * size]
+        if fields.get("QueryType") != "0" or not shown:
+            raise _RefusalError(NO_DETAIL)
+        lists = [[("SThirdVoucher", row.client_ref), *self._told(row)] for row in shown]
+        if faults.draw("strange_row"):
+            lists[-1][0] = ("SThirdVoucher", STRANGE_VOUCHER)
+        sums: list[tuple[str, str]] = []
+        for name, states in _BATCH_COUNTS.items():
+            mine = [row for row in rows if row.state in states]
+            amount = Cny(sum(row.amount.fen for row in mine))
+            sums += [(f"{name}Cts", str(len(mine))), (f"{name}Amt", str(amount))]
+        is_over = all(row.state is not BookedState.LANDED for row in rows)
+        members = [
+            ("OrigThirdVoucher", reference),
+            ("batchSTT", "20" if is_over else "B1"),
+            *sums,
+            ("TotalCts", str(len(rows))),
+            ("CTotalCts", str(len(shown))),
+            ("PTotalCts", ""),
+            ("IsEnd", "Y" if page * size >= len(rows) else "N"),
+            ("subBatchSTT", ""),
+            ("CorBatchNo", ""),
+            ("PageNo", str(page)),
+        ]
+        return _good(request.packet, members, lists)
+
+    def _told(self, payment: BookPayment) -> list[tuple[str, str]]:
+        """Return what 4005, and a row of 4015, say of a payment."""
+        state, faults = _STATES[payment.state], self._profile.faults
         if faults.draw("odd_state"):
             state = faults.rng.choice(ODD_STATES)
         local = to_shanghai(payment.at)
         note, remark = _NOTES[payment.state]
         returned = payment.state is BookedState.RETURNED
         done = payment.state is BookedState.DONE or returned
-        members = [
-            ("OrigThirdVoucher", payment.client_ref),
+        return [
             ("FrontLogNo", payment.bank_ref),
             ("CcyCode", messages.CURRENCY),
             ("OutAcctBankName", ""),
@@ -467,7 +565,6 @@ class PinganHostConnection:
             ("ProxyPayAcc", ""),
             ("ProxyPayBankName", ""),
         ]
-        return _good(request.packet, members)
 
     def _today(self, request: _Request) -> bytes:
         fields = request.fields

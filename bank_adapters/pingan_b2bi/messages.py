@@ -17,11 +17,13 @@ from fep.adapters.api import BankProfile
 from fep.domain.account import Account
 from fep.domain.clock import BusinessDate
 from fep.domain.errors import BodyError
-from fep.domain.ids import AccountNumber, ClientRef
+from fep.domain.ids import BATCH_ROWS_MAX, AccountNumber, ClientRef, row_ref
 from fep.domain.money import Cny
 from fep.domain.order import (
     BalanceQuery,
     BankCodeQuery,
+    BatchOrder,
+    BatchQuery,
     PaymentOrder,
     ReturnedQuery,
     StatementQuery,
@@ -39,6 +41,11 @@ HISTORY: Final = "4013"
 BANK_CODES: Final = "4017"
 RETURNED: Final = "4019"
 SWEEP: Final = "4052"
+BATCH: Final = "4018"
+BATCH_STATUS: Final = "4015"
+PAYMENTS: Final = frozenset({TRANSFER, SWEEP, BATCH})
+BATCH_ROW: Final = "HOResultSet4018R"
+"""Name of a row's element in 4018."""
 
 CURRENCY: Final = "RMB"
 ONE_CHILD: Final = "2"
@@ -58,6 +65,7 @@ CHARS_MAX: Final = {
     "Account": 14,
     "AcctNo": 14,
     "ThirdVoucher": 20,
+    "SThirdVoucher": 20,
     "OrigThirdVoucher": 20,
     "OutAcctNo": 14,
     "OutAcctName": 60,
@@ -75,6 +83,10 @@ CHARS_MAX: Final = {
 _OTHER_CITY: Final = "2"
 """AddrFlag. "Other city" is right for every payment; a wrong "same city" is refused (YQ9974,
 YQ9975, YQ9978) and may still cost a fee."""
+_DEBIT_EACH_ROW: Final = "0"
+"""PayType. With 1 the whole is booked as one sum, and no line of a statement is a row's."""
+_ALL_ROWS: Final = "0"
+"""QueryType."""
 _SYS_FLAGS: Final = {Urgency.NORMAL: "N", Urgency.URGENT: "Y"}
 
 CURSOR: Final = re.compile(
@@ -227,31 +239,11 @@ def transfer(profile: BankProfile, order: PaymentOrder, reference: ClientRef) ->
     Raises:
         BodyError: the bank can't carry it; the message names the member.
     """
-    payer = own_account(profile, order.payer, "payer.account")
-    if not 0 < order.amount.fen <= AMOUNT_MAX.fen:
-        msg = f"amount: TranAmount must be above 0.00 and at most {AMOUNT_MAX}"
-        raise BodyError(msg)
-    same_bank = is_same_bank(profile, order)
-    code = _payee_code(order, profile.accounts.get(order.payee.account))
-    bank_name = _payee_bank_name(profile, order, code, same_bank=same_bank)
     members = [
         _needed("ThirdVoucher", reference, "client_ref"),
         ("CcyCode", CURRENCY),
-        _needed("OutAcctNo", payer.number, "payer.account"),
-        _needed("OutAcctName", payer.name, "payer.account (its configured name)"),
-    ]
-    if code and not same_bank:
-        members.append(_member("InAcctBankNode", code, "payee.bank_code"))
-    members += [
-        _needed("InAcctNo", order.payee.account, "payee.account"),
-        _needed("InAcctName", order.payee.name, "payee.name"),
-        _needed("InAcctBankName", bank_name, "payee.bank_name"),
-        ("TranAmount", str(order.amount)),
-    ]
-    if order.purpose:
-        members.append(_member("UseEx", order.purpose, "purpose"))
-    members += [
-        ("UnionFlag", "1" if same_bank else "0"),
+        *_payer_members(profile, order.payer),
+        *_payee_members(profile, order, ""),
         ("SysFlag", _SYS_FLAGS[order.urgency]),
         ("AddrFlag", _OTHER_CITY),
     ]
@@ -280,6 +272,99 @@ def sweep(profile: BankProfile, order: PaymentOrder, reference: ClientRef) -> by
             _needed("subAccountNo", own_account(profile, child, "child.account").number, "child"),
             ("guiJiType", SWEEP_UP if up else SWEEP_DOWN),
             ("Amount", str(order.amount)),
+        ]
+    )
+
+
+def _payer_members(profile: BankProfile, payer: AccountNumber) -> bodies.Members:
+    account = own_account(profile, payer, "payer.account")
+    return [
+        _needed("OutAcctNo", account.number, "payer.account"),
+        _needed("OutAcctName", account.name, "payer.account (its configured name)"),
+    ]
+
+
+def _payee_members(profile: BankProfile, order: PaymentOrder, where: str) -> bodies.Members:
+    """Return what 4004 and a row of 4018 have in common; ``where`` stands before our names."""
+    if not 0 < order.amount.fen <= AMOUNT_MAX.fen:
+        msg = f"{where}amount: TranAmount must be above 0.00 and at most {AMOUNT_MAX}"
+        raise BodyError(msg)
+    same_bank = is_same_bank(profile, order)
+    code = _payee_code(order, profile.accounts.get(order.payee.account))
+    bank_name = _payee_bank_name(profile, order, code, same_bank=same_bank)
+    members = []
+    if code and not same_bank:
+        members.append(_member("InAcctBankNode", code, f"{where}payee.bank_code"))
+    members += [
+        _needed("InAcctNo", order.payee.account, f"{where}payee.account"),
+        _needed("InAcctName", order.payee.name, f"{where}payee.name"),
+        _needed("InAcctBankName", bank_name, f"{where}payee.bank_name"),
+        ("TranAmount", str(order.amount)),
+    ]
+    if order.purpose:
+        members.append(_member("UseEx", order.purpose, f"{where}purpose"))
+    return [*members, ("UnionFlag", "1" if same_bank else "0")]
+
+
+def batch(profile: BankProfile, order: BatchOrder, reference: ClientRef) -> bytes:
+    """Return the body of 4018: every row is debited by itself, so that each has its own line.
+
+    Raises:
+        BodyError: the bank can't carry it; the message names the row.
+    """
+    rows_max = profile.card.batch.rows_max
+    if len(order.rows) > rows_max:
+        msg = f"rows: this bank takes at most {rows_max} payments in one batch"
+        raise BodyError(msg)
+    if order.amount > AMOUNT_MAX:
+        msg = f"rows: totalAmt must be at most {AMOUNT_MAX}"
+        raise BodyError(msg)
+    members = [
+        _needed("ThirdVoucher", reference, "client_ref"),
+        ("totalCts", str(len(order.rows))),
+        ("totalAmt", str(order.amount)),
+        ("BSysFlag", _SYS_FLAGS[Urgency.NORMAL]),
+        ("CcyCode", CURRENCY),
+        *_payer_members(profile, order.payer),
+        ("PayType", _DEBIT_EACH_ROW),
+        # Their values are not known; nothing marks them as optional either.
+        ("BizFlag1", ""),
+        ("BookingDate", ""),
+    ]
+    rows = [
+        [
+            ("SThirdVoucher", row_ref(reference, place)),
+            *_payee_members(profile, row, f"rows[{place}]."),
+            ("AddrFlag", _OTHER_CITY),
+            ("SysFlag", _SYS_FLAGS[row.urgency]),
+        ]
+        for place, row in enumerate(order.rows)
+    ]
+    text = bodies.write(bodies.REQUEST_DECLARATION, members, rows, BATCH_ROW)
+    return text.encode("gbk")
+
+
+def batch_page(cursor: str) -> int:
+    """Return which page of 4015 a query is for, from 1.
+
+    Raises:
+        BodyError: its cursor is not one of ours.
+    """
+    page = cursor or "1"
+    if not (page.isascii() and page.isdecimal() and len(page) <= 3 and int(page) > 0):
+        msg = f"cursor {page[:40]!r} is not of this bank"
+        raise BodyError(msg)
+    return int(page)
+
+
+def batch_status(query: BatchQuery) -> bytes:
+    """Return the body of 4015 for one page of all rows, whatever became of them."""
+    return _body(
+        [
+            _needed("OrigThirdVoucher", query.client_ref, "client_ref"),
+            ("QueryType", _ALL_ROWS),
+            ("PageCts", str(BATCH_ROWS_MAX)),
+            ("PageNo", str(batch_page(query.cursor))),
         ]
     )
 

@@ -21,7 +21,7 @@ from fep.adapters.api import Accepted, BankProfile, Outcome, Refusal, Rejected, 
 from fep.adapters.card import BehaviourCard, Codes
 from fep.domain.clock import SHANGHAI, BusinessDate
 from fep.domain.errors import BodyError
-from fep.domain.ids import ClientRef
+from fep.domain.ids import ClientRef, row_ref
 from fep.domain.money import Cny
 from fep.domain.order import (
     Balance,
@@ -29,6 +29,9 @@ from fep.domain.order import (
     BankCode,
     BankCodeQuery,
     BankCodes,
+    BatchOrder,
+    BatchQuery,
+    BatchStatus,
     Direction,
     Lookup,
     Operation,
@@ -163,9 +166,9 @@ def outcome(profile: BankProfile, operation: Operation, reply: Reply) -> Outcome
 
 
 def payment_ref(reply: Reply) -> str:
-    """Return our reference of the payment that an answer to 4004 or 4052 bears, or empty."""
+    """Return our reference of the payment that an answer to 4004, 4018 or 4052 bears, or empty."""
     answer = reply.content
-    if reply.trade not in (messages.TRANSFER, messages.SWEEP) or not isinstance(answer, Answer):
+    if reply.trade not in messages.PAYMENTS or not isinstance(answer, Answer):
         return ""
     return answer.fields.get("ThirdVoucher")
 
@@ -215,6 +218,77 @@ def looked_up(codes: Codes, lookup: Lookup, reply: Reply) -> Outcome:
     except (UnreadableError, BodyError) as error:
         return Unclear(BAD_REPLY, str(error))
     return Accepted(found, reply.code, reply.message)
+
+
+def batch_taken(codes: Codes, order: BatchOrder, reference: ClientRef, reply: Reply) -> Outcome:
+    """Return what the answer to a 4018 means: taken over at most, never done."""
+    answer, said = reply.content, meaning(codes, reply.code)
+    if not isinstance(answer, Answer):
+        return Unclear(reply.code or BAD_REPLY, reply.message or "the answer's body is not XML")
+    if said is not Meaning.OK:
+        return _not_done(reply, said, moves_money=True)
+    try:
+        _expect_trade(reply, messages.BATCH)
+        if answer.fields.get("ThirdVoucher") != reference:
+            msg = "the answer does not bear the batch's ThirdVoucher"
+            raise _MismatchError(msg)  # noqa: TRY301
+    except _MismatchError as error:
+        return Unclear(REPLY_MISMATCH, str(error))
+    except UnreadableError as error:
+        return Unclear(BAD_REPLY, str(error))
+    receipt = PaymentReceipt(reference, order.amount)
+    return Accepted(receipt, reply.code, reply.message, final=False)
+
+
+def batch_status(card: BehaviourCard, query: BatchQuery, reply: Reply) -> Outcome:
+    """Return what a page of 4015 says of the batch's rows; never raises on bad content."""
+    answer, said = reply.content, meaning(card.codes, reply.code)
+    if not isinstance(answer, Answer):
+        return Unclear(reply.code or BAD_REPLY, reply.message or "the answer's body is not XML")
+    if said is Meaning.NO_RECORD and not query.cursor:
+        none = PaymentStatus(PaymentState.NO_RECORD, reply.code, reply.message)
+        found = BatchStatus(dict.fromkeys(range(len(query.order.rows)), none))
+        return Accepted(found, reply.code, reply.message)
+    if said is Meaning.NO_RECORD:
+        return Unclear(reply.code, "there is no further page, and one was to come")
+    if said is not Meaning.OK:
+        return _not_done(reply, said, moves_money=False)
+    if answer.continued:
+        return Unclear(REPLY_CONTINUES, "cont_flag 1: more of this page follows")
+    try:
+        _expect_trade(reply, messages.BATCH_STATUS)
+        return Accepted(_batch_page(card, query, answer.fields), reply.code, reply.message)
+    except _MismatchError as error:
+        return Unclear(REPLY_MISMATCH, str(error))
+    except (UnreadableError, BodyError) as error:
+        return Unclear(BAD_REPLY, str(error))
+
+
+def _batch_page(card: BehaviourCard, query: BatchQuery, fields: Fields) -> BatchStatus:
+    """Return the page, which speaks of rows of this batch alone and of each once."""
+    page, order = messages.batch_page(query.cursor), query.order
+    _expect_text(fields, "OrigThirdVoucher", query.client_ref)
+    _expect_number(fields, "PageNo", page)
+    places = {row_ref(query.client_ref, at): at for at in range(len(order.rows))}
+    found: dict[int, PaymentStatus] = {}
+    for row in fields.rows:
+        place = places.get(ClientRef(row.get("SThirdVoucher")))
+        if place is None or place in found:
+            msg = "a row is not of this batch, or stands there twice"
+            raise _MismatchError(msg)
+        _expect(row, "TranAmount", order.rows[place].amount)
+        _expect_text(row, "OutAcctNo", order.payer)
+        _expect_text(row, "InAcctNo", order.rows[place].payee.account)
+        found[place] = _payment_status(card, row)
+    end, states = fields.get("IsEnd"), card.states
+    # Where the flag is left out the page is the last one when it is whole.
+    is_end = end in ("Y", "1") or (end == "" and len(found) == len(order.rows))
+    if not is_end and not (found and end in ("", "N", "0")):
+        msg = f"the end of the pages can't be told: flag {end[:4]!r}"
+        raise UnreadableError(msg)
+    # A batch that is worked on still may show rows as if they were decided.
+    is_over = fields.get("batchSTT") in {"", *states.final_ok, *states.final_bad}
+    return BatchStatus(found, "" if is_end else str(page + 1), is_over)
 
 
 def _bank_codes(answer: Answer) -> BankCodes:
@@ -320,8 +394,13 @@ def _status(
     _expect_trade(reply, messages.STATUS)
     _expect_text(fields, "OrigThirdVoucher", query.client_ref)
     _expect(fields, "TranAmount", query.order.amount)
+    return Accepted(_payment_status(card, fields), reply.code, reply.message)
+
+
+def _payment_status(card: BehaviourCard, fields: Fields) -> PaymentStatus:
+    """Return what 4005, or a row of 4015, says of a payment."""
     texts = dict.fromkeys((fields.get("Yhcljg"), fields.get("BackRem")))
-    found = PaymentStatus(
+    return PaymentStatus(
         state=_state(card, fields),
         code=fields.get("Stt"),
         message="; ".join(filter(None, texts)),
@@ -329,7 +408,6 @@ def _status(
         booked_on=_day_or_none(fields.get("AccountDate")),
         fee=_fee(fields, "Fee"),
     )
-    return Accepted(found, reply.code, reply.message)
 
 
 def _state(card: BehaviourCard, fields: Fields) -> PaymentState:

@@ -20,7 +20,15 @@ from fep.adapters.decode import Decoder
 from fep.domain.account import Account
 from fep.domain.clock import BusinessDate
 from fep.domain.ids import AccountNumber, BankName, ClientRef
-from fep.domain.order import Kind, Lookup, Operation, OperationResult, StatementQuery
+from fep.domain.order import (
+    BatchOrder,
+    BatchQuery,
+    Kind,
+    Lookup,
+    Operation,
+    OperationResult,
+    StatementQuery,
+)
 from fep.wire.http import HttpResponse
 
 
@@ -304,6 +312,44 @@ class LookupCodec(BankCodec, Protocol):
 
     def looked_up(self, lookup: Lookup, reply: Reply) -> Outcome:
         """Return what a reply means for the look-up it answers; never raises on bad content."""
+        ...
+
+
+@runtime_checkable
+class BatchCodec(BankCodec, Protocol):
+    """A codec of a bank that takes several payments in one request (批量转账).
+
+    Each row goes under ``ids.row_ref`` of the batch's reference and its place. A batch is at its
+    end when every row is; what an answer says of other rows, other amounts or other payees than
+    were sent, or twice of one, proves nothing.
+    """
+
+    def prepare_batch(self, order: BatchOrder, context: Context) -> Draft:
+        """Return the request.
+
+        Raises:
+            BodyError: this bank can't carry it; the message names the row. Nothing was sent.
+        """
+        ...
+
+    def batch_taken(self, order: BatchOrder, reference: ClientRef, reply: Reply) -> Outcome:
+        """Return what the answer to a batch means; never raises on bad content.
+
+        ``Accepted`` bears a ``PaymentReceipt`` of the whole and is never final; ``Rejected`` only
+        where no row was or will be paid. Refused in part is ``Unclear``: the rows are asked after.
+        """
+        ...
+
+    def prepare_batch_status(self, query: BatchQuery, context: Context) -> Draft:
+        """Return the question for one page of a batch's rows.
+
+        Raises:
+            BodyError: this bank can't carry it; nothing was sent.
+        """
+        ...
+
+    def batch_status(self, query: BatchQuery, reply: Reply) -> Outcome:
+        """Return what a page says, as a ``BatchStatus``; never raises on bad content."""
         ...
 
 

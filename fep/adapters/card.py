@@ -172,6 +172,16 @@ class ReturnedFacts:
 
 
 @attrs.frozen
+class BatchFacts:
+    """Several payments in one request (批量转账), where the bank has that."""
+
+    rows_max: int = 0
+    """Of one batch; a bank's own limit, or where its answers stop telling each row."""
+    poll_s: float = 0.0
+    """The least time between two questions after one batch; the first waits for it, too."""
+
+
+@attrs.frozen
 class Signing:
     """Who signs, and how."""
 
@@ -208,6 +218,7 @@ class BehaviourCard:
     throttle: Throttle = attrs.Factory(Throttle)
     statement: StatementFacts = attrs.Factory(StatementFacts)
     returned: ReturnedFacts = attrs.Factory(ReturnedFacts)
+    batch: BatchFacts = attrs.Factory(BatchFacts)
     signing: Signing = attrs.Factory(Signing)
     transport: Transport = attrs.Factory(Transport)
     limits: Limits = attrs.Factory(Limits)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from itertools import pairwise
 from typing import Any, Final, Protocol, runtime_checkable
@@ -131,6 +131,21 @@ class Book(Protocol):
         Raises:
             DuplicateReferenceError: the reference is known; nothing was booked.
         """
+        ...
+
+    def pay_batch(
+        self, bank: BankName, reference: str, requests: Sequence[PaymentRequest], now: dt.datetime
+    ) -> list[BookPayment]:
+        """Book the rows of a batch, each as ``pay`` does, and keep them together; all at once.
+
+        Raises:
+            DuplicateReferenceError: the batch's reference, or a row's, is known; nothing was
+                booked.
+        """
+        ...
+
+    def batch(self, bank: BankName, reference: str) -> list[BookPayment]:
+        """Return the rows of a batch in their order, none where it is not known."""
         ...
 
     def take_back(self, bank: BankName, now: dt.datetime) -> None:
@@ -346,6 +361,16 @@ class ForgetfulBook:
     def pay(self, bank: BankName, request: PaymentRequest, now: dt.datetime) -> BookPayment:
         """Book one payment."""
         return self.inner.pay(bank, request, now)
+
+    def pay_batch(
+        self, bank: BankName, reference: str, requests: Sequence[PaymentRequest], now: dt.datetime
+    ) -> list[BookPayment]:
+        """Book the rows of a batch."""
+        return self.inner.pay_batch(bank, reference, requests, now)
+
+    def batch(self, bank: BankName, reference: str) -> list[BookPayment]:
+        """Return the rows of a batch."""
+        return self.inner.batch(bank, reference)
 
     def take_back(self, bank: BankName, now: dt.datetime) -> None:
         """Take back what is to be taken back."""

@@ -351,13 +351,36 @@ def _task_table(value: Value) -> Table:
             grid.add_row(heading, Text(told, style))
     result = value["result"]
     for name, found in result.items() if isinstance(result, dict) else ():
-        grid.add_row(f"result 结果: {clean(name)}", Text(plain(found)))
+        if name != "rows":
+            grid.add_row(f"result 结果: {clean(name)}", Text(plain(found)))
     return grid
+
+
+ROWS: Final = (
+    _number("row, 明细", "row"),
+    _state("state, 状态", "state"),
+    _money("amount, 金额", "amount"),
+    Column("our reference, 我方流水号", "client_ref", whole=True),
+    Column("bank's reference, 银行流水号", "bank_ref"),
+    Column("bank's code, 银行代码", "bank_code"),
+    Column("bank's message, 银行信息", "bank_message", wide=True),
+)
+
+
+def _task_parts(console: Console, value: Value) -> list[Table | str]:
+    """Return what is shown of a task: its own members, and the rows of a batch."""
+    result = value["result"]
+    rows = result.get("rows") if isinstance(result, dict) else None
+    parts: list[Table | str] = [_task_table(value)]
+    if rows:
+        parts += ["", _table(console, ROWS, rows)]
+    return parts
 
 
 def task(value: Value) -> None:
     """Print one task whole."""
-    _print(_console(), _task_table(value))
+    console = _console()
+    _print(console, *_task_parts(console, value))
 
 
 EVENTS: Final = (
@@ -386,7 +409,7 @@ def why(value: Value) -> None:
     """Print a task and what happened to it, oldest first."""
     console = _console()
     chain = _table(console, EVENTS, list(_thinned(value["events"])))
-    _print(console, _task_table(value["task"]), "", chain)
+    _print(console, *_task_parts(console, value["task"]), "", chain)
 
 
 HELD: Final = (

@@ -20,11 +20,13 @@ from fep.domain.ids import (
     CLIENT_REF_CHARS,
     SHORT_REF_ATTEMPTS,
     SHORT_REF_DIGITS_MIN,
+    ClientRef,
     TaskId,
     client_ref,
+    row_ref,
     short_ref,
 )
-from fep.domain.order import MOVES_MONEY, Body, Kind, Order, parse_body
+from fep.domain.order import MOVES_MONEY, BatchOrder, Body, Kind, Order, parse_body
 from fep.pooling.plan import ENDED, ItemState, RoundState
 from fep.tasks.state import FINAL, Event, IllegalTransitionError, State, step
 
@@ -38,6 +40,7 @@ PLAIN: Final = re.compile(r"[!-~]*")
 _EVENTS: Final = {event.value: event for event in Event}
 _STATES: Final = {state.value for state in State}
 _KINDS: Final = {kind.value for kind in Kind}
+_BATCHES: Final = frozenset({Kind.BATCH_TRANSFER.value})
 
 
 @attrs.frozen
@@ -237,7 +240,9 @@ class PaymentRow:
 
 def payment_faults(row: PaymentRow) -> Iterator[str]:
     """Yield what is wrong with a payment's row."""
-    if row.is_watched and row.task_state != State.SUCCEEDED:
+    # Of a batch some rows may have come back, and the others are watched on.
+    may_come = {State.SUCCEEDED} | ({State.RETURNED} if row.task_kind in _BATCHES else set())
+    if row.is_watched and row.task_state not in may_come:
         yield f"it is {row.task_state}, and watched for its return"
     if row.task_bank != row.bank:
         yield f"it is searched at {row.bank}, and its task is {row.task_bank}'s"
@@ -247,8 +252,40 @@ def payment_faults(row: PaymentRow) -> Iterator[str]:
     told = (row.payer, row.payee, row.amount_fen)
     if not isinstance(body, Order):
         yield "it is searched as a payment, and its body is none"
-    elif (body.payer, body.payee.account, body.amount.fen) != told:
+        return
+    payee = "" if isinstance(body, BatchOrder) else body.payee.account
+    if (body.payer, payee, body.amount.fen) != told:
         yield f"it is searched as {row.amount_fen} fen from {row.payer}, and its body is another"
+
+
+@attrs.frozen
+class BatchRows:
+    """What the rows of a batch are searched by, with its task."""
+
+    task_kind: str
+    task_body: bytes | None
+    """None: the task is archived."""
+    client_ref: str | None
+    rows: tuple[tuple[int, str, str, int, str], ...]
+    """Place, payer, payee, fen and reference of each, in order."""
+
+
+def rows_faults(batch: BatchRows) -> Iterator[str]:
+    """Yield what is wrong with what a batch's rows are searched by."""
+    if batch.task_body is None:
+        return
+    body = _stored_body(batch.task_kind, batch.task_body)
+    if not isinstance(body, BatchOrder) or batch.client_ref is None:
+        yield "rows are searched, and it is no batch that was sent"
+        return
+    reference = ClientRef(batch.client_ref)
+    wanted = tuple(
+        (place, body.payer, row.payee.account, row.amount.fen, row_ref(reference, place))
+        for place, row in enumerate(body.rows)
+    )
+    if batch.rows != wanted:
+        apart = [one[0] for one in set(wanted) ^ set(batch.rows)]
+        yield f"row {min(apart)} is searched as another than its body says"
 
 
 def _stored_body(kind: str, data: bytes) -> Body | None:

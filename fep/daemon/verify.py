@@ -20,6 +20,7 @@ import attrs
 import sqlalchemy as sa
 
 from fep.daemon.invariants import (
+    BatchRows,
     EventRow,
     ItemRow,
     MessageRow,
@@ -29,6 +30,7 @@ from fep.daemon.invariants import (
     event_faults,
     item_faults,
     payment_faults,
+    rows_faults,
     task_faults,
 )
 from fep.domain.errors import FepError
@@ -450,11 +452,21 @@ class _Look:
             " (SELECT 1 FROM payment WHERE task_seq = task.seq) AND body IS NOT NULL"
         ):
             self.find("payments", task_id, "it was sent, and no statement is searched for it")
+        groups = itertools.groupby(self._rows(_BATCH_ROWS), key=lambda row: tuple(row[:4]))
+        for (task_id, kind, body, reference), rows in groups:
+            batch = BatchRows(kind, body, reference, tuple(tuple(row[4:]) for row in rows))
+            for message in rows_faults(batch):
+                self.find("payments", task_id, message)
+        for (task_id,) in self._rows(
+            "SELECT task_id FROM task WHERE sent_at IS NOT NULL AND kind = 'batch_transfer' AND"
+            " NOT EXISTS (SELECT 1 FROM payment_row WHERE task_seq = task.seq)"
+        ):
+            self.find("payments", task_id, "it was sent, and none of its rows is searched")
 
     def _look_at_strays(self) -> None:
         """Everything belongs to a task, or to the store itself."""
         check = self._check("strays")
-        for table in ("task_event", "message", "resolution", "payment"):
+        for table in ("task_event", "message", "resolution", "payment", "payment_row"):
             check.looked_at += self._count(self._main, table)
             for seq, count in self._rows(
                 f"SELECT task_seq, count(*) FROM {table} WHERE task_seq <> 0 AND NOT EXISTS"  # noqa: S608
@@ -534,6 +546,11 @@ _PAYMENTS: Final = (
     "SELECT t.task_id, p.task_seq, p.bank, p.payer, p.payee, p.amount_fen,"
     " p.watched_s IS NOT NULL, t.bank, t.kind, t.state, CAST(t.body AS BLOB)"
     " FROM payment AS p JOIN task AS t ON t.seq = p.task_seq"
+)
+_BATCH_ROWS: Final = (
+    "SELECT t.task_id, t.kind, CAST(t.body AS BLOB), t.client_ref,"
+    " r.place, r.payer, r.payee, r.amount_fen, r.client_ref"
+    " FROM payment_row AS r JOIN task AS t ON t.seq = r.task_seq ORDER BY r.task_seq, r.place"
 )
 _ITEMS: Final = (
     "SELECT i.round_id, r.state, r.plan_only, i.account, i.state, i.amount_fen, i.sweep_task,"

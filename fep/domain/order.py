@@ -17,15 +17,19 @@ import attrs
 from fep.domain.clock import BusinessDate, to_text
 from fep.domain.errors import BodyError
 from fep.domain.ids import (
+    BATCH_ROWS_MAX,
     AccountNumber,
     ClientRef,
     TaskId,
     parse_account_number,
     parse_task_id,
+    row_ref,
 )
 from fep.domain.money import FEN_MAX, ZERO, Cny
 
 NAME_CHARS_MAX: Final = 60
+ROW_MESSAGE_CHARS_MAX: Final = 100
+"""Of the bank's words on one row of a batch: the result must fit one line."""
 PURPOSE_CHARS_MAX: Final = 30
 """Smallest room any supported bank gives the purpose (Ping An UseEx, C(30))."""
 STATEMENT_DAYS_MAX: Final = 100
@@ -114,6 +118,24 @@ class PaymentOrder:
 
 
 @attrs.frozen
+class BatchOrder:
+    """Several payments of one payer in one request (批量转账); one that exists is valid."""
+
+    rows: tuple[PaymentOrder, ...]
+    """From 1 to ``BATCH_ROWS_MAX``, all of one payer."""
+
+    @property
+    def payer(self) -> AccountNumber:
+        """Whose account pays them all."""
+        return self.rows[0].payer
+
+    @property
+    def amount(self) -> Cny:
+        """What all rows come to."""
+        return total([row.amount for row in self.rows])
+
+
+@attrs.frozen
 class TransferStatusRequest:
     """Ask what became of an earlier transfer task of the same client (转账状态查询)."""
 
@@ -128,6 +150,17 @@ class StatusQuery:
     order: PaymentOrder
     submitted_on: BusinessDate
     bank_ref: str = ""
+
+
+@attrs.frozen
+class BatchQuery:
+    """What an adapter needs to ask its bank about the rows of one batch, one page at a time."""
+
+    client_ref: ClientRef
+    order: BatchOrder
+    submitted_on: BusinessDate
+    cursor: str = ""
+    """The adapter's own mark of the next page; empty for the first."""
 
 
 @attrs.frozen
@@ -165,7 +198,9 @@ class BankCodeQuery:
 
 Lookup = ReturnedQuery | BankCodeQuery
 """Queries that only some banks have; ``LookupCodec`` carries them."""
-Order = PaymentOrder
+Batch = BatchOrder | BatchQuery
+"""What only some banks have, too; ``BatchCodec`` carries it."""
+Order = PaymentOrder | BatchOrder
 """Bodies of the kinds in ``MOVES_MONEY``: they change something at the bank, so are sent once."""
 Query = BalanceQuery | TransferStatusRequest | StatementQuery | Lookup
 """Bodies that change nothing: asked again when they are lost."""
@@ -224,6 +259,27 @@ class PaymentStatus:
     booked_on: BusinessDate | None = None
     fee: Cny | None = None
     returned_on: BusinessDate | None = None
+
+
+@attrs.frozen
+class BatchStatus:
+    """The bank's word on rows of one batch; ``cursor`` as of ``Statement``."""
+
+    rows: Mapping[int, PaymentStatus]
+    """By their places in the batch; those that stand in no page are not decided."""
+    cursor: str = ""
+    is_over: bool = True
+    """False while the bank says that it works on the batch still, whatever its rows say."""
+
+
+@attrs.frozen
+class BatchReceipt:
+    """What became of each row of a batch that is at its end."""
+
+    client_ref: ClientRef
+    order: BatchOrder
+    rows: Mapping[int, PaymentStatus]
+    bank_ref: str = ""
 
 
 @attrs.frozen
@@ -294,7 +350,8 @@ class BankCodes:
 
 
 LookupResult = ReturnedPayments | BankCodes
-OperationResult = Balance | PaymentReceipt | PaymentStatus | Statement | LookupResult
+BatchResult = BatchStatus | BatchReceipt
+OperationResult = Balance | PaymentReceipt | PaymentStatus | Statement | LookupResult | BatchResult
 
 
 def _members(
@@ -353,30 +410,30 @@ def _day(value: object, where: str) -> BusinessDate:
         raise BodyError(msg) from error
 
 
-def _payee(value: object) -> Payee:
+def _payee(value: object, where: str) -> Payee:
     given = _members(
         value,
-        "payee",
+        where,
         frozenset({"account", "name"}),
         frozenset({"bank_code", "bank_name", "kind"}),
     )
-    bank_code = _text(given.get("bank_code", ""), "payee.bank_code", 12)
+    bank_code = _text(given.get("bank_code", ""), f"{where}.bank_code", 12)
     if bank_code and not (len(bank_code) == 12 and bank_code.isascii() and bank_code.isdigit()):
-        msg = "payee.bank_code must be 12 digits (CNAPS) or left out"
+        msg = f"{where}.bank_code must be 12 digits (CNAPS) or left out"
         raise BodyError(msg)
     kind = given.get("kind", "corporate")
     if kind not in ("corporate", "personal"):
-        msg = "payee.kind must be 'corporate' or 'personal'"
+        msg = f"{where}.kind must be 'corporate' or 'personal'"
         raise BodyError(msg)
-    name = _text(given["name"], "payee.name", NAME_CHARS_MAX)
+    name = _text(given["name"], f"{where}.name", NAME_CHARS_MAX)
     if not name.strip():
-        msg = "payee.name must not be empty"
+        msg = f"{where}.name must not be empty"
         raise BodyError(msg)
     return Payee(
-        account=_account(given["account"], "payee.account"),
+        account=_account(given["account"], f"{where}.account"),
         name=name,
         bank_code=bank_code,
-        bank_name=_text(given.get("bank_name", ""), "payee.bank_name", NAME_CHARS_MAX),
+        bank_name=_text(given.get("bank_name", ""), f"{where}.bank_name", NAME_CHARS_MAX),
         kind="personal" if kind == "personal" else "corporate",
     )
 
@@ -393,23 +450,37 @@ def _transfer(params: object) -> PaymentOrder:
         frozenset({"payer", "payee", "amount", "currency"}),
         frozenset({"purpose", "urgency"}),
     )
-    payer = _members(given["payer"], "payer", frozenset({"account"}), frozenset())
-    if given["currency"] != "CNY":
+    payer = _payer(given["payer"])
+    _check_currency(given["currency"])
+    return _payment(payer, given, "")
+
+
+def _payer(value: object) -> AccountNumber:
+    payer = _members(value, "payer", frozenset({"account"}), frozenset())
+    return _account(payer["account"], "payer.account")
+
+
+def _check_currency(value: object) -> None:
+    if value != "CNY":
         msg = "currency must be 'CNY', the only one supported"
         raise BodyError(msg)
+
+
+def _payment(payer: AccountNumber, given: Mapping[str, object], where: str) -> PaymentOrder:
+    """Return the payment of these members, whose names stand behind ``where``."""
     urgency = given.get("urgency", "normal")
     if urgency not in ("normal", "urgent"):
-        msg = "urgency must be 'normal' or 'urgent'"
+        msg = f"{where}urgency must be 'normal' or 'urgent'"
         raise BodyError(msg)
     order = PaymentOrder(
-        payer=_account(payer["account"], "payer.account"),
-        payee=_payee(given["payee"]),
-        amount=_amount(given["amount"], "amount"),
-        purpose=_text(given.get("purpose", ""), "purpose", PURPOSE_CHARS_MAX),
+        payer=payer,
+        payee=_payee(given["payee"], f"{where}payee"),
+        amount=_amount(given["amount"], f"{where}amount"),
+        purpose=_text(given.get("purpose", ""), f"{where}purpose", PURPOSE_CHARS_MAX),
         urgency=Urgency(urgency),
     )
     if order.payer == order.payee.account:
-        msg = "payer.account and payee.account are the same"
+        msg = f"payer.account and {where}payee.account are the same"
         raise BodyError(msg)
     return order
 
@@ -433,6 +504,26 @@ def _pool_sweep(params: object) -> PaymentOrder:
     sweep = Sweep(given["direction"])
     payer, payee = (below, top) if sweep is Sweep.UP else (top, below)
     return PaymentOrder(payer, Payee(payee, ""), _amount(given["amount"], "amount"), sweep=sweep)
+
+
+def _batch(params: object) -> BatchOrder:
+    given = _members(params, "params", frozenset({"payer", "rows"}), frozenset({"currency"}))
+    payer = _payer(given["payer"])
+    _check_currency(given.get("currency", "CNY"))
+    rows = given["rows"]
+    if not isinstance(rows, list) or not 0 < len(rows) <= BATCH_ROWS_MAX:
+        msg = f"rows must be a list of 1 to {BATCH_ROWS_MAX} payments"
+        raise BodyError(msg)
+    order = BatchOrder(tuple(_row(payer, row, f"rows[{at}]") for at, row in enumerate(rows)))
+    if order.amount.fen > FEN_MAX:
+        msg = f"rows must come to at most {Cny(FEN_MAX)} together"
+        raise BodyError(msg)
+    return order
+
+
+def _row(payer: AccountNumber, value: object, where: str) -> PaymentOrder:
+    needed, more = frozenset({"payee", "amount"}), frozenset({"purpose", "urgency"})
+    return _payment(payer, _members(value, where, needed, more), f"{where}.")
 
 
 def _transfer_status(params: object) -> TransferStatusRequest:
@@ -480,6 +571,7 @@ def _bank_code(params: object) -> BankCodeQuery:
 _PARSERS: Final[Mapping[Kind, Callable[[object], Body]]] = {
     Kind.BALANCE: _balance,
     Kind.TRANSFER: _transfer,
+    Kind.BATCH_TRANSFER: _batch,
     Kind.TRANSFER_STATUS: _transfer_status,
     Kind.STATEMENT: _statement,
     Kind.RETURNED_PAYMENTS: _returned,
@@ -505,6 +597,23 @@ def parse_body(kind: Kind, params: object) -> Body:
     return parser(params)
 
 
+def _payment_params(order: PaymentOrder) -> dict[str, object]:
+    """Return the members of a payment that a row of a batch has, too."""
+    payee = {"account": order.payee.account, "name": order.payee.name}
+    if order.payee.bank_code:
+        payee["bank_code"] = order.payee.bank_code
+    if order.payee.bank_name:
+        payee["bank_name"] = order.payee.bank_name
+    if order.payee.kind != "corporate":
+        payee["kind"] = order.payee.kind
+    params: dict[str, object] = {"payee": payee, "amount": str(order.amount)}
+    if order.purpose:
+        params["purpose"] = order.purpose
+    if order.urgency is not Urgency.NORMAL:
+        params["urgency"] = order.urgency.value
+    return params
+
+
 def body_params(body: Body) -> dict[str, object]:
     """Return the canonical JSON value of a body: what :func:`parse_body` reads back equal."""
     match body:
@@ -521,24 +630,11 @@ def body_params(body: Body) -> dict[str, object]:
                 "currency": body.currency,
             }
         case PaymentOrder():
-            payee = {"account": body.payee.account, "name": body.payee.name}
-            if body.payee.bank_code:
-                payee["bank_code"] = body.payee.bank_code
-            if body.payee.bank_name:
-                payee["bank_name"] = body.payee.bank_name
-            if body.payee.kind != "corporate":
-                payee["kind"] = body.payee.kind
-            params: dict[str, object] = {
-                "payer": {"account": body.payer},
-                "payee": payee,
-                "amount": str(body.amount),
-                "currency": body.currency,
-            }
-            if body.purpose:
-                params["purpose"] = body.purpose
-            if body.urgency is not Urgency.NORMAL:
-                params["urgency"] = body.urgency.value
-            return params
+            payer = {"payer": {"account": body.payer}, "currency": body.currency}
+            return payer | _payment_params(body)
+        case BatchOrder():
+            rows = [_payment_params(row) for row in body.rows]
+            return {"payer": {"account": body.payer}, "currency": "CNY", "rows": rows}
         case TransferStatusRequest():
             return {"task_id": body.task_id}
         case StatementQuery() | ReturnedQuery():
@@ -590,6 +686,57 @@ def _returned_value(one: ReturnedPayment) -> dict[str, object]:
     return value | {name: day.isoformat() for name, day in days.items() if day is not None}
 
 
+def _row_value(row: int, status: PaymentStatus) -> dict[str, object]:
+    """Return what is told of one row of a batch; what the bank left out is left out."""
+    texts = {
+        "bank_ref": status.bank_ref,
+        "bank_code": status.code,
+        "bank_message": status.message[:ROW_MESSAGE_CHARS_MAX],
+        "booked_on": status.booked_on and status.booked_on.isoformat(),
+        "fee": status.fee and str(status.fee),
+        "returned_on": status.returned_on and status.returned_on.isoformat(),
+    }
+    told: dict[str, object] = {"row": row, "state": status.state.value}
+    return told | {name: text for name, text in texts.items() if text}
+
+
+def _batch_value(receipt: BatchResult) -> dict[str, object]:
+    if isinstance(receipt, BatchStatus):
+        shown = [_row_value(at, row) for at, row in sorted(receipt.rows.items())]
+        return {"state": _batch_state(receipt).value, "rows": shown}
+    rows = []
+    for at, status in sorted(receipt.rows.items()):
+        own = {"client_ref": row_ref(receipt.client_ref, at)}
+        amount = {"amount": str(receipt.order.rows[at].amount)}
+        rows.append(_row_value(at, status) | own | amount)
+    sums = batch_sums(rows)
+    return {"bank_ref": receipt.bank_ref, "client_ref": receipt.client_ref, "rows": rows} | sums
+
+
+def _batch_state(status: BatchStatus) -> PaymentState:
+    """Return what a batch is by the bank's word on its rows: decided when every row is."""
+    said = {row.state for row in status.rows.values()}
+    if len(said) == 1 and said <= {PaymentState.NO_RECORD, PaymentState.UNKNOWN}:
+        return said.pop()
+    decided = {PaymentState.SUCCEEDED, PaymentState.REJECTED, PaymentState.RETURNED}
+    if status.cursor or not status.is_over or not said <= decided:
+        return PaymentState.PROCESSING
+    ends = (PaymentState.RETURNED, PaymentState.SUCCEEDED)
+    return next((end for end in ends if end in said), PaymentState.REJECTED)
+
+
+def batch_sums(rows: list[dict[str, object]]) -> dict[str, object]:
+    """Return how many of a batch's rows, as they are told, ended how, and what was paid.
+
+    What came back (退票) was not paid.
+    """
+    states = [row["state"] for row in rows]
+    paid = [Cny.parse(str(row["amount"])) for row in rows if row["state"] == PaymentState.SUCCEEDED]
+    ends = (PaymentState.SUCCEEDED, PaymentState.REJECTED, PaymentState.RETURNED)
+    counts: dict[str, object] = {end.value: states.count(end.value) for end in ends}
+    return counts | {"amount_succeeded": str(total(paid)), "currency": "CNY"}
+
+
 def _entries(result: Statement | ReturnedPayments | BankCodes) -> list[dict[str, object]]:
     match result:
         case Statement():
@@ -602,7 +749,7 @@ def _entries(result: Statement | ReturnedPayments | BankCodes) -> list[dict[str,
             assert_never(result)
 
 
-def result_value(result: OperationResult) -> dict[str, object]:
+def result_value(result: OperationResult) -> dict[str, object]:  # noqa: C901, PLR0912 - a case a kind
     """Return the JSON value of a result as ``task.result`` carries it."""
     match result:
         case Balance():
@@ -639,6 +786,8 @@ def result_value(result: OperationResult) -> dict[str, object]:
             if result.state is PaymentState.RETURNED:
                 value["returned"] = True
             return value
+        case BatchStatus() | BatchReceipt():
+            return _batch_value(result)
         case Statement() | ReturnedPayments() | BankCodes():
             return {"entries": _entries(result), "complete": not result.cursor}
         case _:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime as dt
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
@@ -50,6 +50,9 @@ create table if not exists payment (
     payee_bank text not null, payee_bank_name text not null, amount integer not null,
     purpose text not null, state text not null, at text not null, reason text not null,
     returns_at text, unique (bank, client_ref));
+create table if not exists batch_row (
+    bank text not null, batch text not null, place integer not null, client_ref text not null,
+    primary key (bank, batch, place));
 create table if not exists entry (
     id integer primary key, payment integer, bank text not null, number text not null,
     amount integer not null, balance integer not null, at text not null,
@@ -267,44 +270,76 @@ class SqliteBook:
             DuplicateReferenceError: the reference is known; nothing was booked.
         """
         with self._transaction() as db:
-            known = self._payment(bank, request.client_ref)
-            if known is not None:
-                raise DuplicateReferenceError(known)
-            payer = db.execute(
-                "select * from account where bank = ? and number = ?", (bank, request.payer)
-            ).fetchone()
-            payee = db.execute(
-                "select * from account where number = ? and bank <> '-' order by bank <> ?",
-                (request.payee, bank),
-            ).fetchone()
-            state, reason = _judged(request, payer, payee)
-            payee_bank = OUTSIDE[0] if payee is None else payee["bank"]
-            number = int(db.execute("select coalesce(max(id), 0) + 1 from payment").fetchone()[0])
-            db.execute(
-                "insert into payment values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                (
-                    number,
-                    bank,
-                    request.client_ref,
-                    f"{now.astimezone(SHANGHAI):%y%m%d}{number:010d}",
-                    request.payer,
-                    "" if payer is None else payer["name"],
-                    request.payee,
-                    request.payee_name,
-                    payee_bank,
-                    request.payee_bank_name,
-                    request.amount.fen,
-                    request.purpose,
-                    state.value,
-                    to_text(now),
-                    reason,
-                    _when(request, state),
-                ),
-            )
-            if state is BookedState.DONE:
-                to = OUTSIDE if payee is None else (payee["bank"], payee["number"])
-                self._move(db, number, (bank, request.payer), to, request.amount.fen, now)
-            made = self._payment(bank, request.client_ref)
+            return self._pay(db, bank, request, now)
+
+    def pay_batch(
+        self, bank: BankName, reference: str, requests: Sequence[PaymentRequest], now: dt.datetime
+    ) -> list[BookPayment]:
+        """Book the rows of a batch, each as ``pay`` does; all of them or, when killed, none.
+
+        Raises:
+            DuplicateReferenceError: the batch's reference, or a row's, is known; nothing was
+                booked.
+        """
+        with self._transaction() as db:
+            if known := self.batch(bank, reference):
+                raise DuplicateReferenceError(known[0])
+            made = [self._pay(db, bank, request, now) for request in requests]
+            rows = [(bank, reference, at, one.client_ref) for at, one in enumerate(requests)]
+            db.executemany("insert into batch_row values (?,?,?,?)", rows)
+        return made
+
+    def batch(self, bank: BankName, reference: str) -> list[BookPayment]:
+        """Return the rows of a batch in their order, none where it is not known."""
+        rows = self._db.execute(
+            "select payment.* from batch_row join payment using (bank, client_ref)"
+            " where bank = ? and batch = ? order by place",
+            (bank, reference),
+        )
+        return [_payment(row) for row in rows]
+
+    def _pay(
+        self, db: sqlite3.Connection, bank: BankName, request: PaymentRequest, now: dt.datetime
+    ) -> BookPayment:
+        """Book one payment in a transaction that is open."""
+        known = self._payment(bank, request.client_ref)
+        if known is not None:
+            raise DuplicateReferenceError(known)
+        payer = db.execute(
+            "select * from account where bank = ? and number = ?", (bank, request.payer)
+        ).fetchone()
+        payee = db.execute(
+            "select * from account where number = ? and bank <> '-' order by bank <> ?",
+            (request.payee, bank),
+        ).fetchone()
+        state, reason = _judged(request, payer, payee)
+        payee_bank = OUTSIDE[0] if payee is None else payee["bank"]
+        number = int(db.execute("select coalesce(max(id), 0) + 1 from payment").fetchone()[0])
+        db.execute(
+            "insert into payment values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                number,
+                bank,
+                request.client_ref,
+                f"{now.astimezone(SHANGHAI):%y%m%d}{number:010d}",
+                request.payer,
+                "" if payer is None else payer["name"],
+                request.payee,
+                request.payee_name,
+                payee_bank,
+                request.payee_bank_name,
+                request.amount.fen,
+                request.purpose,
+                state.value,
+                to_text(now),
+                reason,
+                _when(request, state),
+            ),
+        )
+        if state is BookedState.DONE:
+            to = OUTSIDE if payee is None else (payee["bank"], payee["number"])
+            self._move(db, number, (bank, request.payer), to, request.amount.fen, now)
+        made = self._payment(bank, request.client_ref)
         assert made is not None
         return made
 

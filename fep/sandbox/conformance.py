@@ -32,6 +32,7 @@ from fep.adapters.api import (
     BankAdapter,
     BankCodec,
     BankProfile,
+    BatchCodec,
     Context,
     Draft,
     Outcome,
@@ -48,13 +49,26 @@ from fep.adapters.quality import Example, Status
 from fep.client import BlockingClient
 from fep.domain.account import Account
 from fep.domain.clock import SHANGHAI, BusinessDate
-from fep.domain.errors import RemoteProtocolError
-from fep.domain.ids import AccountNumber, BankName, ClientRef, TaskId, client_ref, short_ref
+from fep.domain.errors import BodyError, RemoteProtocolError
+from fep.domain.ids import (
+    BATCH_ROWS_MAX,
+    AccountNumber,
+    BankName,
+    ClientRef,
+    TaskId,
+    client_ref,
+    is_ref_of,
+    row_ref,
+    short_ref,
+)
 from fep.domain.ids import Sequence as Numbers
 from fep.domain.money import Cny
 from fep.domain.order import (
     Balance,
     BalanceQuery,
+    BatchOrder,
+    BatchQuery,
+    BatchStatus,
     Kind,
     Operation,
     Payee,
@@ -68,6 +82,7 @@ from fep.domain.order import (
 )
 from fep.sandbox.book import SqliteBook
 from fep.sandbox.scene import BankPlan, Scene
+from fep.tasks import evidence
 from fep.tasks.state import FINAL, State
 
 SEED: Final = 20261126
@@ -84,16 +99,20 @@ SPAN_DAYS: Final = 100
 """Longest statement that a client may ask for."""
 PAYMENTS: Final = 8
 """Of the daemon's part, for each kind of fault."""
+BATCHES: Final = 4
+"""Of the daemon's part, too, where the bank takes batches."""
 SECRET: Final = "never-to-be-shown"  # noqa: S105 - of no bank
 UNLISTED: Final = "ZZZ999"
 """A code that no card lists."""
 BANK: Final = BankName("bank")
 OURS, PAYEE = AccountNumber("99990000000101"), AccountNumber("99990000000202")
 HOLDERS: Final = {OURS: "江枫样例制造有限公司", PAYEE: "云阶示例贸易有限公司"}
+OTHER: Final = Payee(AccountNumber("99990000000303"), "外行示例公司")
 OPENING: Final = Cny(10_000_000)
 NOW: Final = dt.datetime(2026, 1, 5, 9, 1, 0, tzinfo=SHANGHAI).astimezone(dt.UTC)
 DAY: Final = BusinessDate(dt.date(2026, 1, 5))
 ORDER: Final = PaymentOrder(OURS, Payee(PAYEE, HOLDERS[PAYEE]), Cny(100_050), purpose="货款")
+BATCH: Final = BatchOrder(tuple(attrs.evolve(ORDER, amount=Cny(100 + at)) for at in range(3)))
 OPEN_FAULTS: Final = (
     Fault.SILENT_BEFORE_BOOKING,
     Fault.SILENT_AFTER_BOOKING,
@@ -182,6 +201,15 @@ class Rig:
             book.close()
 
     @property
+    def batch_codec(self) -> BatchCodec:
+        """The codec of an adapter that has batches."""
+        codec = self.codec
+        if not isinstance(codec, BatchCodec):
+            msg = "it declares batch_transfer, and its codec carries none"
+            raise _FailedError(msg)
+        return codec
+
+    @property
     def queries(self) -> tuple[Operation, ...]:
         """Queries that the adapter has, after the payment's own."""
         if Kind.STATEMENT in self.adapter.capabilities:
@@ -264,6 +292,52 @@ class Bank:
         assert isinstance(told.result, PaymentStatus)
         return told.result.state
 
+    def send(
+        self, order: BatchOrder = BATCH, number: int = 1, *, badly: bool = False
+    ) -> list[Reply]:
+        """Send a batch; return the bank's replies."""
+        self.sign_on()
+        codec = self.rig.batch_codec
+        draft = codec.prepare_batch(order, self.rig.context(self.rig.reference(number)))
+        return self.exchange(self.rig.sealed(draft, badly=badly))
+
+    def taken(self, replies: list[Reply], order: BatchOrder = BATCH) -> Outcome:
+        """Return what the only reply to a batch means."""
+        _hold(len(replies) == 1, f"{len(replies)} replies to one batch")
+        return evidence.of_answer(self.rig.codec, order, self.rig.reference(1), replies[0])
+
+    def told(self, order: BatchOrder = BATCH) -> BatchStatus | Unclear:
+        """Return what the bank says of a batch's rows, all pages together, as the engine asks."""
+        codec, pages = self.rig.batch_codec, list[BatchStatus]()
+        query = BatchQuery(self.rig.reference(1), order, DAY)
+        while True:
+            self.sign_on()
+            draft = codec.prepare_batch_status(query, self.rig.context())
+            replies = self.exchange(self.rig.sealed(draft))
+            _hold(len(replies) == 1, f"{len(replies)} replies to one page")
+            found = codec.batch_status(query, replies[0])
+            if not isinstance(found, Accepted):
+                return Unclear(found.code, found.message)
+            page = found.result
+            assert isinstance(page, BatchStatus)
+            pages.append(page)
+            if not page.cursor or evidence.is_undecided(page):
+                return evidence.joined(order, pages)
+            _hold(len(pages) <= len(order.rows), "the pages never end")
+            query = attrs.evolve(query, cursor=page.cursor)
+
+    def states(self, order: BatchOrder = BATCH) -> list[PaymentState]:
+        """Return the state of each row of a batch, none where that is not clear."""
+        told = self.told(order)
+        rows = {} if isinstance(told, Unclear) else told.rows
+        return [rows[at].state for at in sorted(rows)]
+
+    def booked_rows(self, order: BatchOrder = BATCH) -> list[int]:
+        """Return how often each row moved money."""
+        reference = self.rig.reference(1)
+        rows = range(len(order.rows))
+        return [self.book.times_booked(row_ref(reference, at)) for at in rows]
+
     @property
     def booked(self) -> int:
         """How many payments moved money."""
@@ -313,6 +387,8 @@ EXEMPT: Final[Mapping[str, str]] = {
     "facts_are_compared": "status_checks_facts",
     "signatures": "signature",
     "statements": "statement",
+    "batches": "batch_transfer",
+    "batches_stay_open": "batch_transfer",
 }
 """The rule of ``quality.toml`` that may say that the bank has nothing of what a check tries."""
 
@@ -396,6 +472,8 @@ def any_bytes(rig: Rig) -> str:
     """Any bytes are replies or a typed error; none of it proves that a payment was done or not."""
     with rig.bank() as bank:
         answers = [bank.answer(one)[1] for one in (ORDER, rig.status(), *rig.queries)]
+        if Kind.BATCH_TRANSFER in rig.adapter.capabilities:
+            answers += [reply.raw for reply in bank.send(number=2)]
     rng = random.Random(SEED)
     operations = (ORDER, rig.status(), *rig.queries)
     for _ in range(NOISES):
@@ -412,6 +490,9 @@ def any_bytes(rig: Rig) -> str:
             for operation in operations:
                 rig.codec.outcome(operation, reply)
                 rig.codec.payment_ref(reply)
+            if isinstance(rig.codec, BatchCodec):
+                rig.codec.batch_taken(BATCH, rig.reference(1), reply)
+                rig.codec.batch_status(BatchQuery(rig.reference(1), BATCH, DAY), reply)
             rig.codec.alive(reply)
         with_garbage = list(lines(rig.adapter.name, rig.adapter.decoder, data))
         json.dumps(with_garbage)
@@ -612,6 +693,91 @@ def signatures(rig: Rig) -> str:
     return draft.algorithm.value
 
 
+def batches(rig: Rig) -> str:
+    """Each row of a batch is booked once under its own reference, and told by itself."""
+    done = PaymentState.SUCCEEDED
+    with rig.bank() as bank:
+        none = [PaymentState.NO_RECORD] * len(BATCH.rows)
+        _hold(bank.states() == none, f"a batch that was never sent is told as {bank.states()}")
+        bank.send(badly=True)
+        _hold(rig.card.signing.by is Signer.ADAPTER or bank.booked == 0, "booked unsigned")
+    with rig.bank() as bank:
+        [reply] = bank.send()
+        found = bank.taken([reply])
+        _hold(isinstance(found, Accepted) and not found.final, f"a batch is answered with {found}")
+        bears = rig.codec.payment_ref(reply)
+        _hold(bears == "" or is_ref_of(bears, rig.reference(1)), f"the answer bears {bears!r}")
+        _hold(bank.booked_rows() == [1, 1, 1], f"the rows were booked {bank.booked_rows()} times")
+        _hold(bank.states() == [done] * 3, f"booked rows are told as {bank.states()}")
+        again = bank.taken(bank.send())
+        _hold(bank.booked == len(BATCH.rows), "a batch was booked twice")
+        _hold(isinstance(again, Unclear), f"a repeat is answered with {again}")
+        changes: list[dict[str, Any]] = [{"amount": Cny(7)}, {"payee": OTHER}]
+        for place, change in itertools.product(range(3), changes):
+            rows = list(BATCH.rows)
+            rows[place] = attrs.evolve(rows[place], **change)
+            states = bank.states(BatchOrder(tuple(rows)))
+            _hold(done not in states[place : place + 1], f"{change} of row {place} proves another")
+        longer = bank.states(BatchOrder((*BATCH.rows, ORDER)))
+        _hold(done not in longer[3:], "three rows are told as four")
+        _hold(bank.book.check() == [], "the book does not add up")
+    _refused_in_part(rig)
+    limit = rig.card.batch.rows_max
+    _hold(0 < limit <= BATCH_ROWS_MAX, f"batch.rows_max is {limit}")
+    try:
+        long = BatchOrder((ORDER,) * (limit + 1))
+        rig.batch_codec.prepare_batch(long, rig.context(rig.reference(1)))
+    except BodyError:
+        return f"up to {limit} rows"
+    msg = f"{limit + 1} rows are sent"
+    raise _FailedError(msg)
+
+
+def _refused_in_part(rig: Rig) -> None:
+    done, refused = PaymentState.SUCCEEDED, PaymentState.REJECTED
+    with rig.bank() as bank:
+        poor = attrs.evolve(BATCH.rows[1], amount=Cny(OPENING.fen + 1))
+        order = BatchOrder((BATCH.rows[0], poor, BATCH.rows[2]))
+        found = bank.taken(bank.send(order), order)
+        _hold(not isinstance(found, Rejected), f"partly booked, and told as {found}")
+        _hold(bank.booked_rows() == [1, 0, 1], f"the rows were booked {bank.booked_rows()} times")
+        states = bank.states(order)
+        not_done = (refused, PaymentState.NO_RECORD)
+        _hold(states[::2] == [done] * 2 and states[1] in not_done, f"they are told as {states}")
+
+
+def batches_stay_open(rig: Rig) -> str:
+    """Whatever goes wrong, no row is told as done or not done wrongly, and no batch refused."""
+    done, refused = PaymentState.SUCCEEDED, PaymentState.REJECTED
+    own = tuple(own_faults(rig.host))
+    for fault in (*OPEN_FAULTS, Fault.LANDED, *own):
+        with rig.bank() as bank:
+            bank.sign_on()
+        with rig.bank(fault) as bank:
+            for reply in bank.send():
+                found = bank.taken([reply])
+                _hold(not (isinstance(found, Accepted) and found.final), f"{fault}: {found}")
+                _hold(fault not in OPEN_FAULTS or isinstance(found, Unclear), f"{fault}: {found}")
+                _hold(not (isinstance(found, Rejected) and bank.booked), f"{fault}: {found}")
+            booked = bank.booked_rows()
+            _hold(len(set(booked)) == 1, f"{fault} booked {booked}")
+            if fault in OPEN_FAULTS:
+                _hold(booked[0] == int("after" in fault), f"{fault} booked {booked}")
+            wrong = refused if booked[0] else done
+            for order in (BATCH, BatchOrder(BATCH.rows[:2])):
+                _hold(wrong not in bank.states(order), f"{fault}: booked {booked}, told otherwise")
+    with rig.bank() as bank:
+        [reply] = bank.send()
+        codes = rig.card.codes
+        for code in [*sorted(codes.duplicate | codes.throttled | codes.unclear), UNLISTED, ""]:
+            found = bank.taken([attrs.evolve(reply, code=code)])
+            _hold(isinstance(found, Unclear), f"{code!r} on a batch is not unclear but {found}")
+        for code in sorted(codes.refused | codes.permission):
+            found = bank.taken([attrs.evolve(reply, code=code)])
+            _hold(not isinstance(found, Accepted), f"{code} is a good answer to a batch")
+    return f"{len(OPEN_FAULTS) + 1 + len(own)} faults"
+
+
 def statements(rig: Rig) -> str:
     """All lines come, each once, over as many pages as there are; spans keep to the card."""
     with rig.bank() as bank:
@@ -705,10 +871,30 @@ CHECKS: Final[tuple[Callable[[Rig], str], ...]] = (
     refusals_and_landed,
     facts_are_compared,
     signatures,
+    batches,
+    batches_stay_open,
     statements,
     correlations,
     secrets_hidden,
 )
+
+
+def _submit_batches(operator: BlockingClient, payer: BookAccount, payee: BookAccount) -> list[str]:
+    """Submit batches whose rows have amounts of their own; return their ids."""
+    names = [f"R{number}" for number in range(BATCHES)]
+    to = {"account": payee.number, "name": payee.name}
+    for number, name in enumerate(names, 1):
+        rows = [{"payee": to, "amount": f"{100 * number + place}.00"} for place in range(3)]
+        params = {"payer": {"account": payer.number}, "rows": rows}
+        body = {"kind": "batch_transfer", "params": params}
+        operator.submit(name, "bank", "batch_transfer", body)
+    return names
+
+
+def _paid_rows(tasks: Mapping[str, Any]) -> list[int]:
+    """Return the fen of each row that is told as paid."""
+    rows = [row for task in tasks.values() for row in (task["result"] or {}).get("rows", ())]
+    return [Cny.parse(row["amount"]).fen for row in rows if row["state"] == PaymentState.SUCCEEDED]
 
 
 def through_the_daemon(adapter: BankAdapter, example: Example, directory: Path) -> str:
@@ -744,30 +930,39 @@ def through_the_daemon(adapter: BankAdapter, example: Example, directory: Path) 
             body = {"kind": "balance", "params": {"account": payer.number}}
             operator.submit("B", "bank", "balance", body)
             names = [*(f"P{number}" for number in range(PAYMENTS)), "B"]
+            if Kind.BATCH_TRANSFER in adapter.capabilities:
+                names += _submit_batches(operator, payer, payee)
 
-            def states(client: BlockingClient) -> dict[str, str] | None:
-                found = {one: client.call("task.get", {"task_id": one})["state"] for one in names}
-                return found if all(State(one) in FINAL for one in found.values()) else None
+            def ended(client: BlockingClient) -> dict[str, Any] | None:
+                found = {one: client.call("task.get", {"task_id": one}) for one in names}
+                over = all(State(one["state"]) in FINAL for one in found.values())
+                return found if over else None
 
-            told = scene.wait(operator, states, "every task closed", 60.0)
-        book = scene.open_book()
-        try:
-            # One that was refused for want of a session is not done, and its number is free of it.
-            ends = {"succeeded", "rejected"}
-            _hold(set(told.values()) <= ends, f"the tasks ended as {told}")
-            _hold(told["B"] == "succeeded", f"a balance query ended as {told['B']}")
-            done = [name for name in told if name != "B" and told[name] == "succeeded"]
-            amounts = sorted(one.amount.fen for one in book.payments())
-            wanted = sorted(100 * (int(name[1:]) + 1) for name in done)
-            _hold(amounts == wanted, f"booked are {amounts} fen, told as done {wanted}")
-            _hold(len(done) > PAYMENTS // 2, f"only {len(done)} payments were done")
-            _hold(book.check() == [], "the book does not add up")
-        finally:
-            book.close()
+            tasks = scene.wait(operator, ended, "every task closed", 60.0)
+        _check_daemon(scene, tasks)
         log = scene.directory.joinpath("fep.log").read_text("utf-8", "replace")
         _hold(not any(one in log for one in secrets.values()), "a secret is in the log")
         _hold('"lane.crashed"' not in log, "a lane crashed")
     return f"{PAYMENTS} payments, {DAEMON_FAULTS}"
+
+
+def _check_daemon(scene: Scene, tasks: Mapping[str, Any]) -> None:
+    """Compare what the tasks are told as with what the bank has booked."""
+    told = {name: task["state"] for name, task in tasks.items()}
+    book = scene.open_book()
+    try:
+        # One that was refused for want of a session is not done, and its number is free of it.
+        ends = {"succeeded", "rejected"}
+        _hold(set(told.values()) <= ends, f"the tasks ended as {told}")
+        _hold(told["B"] == "succeeded", f"a balance query ended as {told['B']}")
+        done = [name for name in told if name[0] == "P" and told[name] == "succeeded"]
+        amounts = sorted(one.amount.fen for one in book.payments())
+        wanted = sorted([100 * (int(name[1:]) + 1) for name in done] + _paid_rows(tasks))
+        _hold(amounts == wanted, f"booked are {amounts} fen, told as done {wanted}")
+        _hold(len(done) > PAYMENTS // 2, f"only {len(done)} payments were done")
+        _hold(book.check() == [], "the book does not add up")
+    finally:
+        book.close()
 
 
 @attrs.frozen
@@ -796,6 +991,8 @@ def conform(name: str, *, daemon: bool = True) -> Iterator[Result]:
         directory = Path(place)
         rig = Rig(directory, adapter, host, example)
         for check in CHECKS:
+            if Kind.BATCH_TRANSFER not in adapter.capabilities:
+                exempt[EXEMPT[batches.__name__]] = "the adapter has no batches"
             if check is statements and Kind.STATEMENT not in adapter.capabilities:
                 exempt[EXEMPT[check.__name__]] = "the adapter reads no statements"
             if (why := exempt.get(EXEMPT.get(check.__name__, ""))) is not None:

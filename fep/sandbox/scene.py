@@ -116,6 +116,7 @@ CARD_CHANGES: Final = {
         "quiet_from": "",
         "quiet_to": "",
     },
+    "batch": {"poll_s": 0.2},
 }
 """The simulated banks book at once and forget nothing, so waits of minutes become fractions."""
 

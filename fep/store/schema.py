@@ -89,6 +89,23 @@ payment: Final = sa.Table(
 ``waited_s``: for how long the payment was unknown while a daemon lived. ``watched_s``: for how long
 its success was watched, below 0 before the first look, NULL when it is not."""
 
+payment_row: Final = sa.Table(
+    "payment_row",
+    metadata,
+    sa.Column("task_seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("place", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("payer", sa.Text, nullable=False),
+    sa.Column("payee", sa.Text, nullable=False),
+    sa.Column("amount_fen", sa.BigInteger, nullable=False),
+    sa.Column("sent_at", sa.Text, nullable=False),
+    sa.Column("client_ref", sa.Text, nullable=False),
+    sa.Column("bank_ref", sa.Text, nullable=False, server_default=""),
+    sa.Index("payment_row_payer", "payer", "sent_at"),
+)
+"""The rows of a batch as they are searched; its own row of ``payment`` has no payee and the sum.
+
+``bank_ref`` is the bank's reference of the row, once it was told."""
+
 task_event: Final = sa.Table(
     "task_event",
     metadata,
@@ -270,7 +287,19 @@ letter: Final = sa.Table(
 
 Step = Callable[[sa.Connection], None]
 
-STEPS: Final[tuple[Step, ...]] = ()
+
+def _add_payment_rows(connection: sa.Connection) -> None:
+    """Let batches of payments be searched row by row."""
+    connection.exec_driver_sql(
+        "CREATE TABLE payment_row (task_seq BIGINT NOT NULL, place BIGINT NOT NULL,"
+        " payer TEXT NOT NULL, payee TEXT NOT NULL, amount_fen BIGINT NOT NULL,"
+        " sent_at TEXT NOT NULL, client_ref TEXT NOT NULL, bank_ref TEXT DEFAULT '' NOT NULL,"
+        " PRIMARY KEY (task_seq, place))"
+    )
+    connection.exec_driver_sql("CREATE INDEX payment_row_payer ON payment_row (payer, sent_at)")
+
+
+STEPS: Final[tuple[Step, ...]] = (_add_payment_rows,)
 """The first brings a file of version 1 to version 2, and so on; ``metadata`` is what the last one
 leaves. A released version's step is never changed: ``tests/store/versions`` has a file of each.
 Each step is written in the words of both databases."""

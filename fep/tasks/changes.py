@@ -29,7 +29,7 @@ class _Entry:
 
     configuration: str
     changes: Sequence[rows.Change]
-    acknowledged: Sequence[tuple[str, str]]
+    acknowledged: Sequence[tuple[str, str, str]]
     done: Done
     also: Work | None = None
     """Done with them; what it raises undoes them."""
@@ -68,7 +68,7 @@ class Changes:
         """
         self._put(_Entry(configuration, changes, (), done, also))
 
-    def acknowledge(self, given: Sequence[tuple[str, str]], done: Done) -> None:
+    def acknowledge(self, given: Sequence[tuple[str, str, str]], done: Done) -> None:
         """Note with the next group that a client has these results.
 
         Raises:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections.abc import Mapping, Sequence
 from typing import Final, assert_never
 
 import attrs
@@ -16,6 +17,7 @@ import attrs
 from fep.adapters.api import (
     Accepted,
     BankCodec,
+    BatchCodec,
     Context,
     Outcome,
     Rejected,
@@ -24,10 +26,12 @@ from fep.adapters.api import (
 )
 from fep.adapters.card import BehaviourCard, NoRecord
 from fep.domain.clock import SHANGHAI, BusinessDate, business_date, from_text, to_shanghai
-from fep.domain.ids import ClientRef
+from fep.domain.ids import ClientRef, is_ref_of
 from fep.domain.order import (
+    BatchOrder,
+    BatchStatus,
     OperationResult,
-    PaymentOrder,
+    Order,
     PaymentReceipt,
     PaymentState,
     PaymentStatus,
@@ -66,6 +70,20 @@ class AskAgain:
 
 
 Decision = Close | AskAgain
+
+
+def card_of(card: BehaviourCard, order: Order) -> BehaviourCard:
+    """Return the card by which this order is asked after: batches may want longer pauses."""
+    if not isinstance(order, BatchOrder):
+        return card
+    facts, poll_s = card.inquiry, card.batch.poll_s
+    paused = attrs.evolve(
+        facts,
+        cool_down_s=max(facts.cool_down_s, poll_s),
+        accepted_interval_s=max(facts.accepted_interval_s, poll_s),
+        interval_max_s=max(facts.interval_max_s, poll_s),
+    )
+    return attrs.evolve(card, inquiry=paused)
 
 
 def first_inquiry(card: BehaviourCard, state: State, now: dt.datetime) -> dt.datetime:
@@ -161,6 +179,9 @@ def decide(
             by such time is anything proved.
     """
     again = next_inquiry(card, state, inquiries + 1, now)
+    if isinstance(finding, Accepted) and isinstance(finding.result, BatchStatus):
+        gone = state is State.UNKNOWN and no_record_counts(card, sent_at, certain_now)
+        return _decide_batch(state, finding.result, again, no_record_counts=gone)
     if not isinstance(finding, Accepted) or not isinstance(finding.result, PaymentStatus):
         return AskAgain(again, f"the status query proved nothing ({finding.code or 'no answer'})")
     status = finding.result
@@ -189,13 +210,86 @@ def decide(
             return AskAgain(again, "the bank's status query says: unknown")
 
 
-def of_answer(
-    codec: BankCodec, order: PaymentOrder, reference: ClientRef | None, reply: Reply
-) -> Outcome:
+def _decide_batch(
+    state: State, status: BatchStatus, again: dt.datetime, *, no_record_counts: bool
+) -> Decision:
+    """Return what the rows of a batch mean for it: it is at its end when all of them are.
+
+    Args:
+        state: the batch's.
+        status: of every row that was asked after; those behind an undecided one may be missing.
+        again: when to ask again.
+        no_record_counts: whether a row that the bank does not find was not done.
+    """
+    said = {row.state for row in status.rows.values()}
+    if not status.cursor and PaymentState.NO_RECORD in said and not no_record_counts:
+        return AskAgain(again, "no record of some rows yet, which proves nothing by the card")
+    if status.cursor or is_undecided(status):
+        unsaid = {PaymentState.NO_RECORD, PaymentState.UNKNOWN}
+        # The bank has it when it has every row: from then on "no record" proves nothing.
+        has_all = bool(said) and not said & unsaid and not status.cursor
+        proved = (Event.PROVED_ACCEPTED,) if has_all and state is State.UNKNOWN else ()
+        return AskAgain(again, "the bank's status query says: rows are not decided", proved)
+    paid = [row for row in status.rows.values() if row.state is PaymentState.SUCCEEDED]
+    told = f"{len(paid)} of {len(status.rows)} rows done"
+    if PaymentState.RETURNED in said:
+        events = (Event.PROVED_DONE, Event.PROVED_RETURNED)
+        return Close(events, f"the bank's status query says: {told}, and some returned (退票)")
+    if paid:
+        return Close((Event.PROVED_DONE,), f"the bank's status query says: {told}")
+    return Close((Event.PROVED_REFUSED,), "the bank's status query says: no row done")
+
+
+def is_undecided(status: BatchStatus) -> bool:
+    """Say whether rows of this page keep the batch open, so that the others need not be asked.
+
+    Not for want of a record: from when that counts, all must have been asked.
+    """
+    open_states = (PaymentState.PROCESSING, PaymentState.UNKNOWN)
+    return not status.is_over or any(row.state in open_states for row in status.rows.values())
+
+
+def joined(order: BatchOrder, pages: Sequence[BatchStatus]) -> BatchStatus | Unclear:
+    """Return what a batch's pages say together; Unclear where that is nothing.
+
+    Args:
+        order: what was sent.
+        pages: in order, the last with its cursor where the rows behind it were not asked after.
+    """
+    rows: dict[int, PaymentStatus] = {}
+    for page in pages:
+        if twice := rows.keys() & page.rows.keys():
+            return Unclear(REPLY_MISMATCH, f"row {min(twice)} is told twice")
+        rows |= page.rows
+    if strange := rows.keys() - set(range(len(order.rows))):
+        return Unclear(REPLY_MISMATCH, f"there is no row {min(strange)}")
+    whole = BatchStatus(rows, pages[-1].cursor, all(page.is_over for page in pages))
+    if len(rows) < len(order.rows) and not (whole.cursor and is_undecided(whole)):
+        return Unclear(REPLY_MISMATCH, f"{len(rows)} of {len(order.rows)} rows are told")
+    return whole
+
+
+def ended_rows(rows: Mapping[int, PaymentStatus]) -> dict[int, PaymentStatus]:
+    """Return the rows of a batch that is at its end: what the bank never got was not done."""
+    return {
+        at: attrs.evolve(row, state=PaymentState.REJECTED)
+        if row.state is PaymentState.NO_RECORD
+        else row
+        for at, row in rows.items()
+    }
+
+
+def of_answer(codec: BankCodec, order: Order, reference: ClientRef | None, reply: Reply) -> Outcome:
     """Return what an answer means for a payment; one that names another proves nothing."""
-    if codec.payment_ref(reply) not in ("", reference):
+    found, is_batch = codec.payment_ref(reply), isinstance(order, BatchOrder)
+    row_of_it = is_batch and reference is not None and is_ref_of(found, reference)
+    if found not in ("", reference) and not row_of_it:
         return Unclear(REPLY_MISMATCH, "the answer bears another payment's reference")
-    return codec.outcome(order, reply)
+    if not isinstance(order, BatchOrder):
+        return codec.outcome(order, reply)
+    assert isinstance(codec, BatchCodec)
+    assert reference is not None
+    return codec.batch_taken(order, reference, reply)
 
 
 def of_late(outcome: Outcome) -> tuple[tuple[Event, ...], str]:
@@ -236,16 +330,31 @@ def of_line(entry: StatementEntry, returned_on: BusinessDate | None = None) -> A
 
 
 TAKES_BACK: Final = "that takes it back"
-_LINE: Final = re.compile(r"line (found by .*?|that takes it back)(?: \(page (.*)\))?", re.DOTALL)
+_LINE: Final = re.compile(
+    r"line (found by .*?|that takes (?:it|row [0-9]{1,3}) back)(?: \(page (.*)\))?", re.DOTALL
+)
+_ROW_BACK: Final = re.compile(r"that takes (?:it|row ([0-9]{1,3})) back")
 
+_PAGE: Final = re.compile(r" \(page (.*)\)$", re.DOTALL)
 _PREPARED: Final = re.compile(r"prepared (\S+) (\S+)")
+
+
+def takes_back(row: int | None) -> str:
+    """Return ``TAKES_BACK``, or what a line is that takes back one row of a batch."""
+    return TAKES_BACK if row is None else f"that takes row {row} back"
+
+
+def taken_back(what: str) -> int | None:
+    """Return the row that :func:`takes_back` was given, -1 for no batch, None of something else."""
+    found = _ROW_BACK.fullmatch(what)
+    return None if found is None else int(found[1] or -1)
 
 
 def line_told(what: str, cursor: str) -> str:
     """Return what the causal chain keeps of a statement's page: its line, and which page it was.
 
     Args:
-        what: ``found by …`` of a line that proves a payment, ``TAKES_BACK`` of its return.
+        what: ``found by …`` of a line that proves a payment, :func:`takes_back` of its return.
         cursor: what the page was asked by, empty for the first.
     """
     return f"line {what} (page {cursor})" if cursor else f"line {what}"
@@ -273,6 +382,18 @@ def prepared_read(noted: str) -> tuple[dt.datetime, str] | None:
         return None
 
 
+def page_told(outcome: Outcome, cursor: str) -> str:
+    """Return what the causal chain keeps of a page of a batch's rows: which page it was, too."""
+    said = told(outcome)
+    return f"{said} (page {cursor})" if cursor else said
+
+
+def page_read(taken_for: str) -> str:
+    """Return the cursor of :func:`page_told`."""
+    found = _PAGE.search(taken_for)
+    return found[1] if found else ""
+
+
 def told(outcome: Outcome) -> str:
     """Return an outcome as the causal chain keeps it: what a replay compares. No free text."""
     match outcome:
@@ -290,6 +411,10 @@ def _result_told(result: OperationResult, *, final: bool) -> str:
     match result:
         case PaymentStatus(state=state, code=code):
             return f"status {state.value} {code}".rstrip()
+        case BatchStatus(rows=rows, is_over=is_over):
+            states = [row.state.value for row in rows.values()]
+            counts = ", ".join(f"{states.count(one)} {one}" for one in sorted(set(states)))
+            return f"status of rows: {counts or 'none'}{'' if is_over else ', not over'}"
         case PaymentReceipt():
             return "done" if final else "taken over"
         case Statement(entries=entries):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
 
@@ -26,7 +26,6 @@ from fep.adapters.api import (
     BankCodec,
     Context,
     Draft,
-    LookupCodec,
     Outcome,
     Refusal,
     Rejected,
@@ -38,16 +37,20 @@ from fep.adapters.card import BehaviourCard, Signer
 from fep.alarms.state import AlarmKind
 from fep.domain.clock import business_date, to_text
 from fep.domain.errors import BodyError, KeySlotError, LinkLostError, NothingSentError
-from fep.domain.ids import SHORT_REF_ATTEMPTS, BankName, ClientRef, TaskId
+from fep.domain.ids import BATCH_ROWS_MAX, SHORT_REF_ATTEMPTS, BankName, ClientRef, TaskId
 from fep.domain.order import (
     BalanceQuery,
     BankCodeQuery,
     BankCodes,
+    BatchOrder,
+    BatchQuery,
+    BatchStatus,
     Body,
     Kind,
     Lookup,
     Operation,
     Order,
+    PaymentOrder,
     PaymentReceipt,
     PaymentState,
     PaymentStatus,
@@ -66,11 +69,12 @@ from fep.links.service import BankLink
 from fep.machines.service import PlaceLostError
 from fep.store.database import StoreBusyError, StoreFullError
 from fep.tasks import evidence, store
+from fep.tasks.asking import prepared, understood
 from fep.tasks.look import Look
 from fep.tasks.queue import LaneQueue
 from fep.tasks.result import bank_ref_of, end_columns
 from fep.tasks.state import FINAL, OPEN_AT_BANK, Event, State, step
-from fep.tasks.task import QueryLostError, Task, status_query
+from fep.tasks.task import QueryLostError, Task, batch_query, status_query
 from fep.tasks.watch import Watch
 
 if TYPE_CHECKING:
@@ -414,7 +418,7 @@ class Lane:
             return
         context = Context(now, self._service.sequence.next(now), reference)
         try:
-            draft = parts.codec.prepare(order, context)
+            draft = prepared(parts.codec, order, context)
         except BodyError as error:
             await self._refuse_body(task, str(error))
             return
@@ -490,7 +494,7 @@ class Lane:
                 f"sent as {draft.trade} under {reference}",
                 columns={"client_ref": reference, "sent_at": to_text(at)},
                 wire=wire,
-                sent=self._sent(order, at),
+                sent=store.sent_of(self.bank, order, at, reference),
                 patient=False,
             )
         except trio.Cancelled:
@@ -498,9 +502,6 @@ class Lane:
             self._service.take_back_sending(task, "the lane ended before the first byte left")
             raise
         task.client_ref, task.sent_at = reference, at
-
-    def _sent(self, order: Order, at: dt.datetime) -> store.Sent:
-        return store.Sent(self.bank, order.payer, order.payee.account, order.amount, at)
 
     async def _send(self, task: Task, frame: bytes, correlation: str) -> None:
         """Send what is on disk as being sent, and act on what becomes of it."""
@@ -618,10 +619,11 @@ class Lane:
         if target.client_ref is None or target.sent_at is None:
             msg = f"task {body.task_id} was never sent to the bank; its state is {target.state}"
             raise BodyError(msg)
-        outcome, reply = await self.ask(status_query(target), task)
-        if target.state is State.SUCCEEDED:
-            # The client learns it here; the task itself must not stay a success.
-            await self.watch.take_status(target, outcome, reply)
+        outcome, wire = await self.ask_after(target, task)
+        # The client learns it here; the task itself must not stay a success.
+        await self.watch.take_status(target, outcome, wire)
+        if isinstance(outcome, Unclear):
+            raise QueryLostError(outcome.code, outcome.message, sent=True)
         return outcome
 
     async def _ask_statement(self, task: Task, body: StatementQuery) -> Outcome:
@@ -667,7 +669,7 @@ class Lane:
             query = attrs.evolve(query, cursor=page.cursor)
 
     async def ask(
-        self, operation: Operation | Lookup, task: Task | None = None
+        self, operation: Operation | Lookup | BatchQuery, task: Task | None = None
     ) -> tuple[Outcome, Reply]:
         """Make one query exchange, for a task where it is for one.
 
@@ -679,7 +681,7 @@ class Lane:
         await self._pace(parts.card.throttle.query_gap_s, submit=False)
         now = self._service.clock.now()
         context = Context(now, self._service.sequence.next(now))
-        draft = _prepared(parts.codec, operation, context)
+        draft = prepared(parts.codec, operation, context)
         reply: Reply | None = None
         try:
             frame = parts.codec.seal(draft, await self._sign(draft))
@@ -696,7 +698,7 @@ class Lane:
         if reply is None:
             msg = f"no answer within {parts.reply_timeout_s:g} s"
             raise QueryLostError("NO_REPLY", msg, sent=True)
-        outcome = _understood(parts.codec, operation, reply)
+        outcome = understood(parts.codec, operation, reply)
         match outcome:
             case Unclear(code=code, message=message):
                 raise QueryLostError(code, message or "the answer proves nothing", sent=True)
@@ -705,6 +707,45 @@ class Lane:
             case _:
                 return outcome, reply
 
+    async def ask_after(
+        self, target: Task, task: Task, keep: Callable[[store.Bytes], Awaitable[None]] | None = None
+    ) -> tuple[Outcome, store.Bytes]:
+        """Ask the bank what became of a payment; of a batch, row by row, until one is open.
+
+        Args:
+            target: what was sent.
+            task: for which it is asked.
+            keep: called with each page of a batch but the last.
+
+        Returns:
+            what all pages say together, and the last one as it is kept.
+
+        Raises:
+            BodyError: the bank can't carry it.
+            QueryLostError: no answer, or one that proves nothing.
+        """
+        if not isinstance(target.body, BatchOrder):
+            outcome, reply = await self.ask(status_query(target), task)
+            return outcome, store.received(reply, evidence.told(outcome))
+        query, pages = batch_query(target), list[BatchStatus]()
+        while True:
+            outcome, reply = await self.ask(query, task)
+            wire = store.received(reply, evidence.page_told(outcome, query.cursor))
+            if not isinstance(outcome, Accepted):
+                return outcome, wire
+            page = outcome.result
+            assert isinstance(page, BatchStatus)
+            pages.append(page)
+            if not page.cursor or evidence.is_undecided(page) or len(pages) >= BATCH_ROWS_MAX:
+                break
+            if keep is not None:
+                await keep(wire)
+            query = attrs.evolve(query, cursor=page.cursor)
+        whole = evidence.joined(target.body, pages)
+        if isinstance(whole, Unclear):
+            return whole, wire
+        return attrs.evolve(outcome, result=whole), wire
+
     # -- evidence -----------------------------------------------------------------------------
 
     async def _inquire(self, task: Task) -> None:
@@ -712,8 +753,7 @@ class Lane:
         wire: store.Bytes | None = None
         finding: Outcome
         try:
-            finding, reply = await self.ask(status_query(task), task)
-            wire = store.received(reply, evidence.told(finding))
+            finding, wire = await self.ask_after(task, task, partial(self._keep_page, task))
         except BodyError as error:
             finding = Unclear("BAD_BODY", str(error))
         except QueryLostError as lost:
@@ -727,7 +767,7 @@ class Lane:
         now, certain = self._service.clock.now(), self._service.certain_now()
         waited = dt.timedelta(seconds=task.waited(trio.current_time()))
         decision = evidence.decide(
-            self.parts.card,
+            self.card_of(task),
             task.state,
             certain - waited,
             task.inquiries,
@@ -773,10 +813,27 @@ class Lane:
             again_at=to_text(decision.at),
         )
         self._watch_horizon(task)
-        if evidence.statement_due(self.parts.card, task.inquiries):
+        single = not isinstance(task.body, BatchOrder)
+        if single and evidence.statement_due(self.parts.card, task.inquiries):
             self.watch.search(task)
         task.claimed = False
         self._schedule_inquiry(task)
+
+    async def _keep_page(self, task: Task, wire: store.Bytes) -> None:
+        """Keep a page of a batch's rows, which proves something only with those behind it."""
+        now, service = self._service.clock.now(), self._service
+        state, configuration = task.state, service.configuration
+
+        def note(connection: sa.Connection) -> None:
+            cause = "a page of the batch's rows"
+            store.note(connection, task.seq, state, "paged", cause, now, configuration, wire=wire)
+
+        await service.patiently(partial(service.write_of, task, note))
+
+    def card_of(self, task: Task) -> BehaviourCard:
+        """Return the card by which a payment is asked after."""
+        assert isinstance(task.body, Order)
+        return evidence.card_of(self.parts.card, task.body)
 
     async def _note(
         self,
@@ -789,6 +846,8 @@ class Lane:
         order, sent_at, state = task.body, task.sent_at, task.state
         assert isinstance(order, Order)
         assert sent_at is not None
+        assert task.client_ref is not None
+        sent = store.sent_of(self.bank, order, sent_at, task.client_ref)
         waited_s = task.waited(trio.current_time())
         now, configuration = self._service.clock.now(), self._service.configuration
 
@@ -805,7 +864,7 @@ class Lane:
                 columns=columns,
             )
             if state is State.UNKNOWN:
-                store.keep_waited(connection, task.seq, self._sent(order, sent_at), waited_s)
+                store.keep_waited(connection, task.seq, sent, waited_s)
 
         await self._service.patiently(partial(self._service.write_of, task, note))
 
@@ -887,10 +946,11 @@ class Lane:
 
     async def _take_return(self, task: Task, reply: Reply) -> bool:
         """Reopen a success of which the bank says unasked that it came back; say whether it did."""
-        if task.state is not State.SUCCEEDED or not isinstance(task.body, Order):
+        if task.state is not State.SUCCEEDED or not isinstance(task.body, PaymentOrder):
             return False
         outcome = self.parts.codec.outcome(status_query(task), reply)
-        return await self.watch.take_status(task, outcome, reply)
+        wire = store.received(reply, evidence.told(outcome))
+        return await self.watch.take_status(task, outcome, wire)
 
     def _compare(self, task: Task, reply: Reply) -> None:
         """Raise the alarm when an answer says otherwise than the end its payment was brought to."""
@@ -926,7 +986,7 @@ class Lane:
     ) -> None:
         """Leave the payment to evidence: ask the bank after the card's cool-down."""
         state = step(task.state, event)
-        at = evidence.first_inquiry(self.parts.card, state, self._service.clock.now())
+        at = evidence.first_inquiry(self.card_of(task), state, self._service.clock.now())
         columns: dict[str, Any] = {"inquire_at": to_text(at), "bank_ref": task.bank_ref}
         if outcome is not None:
             columns |= {"bank_code": outcome.code, "bank_message": outcome.message}
@@ -947,7 +1007,10 @@ class Lane:
         """Bring a task to its end and owe its client the result."""
         columns = end_columns(task, events, outcome) | {"inquire_at": None}
         task.bank_ref = columns.get("bank_ref", task.bank_ref)
-        await self._change(task, events, cause, columns=columns, wire=wire)
+        rows: dict[int, str] = {}
+        if isinstance(outcome, Accepted) and isinstance(outcome.result, BatchStatus):
+            rows = {at: row.bank_ref for at, row in outcome.result.rows.items() if row.bank_ref}
+        await self._service.change(task, events, cause, columns=columns, wire=wire, row_refs=rows)
 
     # -- timers, offers, pace -----------------------------------------------------------------
 
@@ -973,7 +1036,7 @@ class Lane:
         now, at = self._service.clock.now(), task.inquire_at
         wait = 0.0 if at is None else (at - now).total_seconds()
         # More than the card ever waits means that the wall clock was set back since.
-        self._ask_after(task, min(wait, evidence.inquiry_wait_max_s(self.parts.card)))
+        self._ask_after(task, min(wait, evidence.inquiry_wait_max_s(self.card_of(task))))
 
     def _ask_after(self, task: Task, seconds: float) -> None:
         """Let an inquiry come up, unless another is planned before; one that is held, once free."""
@@ -1020,21 +1083,6 @@ class Lane:
                 await self._service.offer(self, tasks)
             else:
                 await self._offer_wanted.wait()
-
-
-def _prepared(codec: BankCodec, operation: Operation | Lookup, context: Context) -> Draft:
-    if not isinstance(operation, ReturnedQuery | BankCodeQuery):
-        return codec.prepare(operation, context)
-    if not isinstance(codec, LookupCodec):
-        raise BodyError("this bank has no look-ups")
-    return codec.prepare_lookup(operation, context)
-
-
-def _understood(codec: BankCodec, operation: Operation | Lookup, reply: Reply) -> Outcome:
-    if not isinstance(operation, ReturnedQuery | BankCodeQuery):
-        return codec.outcome(operation, reply)
-    assert isinstance(codec, LookupCodec)
-    return codec.looked_up(operation, reply)
 
 
 _Pages = TypeVar("_Pages", Statement, ReturnedPayments, BankCodes)

@@ -43,6 +43,8 @@ class Watched:
     seq: int
     task_id: TaskId
     payment: Payment
+    row: int | None = None
+    """Which of a batch."""
 
 
 @attrs.frozen

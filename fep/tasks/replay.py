@@ -34,16 +34,19 @@ from fep.domain.errors import BodyError, FepError, RemoteProtocolError
 from fep.domain.order import (
     BalanceQuery,
     BankCodeQuery,
+    BatchOrder,
+    BatchStatus,
     Order,
     ReturnedQuery,
     Statement,
     StatementQuery,
 )
 from fep.tasks import evidence
+from fep.tasks.asking import prepared, understood
 from fep.tasks.matching import Absent, Ambiguous, Found, Payment, find_payment, find_return
 from fep.tasks.result import end_columns
 from fep.tasks.state import Event, State
-from fep.tasks.task import Task, digest, payment_of, status_query
+from fep.tasks.task import Task, batch_query, digest, first_query, payment_of, status_query
 
 SIGNATURE_BYTES_MAX: Final = 4096
 EXCERPT_BYTES: Final = 24
@@ -176,16 +179,32 @@ def read_task(
         rivals: asked only for a line without a reference.
     """
     readings = []
+    pages: list[BatchStatus] = []
     for one in recorded:
         if one.sent:
             readings.append(_read_request(codec, task, one))
             continue
-        reading, outcome = _read_answer(codec, card, task, one, rivals)
+        reading, outcome = _read_answer(codec, card, task, one, ended, rivals)
+        if outcome is not None and isinstance(task.body, BatchOrder):
+            outcome = _with_pages_before(task.body, one, outcome, pages)
         if outcome is not None and _tells_end(task, one):
             changes = reading.changes + tuple(_told_otherwise(task, one, outcome, ended))
             reading = attrs.evolve(reading, changes=changes)
         readings.append(reading)
     return readings
+
+
+def _with_pages_before(
+    order: BatchOrder, one: Recorded, outcome: Outcome, pages: list[BatchStatus]
+) -> Outcome:
+    """Return what a page of a batch's rows says with those before it, which are kept as read."""
+    if not isinstance(outcome, Accepted) or not isinstance(outcome.result, BatchStatus):
+        return outcome
+    if not evidence.page_read(one.taken_for):
+        pages.clear()
+    pages.append(outcome.result)
+    whole = evidence.joined(order, pages)
+    return whole if isinstance(whole, Unclear) else attrs.evolve(outcome, result=whole)
 
 
 # -- what the bank answered -------------------------------------------------------------------
@@ -227,7 +246,7 @@ def read_query_answer(codec: BankCodec, task: Task | None, one: Recorded) -> Rea
             evidence.told(outcome)
             for outcome in (
                 evidence.of_answer(codec, body, task.client_ref, reply),
-                codec.outcome(status_query(task), reply),
+                understood(codec, first_query(task), reply),
             )
             if not isinstance(outcome, Unclear)
         ]
@@ -242,7 +261,12 @@ def read_query_answer(codec: BankCodec, task: Task | None, one: Recorded) -> Rea
 
 
 def _read_answer(
-    codec: BankCodec, card: BehaviourCard, task: Task, one: Recorded, rivals: Rivals
+    codec: BankCodec,
+    card: BehaviourCard,
+    task: Task,
+    one: Recorded,
+    ended: Ended,
+    rivals: Rivals,
 ) -> tuple[Reading, Outcome | None]:
     """Return the reading, and what today's code would close the payment by, None for nothing."""
     kept, then = one.kept, one.taken_for or NOTHING_NOTED
@@ -258,8 +282,12 @@ def _read_answer(
     assert isinstance(task.body, Order)
     match kept:
         case Kept.PAGE:
-            now, outcome = _read_page(codec, card, task, one, reply, rivals)
+            now, outcome = _read_page(codec, card, task, one, ended, reply, rivals)
             return Reading(kept, one, then, now, changes), outcome
+        case Kept.STATUS if isinstance(task.body, BatchOrder):
+            cursor = evidence.page_read(one.taken_for)
+            outcome = understood(codec, attrs.evolve(batch_query(task), cursor=cursor), reply)
+            return Reading(kept, one, then, evidence.page_told(outcome, cursor), changes), outcome
         case Kept.STATUS:
             outcome = codec.outcome(status_query(task), reply)
         case _:
@@ -272,6 +300,7 @@ def _read_page(
     card: BehaviourCard,
     task: Task,
     one: Recorded,
+    ended: Ended,
     reply: Reply,
     rivals: Rivals,
 ) -> tuple[str, Outcome | None]:
@@ -279,13 +308,14 @@ def _read_page(
     noted = evidence.line_read(one.taken_for)
     assert noted is not None
     what, cursor = noted
-    payment = payment_of(task)
+    row = evidence.taken_back(what)
+    payment = payment_of(task) if row is None or row < 0 else _row_of(task, row, ended)
     day = business_date(from_text(one.at))
     outcome = codec.outcome(StatementQuery(payment.payer, day, day, cursor), reply)
     if not isinstance(outcome, Accepted) or not isinstance(outcome.result, Statement):
         return evidence.told(outcome), None
     lines = outcome.result.entries
-    if what == evidence.TAKES_BACK:
+    if row is not None:
         match find_return(payment, lines):
             case Found():
                 return one.taken_for, None
@@ -303,6 +333,13 @@ def _read_page(
             return why, None
         case Absent():
             return "no line is it", None
+
+
+def _row_of(task: Task, row: int, ended: Ended) -> Payment:
+    """Return one row of a batch, with the bank's reference of it that its result tells."""
+    told = _parsed(ended.result) or {}
+    refs = {one["row"]: one.get("bank_ref", "") for one in told.get("rows", ())}
+    return payment_of(task, row, refs.get(row, ""))
 
 
 def _returned_on(one: Recorded, payment: Payment, page: Statement) -> BusinessDate | None:
@@ -361,7 +398,7 @@ def _read_request(codec: BankCodec, task: Task, one: Recorded) -> Reading:
     at, number = evidence.prepared_read(one.taken_for) or (_prepared_at(one), one.correlation)
     context = Context(at, number, task.client_ref)
     try:
-        draft = codec.prepare(task.body, context)
+        draft = prepared(codec, task.body, context)
         now = _compared(codec, draft, one.data)
     except BodyError as error:
         now = f"this bank can't carry it: {error}"

@@ -36,9 +36,11 @@ from fep.domain.ids import Sequence as Numbers
 from fep.domain.money import ZERO, Cny
 from fep.domain.order import (
     BalanceQuery,
+    BatchOrder,
     Body,
     Kind,
     Order,
+    PaymentOrder,
     ReturnedQuery,
     StatementQuery,
     parse_body,
@@ -264,11 +266,11 @@ class TaskService:
             "client_ref": self.reference_of(task),
         }
         if isinstance(task.body, Order):
-            view |= {
-                "payer": task.body.payer,
-                "payee": task.body.payee.account,
-                "amount": str(task.body.amount),
-            }
+            view |= {"payer": task.body.payer, "amount": str(task.body.amount)}
+            if isinstance(task.body, BatchOrder):
+                view["rows"] = len(task.body.rows)
+            else:
+                view["payee"] = task.body.payee.account
         return view
 
     async def release(self, who: str, evidence: str) -> int:
@@ -450,7 +452,7 @@ class TaskService:
         body = parse_body(kind, params)
         own = ""
         match body:
-            case Order():
+            case PaymentOrder() | BatchOrder():
                 own = body.payer
             case BalanceQuery() | StatementQuery() | ReturnedQuery():
                 own = body.account
@@ -678,14 +680,14 @@ class TaskService:
         got = self._box(client).acknowledged(task_ids)
         if not got:
             return
-        pairs = [(one.task_id, one.state.value) for one in got]
+        told = [(one.task_id, one.state.value, one.at) for one in got]
 
         def stored(error: Exception | None) -> None:
             if error is not None:
-                log.warning("tasks.acknowledgement_not_stored", reason=str(error), count=len(pairs))
+                log.warning("tasks.acknowledgement_not_stored", reason=str(error), count=len(told))
 
         try:
-            self._changes.acknowledge(pairs, stored)
+            self._changes.acknowledge(told, stored)
         except FepError as error:
             stored(error)
 
@@ -879,14 +881,11 @@ class TaskService:
         """Return what is known of a payment that was sent after the restored copy was made."""
         at = self.held_since
         assert at is not None
-        columns = {
-            "client_ref": self.reference_of(task),
-            "sent_at": to_text(at),
-        }
+        reference = self.reference_of(task)
+        columns = {"client_ref": reference, "sent_at": to_text(at)}
         if not isinstance(task.body, Order):
             return None, columns
-        payee = task.body.payee.account
-        return store.Sent(task.bank, task.body.payer, payee, task.body.amount, at), columns
+        return store.sent_of(task.bank, task.body, at, reference), columns
 
     @staticmethod
     async def _wait_free(task: Task) -> None:
@@ -1033,7 +1032,7 @@ class TaskService:
         if task.state is State.UNKNOWN and math.isinf(task.waited_from):
             task.wait_from(trio.current_time())
 
-    async def change(
+    async def change(  # noqa: PLR0913 - all that one commit says of a task
         self,
         task: Task,
         events: tuple[Event, ...],
@@ -1042,6 +1041,7 @@ class TaskService:
         columns: dict[str, Any] | None = None,
         wire: store.Bytes | None = None,
         sent: store.Sent | None = None,
+        row_refs: Mapping[int, str] | None = None,
         only_if: Callable[[Any], bool] | None = None,
         patient: bool = True,
     ) -> None:
@@ -1054,6 +1054,7 @@ class TaskService:
             columns: what else is known of it now.
             wire: the bytes that prove it.
             sent: what a payment is searched by, where its first byte may leave now.
+            row_refs: the bank's references of a batch's rows, where they were told now.
             only_if: asked in the same transaction; where it says no, nothing is changed.
             patient: wait while the disk is full; False for what is only wished, not a fact.
 
@@ -1080,6 +1081,7 @@ class TaskService:
             wire,
             sent,
             self._is_watched(task, before, after),
+            row_refs or {},
         )
 
         def known() -> None:
@@ -1186,11 +1188,14 @@ class TaskService:
         """Say whether a change begins or ends the watch over a payment; None for neither."""
         if not task.moves_money or after not in FINAL:
             return None
-        if before is State.SUCCEEDED:
-            return False
+        is_batch = task.kind is Kind.BATCH_TRANSFER
+        if before in FINAL:
+            # Of a batch other rows may come back yet.
+            return None if is_batch else False
         lane = self._lane(task.bank)
         days = 0.0 if lane is None else lane.parts.card.returned.watch_days
-        return True if after is State.SUCCEEDED and days > 0 else None
+        is_done = after is State.SUCCEEDED or (is_batch and after is State.RETURNED)
+        return True if is_done and days > 0 else None
 
     def _watch(self, task: Task) -> None:
         lane = self._lane(task.bank)
@@ -1378,7 +1383,13 @@ class TaskService:
         return self._box(client)
 
     def _tell_returned(self, task: Task, cause: str) -> None:
-        amount = f"{task.body.amount} yuan" if isinstance(task.body, Order) else "a payment"
+        match task.body:
+            case PaymentOrder(amount=sent):
+                amount = f"{sent} yuan"
+            case BatchOrder(rows=rows):
+                amount = f"of a batch of {len(rows)} payments"
+            case _:
+                amount = "a payment"
         log.error("task.returned", task_id=task.task_id, client=task.client, cause=cause)
         self.alarms.raise_alarm(AlarmKind.PAYMENT_RETURNED, task.task_id, f"{amount}: {cause}")
 

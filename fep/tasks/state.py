@@ -116,7 +116,8 @@ TRANSITIONS: Final[dict[State, dict[Event, State]]] = {
     },
     State.SUCCEEDED: {Event.PROVED_RETURNED: State.RETURNED},
     State.REJECTED: {},
-    State.RETURNED: {},
+    # Row by row of a batch.
+    State.RETURNED: {Event.PROVED_RETURNED: State.RETURNED},
     State.CANCELLED: {},
     State.EXPIRED: {},
     State.FAILED: {},

@@ -16,12 +16,29 @@ import sqlalchemy as sa
 
 from fep.adapters.api import Reply
 from fep.domain.clock import from_text, to_text
-from fep.domain.ids import AccountNumber, BankName, ClientName, ClientRef, TaskId
+from fep.domain.ids import (
+    AccountNumber,
+    BankName,
+    ClientName,
+    ClientRef,
+    TaskId,
+    batch_refs,
+    row_ref,
+)
 from fep.domain.money import ZERO, Cny
-from fep.domain.order import MOVES_MONEY, Body, Kind, Order, parse_body
+from fep.domain.order import MOVES_MONEY, BatchOrder, Body, Kind, Order, parse_body
 from fep.store import chain
 from fep.store.files import archive_name
-from fep.store.schema import lane, message, payment, resolution, restored, task, task_event
+from fep.store.schema import (
+    lane,
+    message,
+    payment,
+    payment_row,
+    resolution,
+    restored,
+    task,
+    task_event,
+)
 from fep.tasks.matching import DAYS_AFTER_MAX, Payment, Watched
 from fep.tasks.replay import Ended, Recorded
 from fep.tasks.state import FINAL, OPEN_AT_BANK, Event, State
@@ -70,9 +87,32 @@ class Sent:
 
     bank: BankName
     payer: AccountNumber
-    payee: AccountNumber
+    payee: AccountNumber | None
+    """None of a batch, whose rows have their own."""
     amount: Cny
     at: dt.datetime
+    rows: tuple[SentRow, ...] = ()
+
+
+@attrs.frozen
+class SentRow:
+    """The same of one row of a batch."""
+
+    place: int
+    payee: AccountNumber
+    amount: Cny
+    client_ref: ClientRef
+
+
+def sent_of(bank: BankName, order: Order, at: dt.datetime, reference: ClientRef) -> Sent:
+    """Return what a payment that may leave now is searched by."""
+    if not isinstance(order, BatchOrder):
+        return Sent(bank, order.payer, order.payee.account, order.amount, at)
+    rows = tuple(
+        SentRow(place, row.payee.account, row.amount, row_ref(reference, place))
+        for place, row in enumerate(order.rows)
+    )
+    return Sent(bank, order.payer, None, order.amount, at, rows)
 
 
 @attrs.frozen
@@ -91,6 +131,8 @@ class Change:
     """Set where the payment's first byte may leave from now on."""
     watched: bool | None = None
     """True: its success is watched from now on; False: not any more."""
+    row_refs: Mapping[int, str] = attrs.Factory(dict)
+    """The bank's references of a batch's rows, as far as they were told now."""
 
 
 @attrs.frozen
@@ -590,12 +632,13 @@ def deliveries(
     return found
 
 
-def acknowledge(connection: sa.Connection, given: Sequence[tuple[str, str]]) -> None:
-    """Note that the client has the result of that state; a later state is owed anew.
+def acknowledge(connection: sa.Connection, given: Sequence[tuple[str, str, str]]) -> None:
+    """Note that the client has that result; a later one is owed anew.
 
     Args:
         connection: the writer's.
-        given: pairs of task id and the state that was delivered.
+        given: task id, state and moment of what was delivered: a batch comes back row by row, and
+            is in the same state after each.
     """
     at = 0
     while at < len(given):
@@ -608,10 +651,11 @@ def acknowledge(connection: sa.Connection, given: Sequence[tuple[str, str]]) -> 
 @functools.cache
 def _acknowledge_sql(paramstyle: str, rows: int) -> str:
     mark = "?" if paramstyle == "qmark" else "%s"
-    pairs = ", ".join([f"({mark}, {mark})"] * rows)
+    given = ", ".join([f"({mark}, {mark}, {mark})"] * rows)
     return (
-        f"UPDATE task SET delivery = {ACKNOWLEDGED} FROM (VALUES {pairs}) AS given"  # noqa: S608
-        f" WHERE task_id = given.column1 AND state = given.column2 AND delivery = {OWED}"
+        f"UPDATE task SET delivery = {ACKNOWLEDGED} FROM (VALUES {given}) AS given"  # noqa: S608
+        " WHERE task_id = given.column1 AND state = given.column2"
+        f" AND updated_at = given.column3 AND delivery = {OWED}"
     )
 
 
@@ -850,6 +894,16 @@ _PAYMENT_COLUMNS: Final = (
     "sent_at",
     "waited_s",
 )
+_ROW_COLUMNS: Final = (
+    "task_seq",
+    "place",
+    "payer",
+    "payee",
+    "amount_fen",
+    "sent_at",
+    "client_ref",
+)
+_ROW_AGAIN: Final = "ON CONFLICT (task_seq, place) DO UPDATE SET sent_at = excluded.sent_at"
 _AGAIN: Final = (
     "ON CONFLICT (task_seq) DO UPDATE SET sent_at = excluded.sent_at, waited_s = excluded.waited_s"
 )
@@ -858,6 +912,9 @@ _AGAIN: Final = (
 def _note_payments(connection: sa.Connection, changes: Sequence[Change]) -> None:
     """Write what the evidence engine must know of these changes, no two of one payment."""
     _put_payments(connection, [(one.seq, one.sent, 0.0) for one in changes if one.sent])
+    for change in changes:
+        if change.row_refs:
+            _note_row_refs(connection, change.seq, change.row_refs)
     for watched, watched_s in ((True, NOT_LOOKED_AT), (False, None)):
         seqs = [one.seq for one in changes if one.watched is watched]
         for at in range(0, len(seqs), IDS_PER_QUERY_MAX):
@@ -866,16 +923,28 @@ def _note_payments(connection: sa.Connection, changes: Sequence[Change]) -> None
 
 
 def _put_payments(connection: sa.Connection, payments: Sequence[tuple[int, Sent, float]]) -> None:
-    rows = [
-        (seq, sent.bank, sent.payer, sent.payee, sent.amount.fen, text_of(sent.at), waited_s)
+    values = [
+        (seq, sent.bank, sent.payer, sent.payee or "", sent.amount.fen, text_of(sent.at), waited_s)
         for seq, sent, waited_s in payments
     ]
-    _insert_rows(connection, "payment", _PAYMENT_COLUMNS, rows, _AGAIN)
+    _insert_rows(connection, "payment", _PAYMENT_COLUMNS, values, _AGAIN)
+    rows = [
+        (seq, row.place, sent.payer, row.payee, row.amount.fen, text_of(sent.at), row.client_ref)
+        for seq, sent, _ in payments
+        for row in sent.rows
+    ]
+    _insert_rows(connection, "payment_row", _ROW_COLUMNS, rows, _ROW_AGAIN)
+
+
+def _note_row_refs(connection: sa.Connection, seq: int, refs: Mapping[int, str]) -> None:
+    of_row = (payment_row.c.task_seq == seq, payment_row.c.place == sa.bindparam("at"))
+    update = sa.update(payment_row).where(*of_row).values(bank_ref=sa.bindparam("told"))
+    connection.execute(update, [{"at": place, "told": ref} for place, ref in refs.items()])
 
 
 def keep_waited(connection: sa.Connection, seq: int, sent: Sent, waited_s: float) -> None:
     """Keep for how long a payment is unknown, so that a restart need not begin anew."""
-    _put_payments(connection, [(seq, sent, waited_s)])
+    _put_payments(connection, [(seq, attrs.evolve(sent, rows=()), waited_s)])
 
 
 def waited(connection: sa.Connection, seqs: Sequence[int]) -> dict[int, float]:
@@ -890,10 +959,13 @@ def waited(connection: sa.Connection, seqs: Sequence[int]) -> dict[int, float]:
 
 
 def of_reference(connection: sa.Connection, bank: str, reference: str) -> Task | None:
-    """Return the task that was sent to a bank under our reference."""
-    query = sa.select(task).where(task.c.client_ref == reference, task.c.bank == bank)
-    row = connection.execute(query).first()
-    return None if row is None else _task(row)
+    """Return the task that was sent to a bank under our reference, its own or a row's."""
+    named = task.c.client_ref == reference
+    if (refs := batch_refs(reference)) is not None:
+        named = task.c.client_ref.between(*refs)
+    found = connection.execute(sa.select(task).where(named, task.c.bank == bank).limit(2)).all()
+    # Of two nobody knows which it is.
+    return _task(found[0]) if len(found) == 1 else None
 
 
 _SEARCHED: Final = (
@@ -905,6 +977,17 @@ _SEARCHED: Final = (
     payment.c.payee,
     payment.c.amount_fen,
     payment.c.sent_at,
+)
+_ROW_SEARCHED: Final = (
+    payment_row.c.task_seq,
+    task.c.task_id,
+    payment_row.c.client_ref,
+    payment_row.c.bank_ref,
+    payment_row.c.payer,
+    payment_row.c.payee,
+    payment_row.c.amount_fen,
+    payment_row.c.sent_at,
+    payment_row.c.place,
 )
 
 
@@ -920,6 +1003,7 @@ def _watched(row: Any) -> Watched:  # noqa: ANN401
             sent_at=from_text(row.sent_at),
             bank_ref=row.bank_ref,
         ),
+        getattr(row, "place", None),
     )
 
 
@@ -930,19 +1014,22 @@ def rivals(connection: sa.Connection, one: Payment) -> list[Payment]:
     this one is among them.
     """
     reach = dt.timedelta(days=DAYS_AFTER_MAX + 2)
-    query = (
-        sa.select(*_SEARCHED)
-        .join(task, task.c.seq == payment.c.task_seq)
-        .where(
-            sa.or_(
-                sa.and_(payment.c.payer == one.payer, payment.c.payee == one.payee),
-                sa.and_(payment.c.payer == one.payee, payment.c.payee == one.payer),
-            ),
-            payment.c.sent_at.between(text_of(one.sent_at - reach), text_of(one.sent_at + reach)),
-            payment.c.amount_fen == one.amount.fen,
+    found: list[Payment] = []
+    for table, columns in ((payment, _SEARCHED), (payment_row, _ROW_SEARCHED)):
+        query = (
+            sa.select(*columns)
+            .join(task, task.c.seq == table.c.task_seq)
+            .where(
+                sa.or_(
+                    sa.and_(table.c.payer == one.payer, table.c.payee == one.payee),
+                    sa.and_(table.c.payer == one.payee, table.c.payee == one.payer),
+                ),
+                table.c.sent_at.between(text_of(one.sent_at - reach), text_of(one.sent_at + reach)),
+                table.c.amount_fen == one.amount.fen,
+            )
         )
-    )
-    return [_watched(row).payment for row in connection.execute(query)]
+        found += [_watched(row).payment for row in connection.execute(query)]
+    return found
 
 
 def watched_payers(connection: sa.Connection, bank: str) -> list[AccountNumber]:
@@ -966,17 +1053,27 @@ def watched_since(connection: sa.Connection, bank: str, payer: str) -> dt.dateti
 def watched_alike(
     connection: sa.Connection, bank: str, payer: str, amounts: Sequence[Cny]
 ) -> list[Watched]:
-    """Return the successes of an account that are watched and have one of these amounts."""
+    """Return the successes of an account, rows of batches too, that have one of these amounts."""
     found: list[Watched] = []
     for at in range(0, len(amounts), IDS_PER_QUERY_MAX):
         chunk = [amount.fen for amount in amounts[at : at + IDS_PER_QUERY_MAX]]
-        query = (
+        watched = _watched_of(bank, payer)
+        single = (
             sa.select(*_SEARCHED)
             .join(task, task.c.seq == payment.c.task_seq)
-            .where(*_watched_of(bank, payer), payment.c.amount_fen.in_(chunk))
+            # A batch's own sum is on no line.
+            .where(*watched, payment.c.payee != "", payment.c.amount_fen.in_(chunk))
             .order_by(payment.c.task_seq)
         )
-        found += [_watched(row) for row in connection.execute(query)]
+        of_batches = (
+            sa.select(*_ROW_SEARCHED)
+            .join(task, task.c.seq == payment_row.c.task_seq)
+            .join(payment, payment.c.task_seq == payment_row.c.task_seq)
+            .where(*watched, payment_row.c.amount_fen.in_(chunk))
+            .order_by(payment_row.c.task_seq, payment_row.c.place)
+        )
+        for query in (single, of_batches):
+            found += [_watched(row) for row in connection.execute(query)]
     return found
 
 

@@ -12,8 +12,18 @@ import msgspec
 import orjson
 
 from fep.domain.clock import business_date
-from fep.domain.ids import BankName, ClientName, ClientRef, TaskId
-from fep.domain.order import MOVES_MONEY, Body, Kind, Order, StatusQuery, body_params
+from fep.domain.ids import BankName, ClientName, ClientRef, TaskId, row_ref
+from fep.domain.order import (
+    MOVES_MONEY,
+    BatchOrder,
+    BatchQuery,
+    Body,
+    Kind,
+    Order,
+    PaymentOrder,
+    StatusQuery,
+    body_params,
+)
 from fep.tasks.matching import Payment
 from fep.tasks.state import State
 
@@ -70,24 +80,46 @@ class Task(msgspec.Struct, eq=False, gc=False):
 
 def status_query(task: Task) -> StatusQuery:
     """Return the question for what became of a payment that was sent."""
-    assert isinstance(task.body, Order)
+    assert isinstance(task.body, PaymentOrder)
     assert task.client_ref is not None
     assert task.sent_at is not None
     return StatusQuery(task.client_ref, task.body, business_date(task.sent_at), task.bank_ref)
 
 
-def payment_of(task: Task) -> Payment:
-    """Return a payment that was sent as statements are searched for it."""
+def batch_query(task: Task) -> BatchQuery:
+    """Return the question for the first page of a batch that was sent."""
+    assert isinstance(task.body, BatchOrder)
+    assert task.client_ref is not None
+    assert task.sent_at is not None
+    return BatchQuery(task.client_ref, task.body, business_date(task.sent_at))
+
+
+def first_query(task: Task) -> StatusQuery | BatchQuery:
+    """Return the question that a payment, single or of rows, is asked after by."""
+    return batch_query(task) if isinstance(task.body, BatchOrder) else status_query(task)
+
+
+def payment_of(task: Task, row: int = 0, bank_ref: str = "") -> Payment:
+    """Return a payment that was sent as statements are searched for it.
+
+    Args:
+        task: single, or a batch.
+        row: which of a batch.
+        bank_ref: of that row.
+    """
     assert isinstance(task.body, Order)
     assert task.client_ref is not None
     assert task.sent_at is not None
+    order, reference = task.body, task.client_ref
+    if isinstance(order, BatchOrder):
+        order, reference = order.rows[row], row_ref(reference, row)
     return Payment(
-        client_ref=task.client_ref,
-        payer=task.body.payer,
-        payee=task.body.payee.account,
-        amount=task.body.amount,
+        client_ref=reference,
+        payer=order.payer,
+        payee=order.payee.account,
+        amount=order.amount,
         sent_at=task.sent_at,
-        bank_ref=task.bank_ref,
+        bank_ref=bank_ref if order is not task.body else task.bank_ref,
     )
 
 

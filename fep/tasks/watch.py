@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
@@ -18,15 +18,17 @@ import orjson
 import structlog
 import trio
 
-from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply
+from fep.adapters.api import Accepted, Outcome, Refusal, Rejected
 from fep.alarms.state import AlarmKind
 from fep.domain.account import mask
 from fep.domain.clock import BusinessDate, business_date
 from fep.domain.errors import BodyError
-from fep.domain.ids import AccountNumber
+from fep.domain.ids import AccountNumber, TaskId
 from fep.domain.order import (
+    BatchOrder,
+    BatchStatus,
     Kind,
-    Order,
+    PaymentOrder,
     PaymentReceipt,
     PaymentState,
     PaymentStatus,
@@ -47,8 +49,9 @@ from fep.tasks.matching import (
     find_return,
     may_be_returned,
 )
+from fep.tasks.result import with_returned
 from fep.tasks.state import OPEN_AT_BANK, Event, State
-from fep.tasks.task import QueryLostError, Task, payment_of, status_query
+from fep.tasks.task import QueryLostError, Task, payment_of
 
 if TYPE_CHECKING:
     from fep.tasks.lane import Lane
@@ -85,6 +88,8 @@ class Watch:
         self._noted: dict[Task, str] = {}
         """What was said last of these payments, so that their chains do not say it again."""
         self._ready: deque[Look] = deque()
+        self._reopening = trio.Lock()
+        """Held while a batch's rows are read and written: another row may come back with one."""
 
     @property
     def is_due(self) -> bool:
@@ -106,7 +111,7 @@ class Watch:
 
     def search(self, task: Task) -> None:
         """Let the statement of a payment's payer be read for it, where the bank has statements."""
-        assert isinstance(task.body, Order)
+        assert isinstance(task.body, PaymentOrder)
         if Kind.STATEMENT not in self._lane.parts.capabilities:
             return
         payer = task.body.payer
@@ -242,9 +247,9 @@ class Watch:
         watched = one.asks[0]
         task = await self._service.store.read(partial(store.one, task_id=watched.task_id))
         assert task is not None
-        if task.state is State.SUCCEEDED:
-            outcome, reply = await lane.ask(status_query(task), task)
-            await self.take_status(task, outcome, reply)
+        if task.state is State.SUCCEEDED or _may_return_more(task):
+            outcome, wire = await lane.ask_after(task, task)
+            await self.take_status(task, outcome, wire)
         one.asks.popleft()
 
     async def _end(self, one: Look) -> None:
@@ -296,12 +301,15 @@ class Watch:
                     cause = f"the payer's statement says: returned (退票), found by {by}"
                     day = business_date(entry.booked_at)
                     page, cursor = one.page_of(entry)
-                    wire = store.received(page, evidence.line_told(evidence.TAKES_BACK, cursor))
+                    what = evidence.takes_back(watched.row)
+                    wire = store.received(page, evidence.line_told(what, cursor))
                     await self._reopen(watched, cause, day, "", "", wire)
                 case Ambiguous(why=why):
                     self._alarm(watched.task_id, f"whether it came back: {why}")
                 case Absent():
-                    if may_be_returned(watched.payment, coming) and len(one.asks) < SUSPECTS_MAX:
+                    is_asked = any(asked.seq == watched.seq for asked in one.asks)
+                    room = len(one.asks) < SUSPECTS_MAX and not is_asked
+                    if room and may_be_returned(watched.payment, coming):
                         one.asks.append(watched)
 
     async def _judge_open(self, task: Task, one: Look) -> None:
@@ -355,13 +363,18 @@ class Watch:
         await service.patiently(partial(service.write_of, task, write))
         log.info("task.searched", task_id=task.task_id, cause=cause)
 
-    async def take_status(self, task: Task, outcome: Outcome, reply: Reply) -> bool:
+    async def take_status(self, task: Task, outcome: Outcome, wire: store.Bytes) -> bool:
         """Reopen a success that the bank's status says came back; say whether that was done."""
+        if task.state is not State.SUCCEEDED and not _may_return_more(task):
+            return False
         match outcome:
+            case Accepted(result=BatchStatus(rows=rows)):
+                back = {at: row for at, row in rows.items() if row.state is PaymentState.RETURNED}
+                cause = "the bank's status query says: rows returned (退票)"
+                return await self._reopen_rows(task.task_id, back, cause, wire)
             case Accepted(result=PaymentStatus(state=PaymentState.RETURNED) as status):
                 cause = "the bank's status query says: returned (退票)"
                 watched = Watched(task.seq, task.task_id, payment_of(task))
-                wire = store.received(reply, evidence.told(outcome))
                 return await self._reopen(
                     watched, cause, status.returned_on, status.code, status.message, wire
                 )
@@ -379,6 +392,12 @@ class Watch:
     ) -> bool:
         """Make a success ``returned`` and owe its client that; say whether it was one."""
         service = self._service
+        if watched.row is not None:
+            status = PaymentStatus(
+                PaymentState.RETURNED, code, message, watched.payment.bank_ref,
+                returned_on=returned_on,
+            )  # fmt: skip
+            return await self._reopen_rows(watched.task_id, {watched.row: status}, cause, wire)
         task = await service.store.read(partial(store.one, task_id=watched.task_id))
         assert task is not None
         if task.state is not State.SUCCEEDED:
@@ -396,5 +415,38 @@ class Watch:
         await service.change(task, (Event.PROVED_RETURNED,), cause, columns=columns, wire=wire)
         return True
 
+    async def _reopen_rows(
+        self,
+        task_id: TaskId,
+        back: Mapping[int, PaymentStatus],
+        cause: str,
+        wire: store.Bytes,
+    ) -> bool:
+        """Note that rows of a batch came back, and owe its client that; each row once."""
+        service = self._service
+        async with self._reopening:
+            task = await service.store.read(partial(store.one, task_id=task_id))
+            assert task is not None
+            if task.state is not State.SUCCEEDED and not _may_return_more(task):
+                return False
+            told = await service.store.read(partial(store.result_of, seq=task.seq))
+            result, rows = with_returned(task, told, back)
+            if not rows:
+                return False
+            cause = f"{cause}: row {', '.join(map(str, rows))}"
+            first = back[rows[0]]
+            columns = {
+                "result": orjson.dumps(result),
+                "bank_code": first.code,
+                "bank_message": first.message or cause,
+            }
+            await service.change(task, (Event.PROVED_RETURNED,), cause, columns=columns, wire=wire)
+        return True
+
     def _alarm(self, subject: str, cause: str) -> None:
         self._service.alarms.raise_alarm(AlarmKind.EVIDENCE_AMBIGUOUS, subject, cause)
+
+
+def _may_return_more(task: Task) -> bool:
+    """Say whether more of a task may come back, though some did: rows of a batch."""
+    return task.state is State.RETURNED and isinstance(task.body, BatchOrder)

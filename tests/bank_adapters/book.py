@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 
 import attrs
 
@@ -27,6 +28,7 @@ class MemoryBook:
         self.payments: dict[tuple[BankName, str], BookPayment] = {}
         self.lines: dict[tuple[BankName, AccountNumber], list[BookEntry]] = {}
         self.returns: dict[tuple[BankName, str], dt.datetime] = {}
+        self.batches: dict[tuple[BankName, str], list[str]] = {}
         self.moved = 0
 
     def account(self, bank: BankName, number: AccountNumber) -> BookAccount | None:
@@ -86,6 +88,19 @@ class MemoryBook:
             if request.returns_at is not None:
                 self.returns[bank, request.client_ref] = request.returns_at
         return payment
+
+    def pay_batch(
+        self, bank: BankName, reference: str, requests: Sequence[PaymentRequest], now: dt.datetime
+    ) -> list[BookPayment]:
+        if known := self.batch(bank, reference):
+            raise DuplicateReferenceError(known[0])
+        made = [self.pay(bank, one, now) for one in requests]
+        self.batches[bank, reference] = [one.client_ref for one in made]
+        return made
+
+    def batch(self, bank: BankName, reference: str) -> list[BookPayment]:
+        rows = self.batches.get((bank, reference), [])
+        return [self.payments[bank, one] for one in rows]
 
     def take_back(self, bank: BankName, now: dt.datetime) -> None:
         due = [key for key, at in self.returns.items() if key[0] == bank and at <= now]

@@ -313,7 +313,7 @@ async def test_what_does_not_exist_is_told_apart_from_what_can_not_be_done(start
             ("task.submit", QUESTIONS["task.submit"] | {"bank": "icbc"}, "UNKNOWN_BANK"),
             (
                 "task.submit",
-                QUESTIONS["task.submit"] | {"kind": Kind.BATCH_TRANSFER.value},
+                QUESTIONS["task.submit"] | {"kind": Kind.RECEIPT.value},
                 "UNSUPPORTED_KIND",
             ),
             ("slot.unlock", {"slot": "ukey-9", "pin": "123456"}, "NOT_FOUND"),

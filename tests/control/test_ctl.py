@@ -601,6 +601,22 @@ def test_why_leaves_out_the_middle_of_what_repeats(capsys: pytest.CaptureFixture
 # -- pools ------------------------------------------------------------------------------------
 
 
+def test_the_rows_of_a_batch_are_a_table_of_their_own(capsys: pytest.CaptureFixture[str]):
+    row = {"row": 0, "state": "returned", "amount": "1234.50", "client_ref": "B0", "bank_ref": "77"}
+    result = {"client_ref": "F0", "rows": [row, row | {"row": 1, "state": "rejected"}]}
+    task = {"task_id": "T1", "state": "returned", "result": result}
+    show.task(task)
+    shown = capsys.readouterr().out
+    assert "result 结果: client_ref" in shown
+    lines = [line.split() for line in shown.splitlines() if "B0" in line]
+    assert lines == [
+        ["0", "returned", "1,234.50", "B0", "77"],
+        ["1", "rejected", "1,234.50", "B0", "77"],
+    ]
+    show.why({"task": task, "events": []})
+    assert shown.splitlines()[-1] in capsys.readouterr().out
+
+
 def test_pool_plan_then_run_then_round(scene: Scene, ctl: Ctl):
     plan = ctl("pool", "plan", "main")
     assert (plan.status, plan.err) == (0, "")

@@ -474,6 +474,11 @@ FULL: dict[Kind, dict[str, Any]] = {
         "purpose": "货款",
         "urgency": "urgent",
     },
+    Kind.BATCH_TRANSFER: {
+        "payer": {"account": "6001"},
+        "rows": [{"payee": {"account": "6002", "name": "云阶"}, "amount": "0.01"}],
+        "currency": "CNY",
+    },
     Kind.TRANSFER_STATUS: {"task_id": "T-1"},
     Kind.STATEMENT: {"account": "6001", "from": "2026-01-01", "to": "2026-04-10"},
     Kind.RETURNED_PAYMENTS: {"account": "6001", "from": "2026-01-01", "to": "2026-01-30"},
@@ -557,9 +562,13 @@ DAY = BusinessDate(dt.date(2026, 1, 5))
 REF = ClientRef("F" + "0" * 19)
 A, T, ONE = AccountNumber("6001"), TaskId("T"), Cny(1)
 RETURNED = order.PaymentState.RETURNED
+BATCH = parse_body(Kind.BATCH_TRANSFER, FULL[Kind.BATCH_TRANSFER])
+assert isinstance(BATCH, order.BatchOrder)
+BATCH_END = order.BatchReceipt(REF, BATCH, {0: order.PaymentStatus(RETURNED)})
 LEAST: dict[str, Any] = {
     "balance": order.Balance(A, ONE, ONE, NOW),
     "transfer": order.PaymentReceipt(REF, ONE),
+    "batch_transfer": BATCH_END,
     "transfer_status": order.PaymentStatus(order.PaymentState.UNKNOWN),
     "statement": order.Statement(()),
     "returned_payments": order.ReturnedPayments(()),
@@ -568,6 +577,7 @@ LEAST: dict[str, Any] = {
 MOST: dict[str, Any] = {
     "balance": order.Balance(A, ONE, ONE, NOW, held=ONE, status="normal"),
     "transfer": order.PaymentReceipt(REF, ONE, "R", "CNY", DAY, ONE, DAY),
+    "batch_transfer": BATCH_END,
     "transfer_status": order.PaymentStatus(RETURNED, bank_ref="R"),
     "statement": order.Statement(()),
     "returned_payments": order.ReturnedPayments(()),
@@ -624,6 +634,32 @@ def test_the_entries_of_a_statement_have_the_members_that_are_shown() -> None:
     ]
     check_object(SUBS["Kind `statement"], "entry", *values)
     assert values[0]["counterparty"].keys() == {"account", "name"}
+
+
+def test_the_rows_of_a_batch_have_the_members_that_are_shown() -> None:
+    text = SUBS["Kind `batch_transfer"]
+    full = {"payee": {}, "amount": "1.00", "purpose": "", "urgency": "normal"}
+    rows = tables(text)["row"]
+    assert sorted(names(rows)) == sorted(full)
+    for name, need in [(row[0].strip("`"), row[2]) for row in rows]:
+        member = FULL[Kind.TRANSFER][name]
+        params = FULL[Kind.BATCH_TRANSFER]
+        with_it = [params["rows"][0] | {name: member}]
+        parse_body(Kind.BATCH_TRANSFER, params | {"rows": with_it})
+        if need == "required":
+            left = params | {"rows": [without(with_it[0], name)]}
+            with pytest.raises(BodyError, match=rf"^rows\[0\]\.{name} is missing"):
+                parse_body(Kind.BATCH_TRANSFER, left)
+    most = order.PaymentStatus(RETURNED, "20", "done", "R", DAY, ONE, DAY)
+    ends = [
+        result_value(attrs.evolve(BATCH_END, rows={0: one}))["rows"][0]  # type: ignore[index]
+        for one in (order.PaymentStatus(RETURNED), most)
+    ]
+    check_object(text, "row's end", *ends)
+    assert f'"{Cny(FEN_MAX)}"' in text
+    asked = result_value(order.BatchStatus({0: most}))
+    assert asked.keys() == {"state", "rows"}
+    assert asked["rows"][0].keys() == ends[1].keys() - {"client_ref", "amount"}  # type: ignore[index]
 
 
 def test_the_entries_of_look_ups_have_the_members_that_are_shown() -> None:

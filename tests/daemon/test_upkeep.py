@@ -247,7 +247,9 @@ def test_what_is_old_and_over_is_archived_and_said(desk: Desk) -> None:
     desk.run("backup", desk.copy)
     with closing(sqlite3.connect(desk.store)) as db:
         [cause] = db.execute("SELECT cause FROM task_event WHERE event = 'archived'").fetchone()
-    assert cause.startswith(f"fep archive --before {DAY} moved 9 tasks to archive-2025.sqlite")
+    assert cause.startswith(
+        f"fep archive --before {DAY} moved {len(MOVED_2025)} tasks to archive-2025.sqlite"
+    )
 
 
 def test_a_payment_stays_for_as_long_as_it_may_come_back(desk: Desk) -> None:

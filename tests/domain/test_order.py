@@ -23,6 +23,7 @@ from fep.domain.order import (
     Balance,
     BalanceQuery,
     BankCodeQuery,
+    BatchOrder,
     Body,
     Direction,
     Kind,
@@ -48,6 +49,7 @@ NOON = dt.datetime(2026, 1, 5, 4, tzinfo=dt.UTC)
 PARSED = (
     Kind.BALANCE,
     Kind.TRANSFER,
+    Kind.BATCH_TRANSFER,
     Kind.TRANSFER_STATUS,
     Kind.STATEMENT,
     Kind.RETURNED_PAYMENTS,
@@ -128,6 +130,7 @@ def statements(draw: st.DrawFn) -> StatementQuery:
 BODIES: dict[Kind, st.SearchStrategy[Body]] = {
     Kind.BALANCE: ACCOUNTS.map(BalanceQuery),
     Kind.TRANSFER: payments(),
+    Kind.BATCH_TRANSFER: payments().map(lambda one: BatchOrder((one, one))),
     Kind.TRANSFER_STATUS: st.from_regex(r"[0-9A-Za-z][0-9A-Za-z._:-]{0,63}", fullmatch=True).map(
         lambda text: TransferStatusRequest(TaskId(text))
     ),

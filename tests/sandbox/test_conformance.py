@@ -11,6 +11,10 @@ import pytest
 from bank_adapters.boc_b2e.codec import BocB2eCodec
 from bank_adapters.ccb_wlpt import codec, host, messages, replies
 from bank_adapters.cmb_cdc import replies as cdc_replies
+from bank_adapters.cmb_xml import batches as cmb_batches
+from bank_adapters.cmb_xml import replies as cmb_replies
+from bank_adapters.pingan_b2bi import host as pingan_host
+from bank_adapters.pingan_b2bi import replies as pingan_replies
 from fep.adapters import decode, registry
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply
 from fep.adapters.host import BookedState
@@ -97,10 +101,41 @@ BREAKS: dict[str, Break] = {
 }
 
 
+def refused(outcome: Outcome, _reply: Reply) -> Outcome:
+    """As an adapter that takes a batch for refused of which some rows were."""
+    return outcome if isinstance(outcome, Accepted) else Rejected(outcome.code, outcome.message)
+
+
+BATCH_BREAKS: list[tuple[str, str, Break]] = [
+    ("cmb_xml", "batches", puts(cmb_replies, "_difference", lambda *_: "")),
+    ("cmb_xml", "batches", changes(cmb_batches, "taken", refused)),
+    ("cmb_xml", "batches", puts(cmb_batches, "_place", lambda _query: 0)),
+    ("pingan_b2bi", "batches", puts(pingan_replies, "_expect", lambda *_: None)),
+    ("pingan_b2bi", "batches", puts(pingan_host, "BATCH_REPEATED", ("YQ9966", ""))),
+    ("cmb_xml", "batches_stay_open", changes(cmb_batches, "taken", refused)),
+    (
+        "pingan_b2bi",
+        "batches_stay_open",
+        puts(pingan_replies, "_state", lambda *_: PaymentState.REJECTED),
+    ),
+]
+"""Adapter, check, and what breaks the adapter."""
+
+
+@pytest.mark.parametrize(("name", "check", "breaks"), BATCH_BREAKS)
+def test_a_broken_batch_is_found(
+    name: str, check: str, breaks: Break, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks(monkeypatch)
+    failed = {one.check for one in conform(name, daemon=False) if not one.passed}
+    assert check in failed
+
+
 def test_every_check_has_a_break() -> None:
     assert set(BREAKS) == {check.__name__ for check in CHECKS} - {
         "sessions",
         "faults_of_its_own",
+        *(check for _, check, _ in BATCH_BREAKS),
     }
 
 

@@ -10,7 +10,7 @@ import datetime as dt
 import functools
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import attrs
@@ -139,6 +139,32 @@ class LaggingBook:
             lag = self._rng.random() * RECORD_LAG_SECONDS_MAX
             self._shows_at[request.client_ref] = trio.current_time() + lag
         return made
+
+    def pay_batch(
+        self, bank: BankName, reference: str, requests: Sequence[Any], now: dt.datetime
+    ) -> list[BookPayment]:
+        """Book the rows of a batch; a status query may not find them at once."""
+        self._on_payment()
+        try:
+            made = self._book.pay_batch(bank, reference, requests, now)
+        except DuplicateReferenceError:
+            if self._rng.random() >= self._mischief.forget:
+                raise
+            mark = f"{AGAIN}{self._rng.getrandbits(32):08x}"
+            again = [attrs.evolve(one, client_ref=one.client_ref + mark) for one in requests]
+            return self._book.pay_batch(bank, reference + mark, again, now)
+        if self._rng.random() < self._mischief.record_lag:
+            lag = self._rng.random() * RECORD_LAG_SECONDS_MAX
+            self._shows_at[reference] = trio.current_time() + lag
+            for one in made:
+                self._shows_at[one.client_ref] = trio.current_time() + lag
+        return made
+
+    def batch(self, bank: BankName, reference: str) -> list[BookPayment]:
+        """Return the rows of a batch once they show."""
+        if self._shows_at.get(reference, 0.0) > trio.current_time():
+            return []
+        return self._book.batch(bank, reference)
 
     def payment(self, bank: BankName, client_ref: str) -> BookPayment | None:
         """Return the payment of a reference once it shows."""

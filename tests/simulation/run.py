@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
+import orjson
 import structlog
 import trio
 import trio.testing
 
-from fep.adapters.host import BookedState
+from fep.adapters.host import BookAccount, BookedState
 from fep.client.conversation import CallError, DisconnectedError, TaskResult
 from fep.client.trio_client import Client
 from fep.control.commands import Role, Services
@@ -31,7 +32,7 @@ from fep.daemon.app import Daemon, Outside
 from fep.daemon.config import Config
 from fep.daemon.replay import Difference, opened
 from fep.daemon.verify import verify
-from fep.domain.ids import BankName, ClientName, TaskId, client_ref
+from fep.domain.ids import BankName, ClientName, TaskId, client_ref, row_ref
 from fep.keys.routing import Insertion, View
 from fep.links.config import LinkConfig
 from fep.logs import Followers
@@ -59,6 +60,8 @@ FOUL_SECONDS: Final = 600.0
 """How long everything may go wrong."""
 CALM_SECONDS_MAX: Final = 3 * HORIZON_SECONDS
 TASKS_PER_CLIENT: Final = 10
+ROWS_MAX: Final = 4
+"""Of a batch."""
 BOOKED_ONCE: Final = frozenset({State.SUCCEEDED, State.RETURNED})
 DAY_SECONDS: Final = 86_400.0
 STEPS: Final = (0.0, 1.0, 60.0, 3600.0, DAY_SECONDS, DAY_SECONDS)
@@ -144,17 +147,21 @@ class FinanceSystem:
         for number in range(count):
             payer = self._rng.choice(accounts)
             payee = self._rng.choice([one for one in accounts if one is not payer])
-            kind = self._rng.choice(("transfer", "transfer", "transfer", "balance", "statement"))
+            kind = self._rng.choice(
+                ("transfer", "transfer", "batch_transfer", "balance", "statement")
+            )
+            if kind == "batch_transfer" and not self._run.setting.has_batches(payer.bank):
+                kind = "transfer"
             if kind == "transfer":
-                params: dict[str, Any] = {
-                    "payer": {"account": payer.number},
-                    "payee": {"account": payee.number, "name": payee.name, "bank_name": "样例银行"},
-                    "amount": f"{self._rng.randint(1, 90_000)}.{self._rng.randint(0, 99):02d}",
-                    "currency": "CNY",
-                }
-                if self._rng.random() < 0.9:
-                    code = "307584007998" if "pingan" in payee.bank else "308584000013"
-                    params["payee"]["bank_code"] = code
+                params: dict[str, Any] = {"payer": {"account": payer.number}, "currency": "CNY"}
+                params |= self._payment(payee)
+            elif kind == "batch_transfer":
+                others = [one for one in accounts if one is not payer]
+                rows = [
+                    self._payment(self._rng.choice(others))
+                    for _ in range(self._rng.randint(1, ROWS_MAX))
+                ]
+                params = {"payer": {"account": payer.number}, "rows": rows}
             elif kind == "balance":
                 params = {"account": payer.number}
             else:
@@ -166,6 +173,14 @@ class FinanceSystem:
                 "at": self._rng.random() * FOUL_SECONDS * 0.8,
                 "inline": self._rng.random() < 0.4,
             }
+
+    def _payment(self, payee: BookAccount) -> dict[str, Any]:
+        """Draw a payment to an account, as a transfer and a row of a batch have it."""
+        to = {"account": payee.number, "name": payee.name, "bank_name": "样例银行"}
+        amount = f"{self._rng.randint(1, 90_000)}.{self._rng.randint(0, 99):02d}"
+        if self._rng.random() < 0.9:
+            to["bank_code"] = "307584007998" if "pingan" in payee.bank else "308584000013"
+        return {"payee": to, "amount": amount}
 
     async def fetch(self, task_id: str, _attempt: int) -> dict[str, Any] | None:
         """Give a body, mostly, sometime."""
@@ -545,20 +560,21 @@ class Run:
         assert self._services is not None
         rows = await self._services.tasks.store.read(_every_task)
         known = {
-            client_ref(ENTERPRISE, TaskId(task_id))
-            for task_id, _, state in rows
-            if state is State.RETURNED
+            reference
+            for task_id, _, state, result in rows
+            for reference in _with(State.RETURNED, task_id, state.value, result)
         }
         told = {
-            client_ref(ENTERPRISE, TaskId(task_id))
+            reference
             for client in self._clients
             for task_id, result in client.results.items()
-            if result.state == State.RETURNED.value
+            for reference in _with(State.RETURNED, task_id, result.state, result.result)
         }
         ours = {
-            client_ref(ENTERPRISE, TaskId(task_id))
+            reference
             for client in self._clients
-            for task_id in client.work
+            for task_id, one in client.work.items()
+            for reference in _references(task_id, one["body"]["params"].get("rows"))
         }
         coming_back = self._returned()
         return coming_back <= known and coming_back & ours <= told
@@ -596,23 +612,32 @@ class Run:
             if payment.state in (BookedState.DONE, BookedState.RETURNED):
                 first = payment.client_ref.partition(AGAIN)[0]
                 booked[first] = booked.get(first, 0) + 1
-        for task_id, kind, state in rows:
+        bodies = {
+            name: one["body"] for client in self._clients for name, one in client.work.items()
+        }
+        for task_id, kind, state, result in rows:
             if state not in FINAL:
                 faults.append(f"{task_id} is stuck in {state.value}")
-            if kind != "transfer":
+            if kind not in ("transfer", "batch_transfer"):
                 continue
-            reference = client_ref(ENTERPRISE, TaskId(task_id))
-            times = booked.pop(reference, 0)
-            if times != int(state in BOOKED_ONCE):
-                faults.append(f"{task_id} is {state.value} and was booked {times} times")
-            if (reference in returned) != (state is State.RETURNED):
-                came = "came back" if reference in returned else "never came back"
-                faults.append(f"{task_id} is {state.value} and {came}")
+            sent = bodies[task_id]["params"].get("rows") if task_id in bodies else None
+            ends = _states(task_id, state.value, result)
+            for reference in _references(task_id, sent):
+                # A batch that never left tells of no row.
+                told = State(ends.get(reference, state.value))
+                if state in BOOKED_ONCE and reference not in ends:
+                    faults.append(f"{task_id} is {state.value} and tells not of {reference}")
+                times = booked.pop(reference, 0)
+                if times != int(told in BOOKED_ONCE):
+                    faults.append(f"{task_id} is {told.value} and was booked {times} times")
+                if (reference in returned) != (told is State.RETURNED):
+                    came = "came back" if reference in returned else "never came back"
+                    faults.append(f"{task_id} is {told.value} and {came}")
         faults += [f"payment {reference} has no task" for reference in booked]
         faults += [
             f"sweep {one} came back and pooling does not know" for one in await store.read(_unheard)
         ]
-        states = {task_id: state for task_id, _, state in rows}
+        states = {task_id: state for task_id, _, state, _ in rows}
         for client in self._clients:
             for task_id in client.acknowledged:
                 if task_id not in states:
@@ -631,12 +656,35 @@ def _silent(*_: object) -> None:
     pass
 
 
-def _every_task(connection: Any) -> list[tuple[str, str, State]]:
+def _references(task_id: str, rows: list[Any] | None) -> list[str]:
+    """Return the references that a task's money moves under at the bank."""
+    reference = client_ref(ENTERPRISE, TaskId(task_id))
+    return [reference] if rows is None else [row_ref(reference, at) for at in range(len(rows))]
+
+
+def _states(task_id: str, state: str, result: Any) -> dict[str, str]:
+    """Return by reference what a task's state and result tell of each of its payments."""
+    rows = (result or {}).get("rows")
+    if rows is None:
+        return {client_ref(ENTERPRISE, TaskId(task_id)): state}
+    return {row["client_ref"]: row["state"] for row in rows}
+
+
+def _with(wanted: State, task_id: str, state: str, result: Any) -> list[str]:
+    """Return the references of a task's payments that are told as being in a state."""
+    states = _states(task_id, state, result)
+    return [reference for reference, one in states.items() if one == wanted.value]
+
+
+def _every_task(connection: Any) -> list[tuple[str, str, State, Any]]:
     import sqlalchemy as sa  # noqa: PLC0415
 
     table = schema.task
-    rows = connection.execute(sa.select(table.c.task_id, table.c.kind, table.c.state))
-    return [(row[0], row[1], State(row[2])) for row in rows]
+    columns = (table.c.task_id, table.c.kind, table.c.state, table.c.result)
+    return [
+        (row[0], row[1], State(row[2]), row[3] and orjson.loads(row[3]))
+        for row in connection.execute(sa.select(*columns))
+    ]
 
 
 def _watched(connection: Any) -> int:

@@ -18,11 +18,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from fep.adapters import registry
 from fep.adapters.host import BookAccount
 from fep.daemon import config as configuration
 from fep.daemon.config import Config
 from fep.domain.ids import AccountNumber, BankName
 from fep.domain.money import Cny
+from fep.domain.order import Kind
 from tests.simulation.banks import PROMISED_SECONDS
 from tests.simulation.machine import EPOCH
 
@@ -53,6 +55,10 @@ class Setting:
     adapters: dict[str, str]
     certificates: tuple[x509.Certificate, ...]
 
+    def has_batches(self, bank: str) -> bool:
+        """Say whether a bank takes batches."""
+        return Kind.BATCH_TRANSFER in registry.adapter(self.adapters[bank]).capabilities
+
 
 def _card(by_slot: bool) -> dict[str, Any]:
     return {
@@ -73,6 +79,7 @@ def _card(by_slot: bool) -> dict[str, Any]:
             "first_look_s": 60.0,
             "interval_s": 300.0,
         },
+        "batch": {"poll_s": 30.0},
     }
 
 

@@ -17,6 +17,7 @@ that shows the defect is looked for, and it is most often the first of all."""
 DOUBLED: Final = r" was booked 2 times$"
 SHOWN: Final = {
     "resends_on_time_out": (0, DOUBLED),
+    "resends_a_batch_on_time_out": (0, DOUBLED),
     "sends_before_the_disk_has_it": (0, rf"{DOUBLED}| is expired and was booked 1 times$"),
     "takes_no_record_for_no": (1, r" is rejected and was booked 1 times$"),
     "counts_by_the_wall_clock": (5, r" is rejected and was booked 1 times$"),

@@ -13,7 +13,9 @@ import trio
 
 from fep.adapters.api import Context
 from fep.domain.errors import KeySlotError, LinkLostError, NothingSentError
+from fep.domain.order import BatchOrder, PaymentOrder
 from fep.tasks import evidence, store
+from fep.tasks.asking import prepared
 from fep.tasks.lane import Lane
 from fep.tasks.service import TaskService
 from fep.tasks.state import Event, step
@@ -23,16 +25,25 @@ from fep.tasks.watch import Watch
 
 def resends_on_time_out(patch: pytest.MonkeyPatch) -> None:
     """A payment without an answer is sent once more, under the same reference."""
+    _resend(patch, PaymentOrder)
+
+
+def resends_a_batch_on_time_out(patch: pytest.MonkeyPatch) -> None:
+    """The same of batches alone."""
+    _resend(patch, BatchOrder)
+
+
+def _resend(patch: pytest.MonkeyPatch, kind: type[PaymentOrder | BatchOrder]) -> None:
     leave_open = Lane._open_at_bank
 
     async def send_again(
         self: Lane, task: Task, event: Event, cause: str, *more: Any, **named: Any
     ) -> None:
         order, parts = task.body, self.parts
-        if cause.startswith("no answer") and order is not None:
+        if cause.startswith("no answer") and isinstance(order, kind):
             now = self._service.clock.now()
             context = Context(now, self._service.sequence.next(now), task.client_ref)
-            draft = parts.codec.prepare(order, context)  # type: ignore[arg-type]
+            draft = prepared(parts.codec, order, context)
             try:
                 frame = parts.codec.seal(draft, await self._sign(draft))
                 with trio.fail_after(parts.reply_timeout_s):
@@ -137,6 +148,7 @@ VARIANTS: Final = {
     one.__name__: one
     for one in (
         resends_on_time_out,
+        resends_a_batch_on_time_out,
         sends_before_the_disk_has_it,
         takes_no_record_for_no,
         counts_by_the_wall_clock,

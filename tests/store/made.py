@@ -14,8 +14,8 @@ import sqlalchemy as sa
 import trio
 
 from fep.domain.clock import to_text
-from fep.domain.ids import AccountNumber, BankName, ClientName, TaskId, client_ref
-from fep.domain.order import Kind, PaymentOrder, parse_body
+from fep.domain.ids import BankName, ClientName, TaskId, client_ref
+from fep.domain.order import Kind, Order, parse_body
 from fep.store.database import Store
 from fep.tasks import store as rows
 from fep.tasks.state import FINAL, Event, State, step
@@ -33,6 +33,13 @@ BODIES: dict[Kind, Any] = {
         "payee": {"account": "99000000000102", "name": "云阶示例贸易有限公司", "bank_code": "307584007998"},
         "amount": "12.50",
         "currency": "CNY",
+    },
+    Kind.BATCH_TRANSFER: {
+        "payer": {"account": "99000000000101"},
+        "rows": [
+            {"payee": {"account": "99000000000102", "name": "云阶示例贸易有限公司"}, "amount": "12.50"},
+            {"payee": {"account": "99000000000103", "name": "云阶示例贸易有限公司"}, "amount": "1.00"},
+        ],
     },
 }  # fmt: skip
 
@@ -108,18 +115,17 @@ def _make(connection: sa.Connection, one: Made) -> None:
         if Event.BODY_TAKEN in events:
             columns |= rows.encoded(one.kind, body)
         cause, wire, sent = f"{events[-1].value} in a test", None, None
-        if Event.SEND_BEGUN in events and isinstance(body, PaymentOrder):
+        if Event.SEND_BEGUN in events and isinstance(body, Order):
             reference = client_ref(ENTERPRISE, task.task_id)
             cause = f"sent as 4004 under {reference}"
             wire = rows.Bytes(sent=True, correlation=one.name, data=f"{one.name} out".encode())
             columns |= {"client_ref": reference, "sent_at": to_text(at)}
-            payee = AccountNumber(body.payee.account)
-            sent = rows.Sent(BANK, body.payer, payee, body.amount, at)
+            sent = rows.sent_of(BANK, body, at, reference)
         if after in FINAL:
             columns["delivery"] = rows.OWED
             if after in (State.SUCCEEDED, State.RETURNED):
                 columns |= {"result": orjson.dumps({"amount": "12.50"}), "bank_code": "000000"}
-                if isinstance(body, PaymentOrder):
+                if isinstance(body, Order):
                     data = f"{one.name} in".encode()
                     wire = rows.Bytes(sent=False, correlation=one.name, data=data)
         watched = True if one.watched and number == len(path) - 1 else None
@@ -127,7 +133,8 @@ def _make(connection: sa.Connection, one: Made) -> None:
         rows.apply(connection, [change], CONFIGURATION)
         before = after
     if before in FINAL and one.acknowledged:
-        rows.acknowledge(connection, [(one.name, before.value)])
+        [told] = rows.deliveries(connection, [one.name])
+        rows.acknowledge(connection, [(one.name, before.value, told.at)])
 
 
 @asynccontextmanager
@@ -161,6 +168,8 @@ EVERY = [
     Made("PAY-owed", State.SUCCEEDED, acknowledged=False),
     Made("PAY-watched", State.SUCCEEDED, watched=True),
     Made("PAY-new", State.SUCCEEDED, at=OLD + dt.timedelta(days=300)),
+    Made("BATCH-unknown", State.UNKNOWN, Kind.BATCH_TRANSFER),
+    Made("BATCH-succeeded", State.SUCCEEDED, Kind.BATCH_TRANSFER),
     Made("ASK-year", State.SUCCEEDED, Kind.BALANCE, dt.datetime(2024, 12, 31, 17, tzinfo=dt.UTC)),
 ]
 """A task in each state and more; ``ASK-year`` ended in 2025 by Shanghai's clock."""

@@ -13,7 +13,7 @@ import pytest
 from fep.daemon.verify import FINDINGS_MAX, Report, UnreadableStoreError, verify
 from fep.store import chain, files
 from tests.store.made import ENTERPRISE, EVERY, Made, make, opened, work_of
-from tests.store.test_schema import FIXTURES, made_by
+from tests.store.test_schema import FIXTURES, made_by, run_once
 
 pytestmark = pytest.mark.req("FEP-23")
 
@@ -157,7 +157,24 @@ CHANGES = {
     "UPDATE payment SET bank = 'cmb' WHERE task_seq = "
     + OF.format("PAY-unknown"): "searched at cmb",
     "DELETE FROM payment WHERE task_seq = " + OF.format("PAY-unknown"): "no statement is searched",
+    "UPDATE payment SET payee = '1' WHERE task_seq = " + OF.format("BATCH-unknown"): (
+        "BATCH-unknown: it is searched as 1350 fen"
+    ),
+    "UPDATE payment_row SET amount_fen = 1 WHERE place = 1 AND task_seq = "
+    + OF.format("BATCH-unknown"): (
+        "payments: BATCH-unknown: row 1 is searched as another than its body says"
+    ),
+    "UPDATE payment_row SET client_ref = 'B1' WHERE place = 0": "row 0 is searched as another",
+    "DELETE FROM payment_row WHERE place = 1": "row 1 is searched as another",
+    "DELETE FROM payment_row WHERE task_seq = "
+    + OF.format("BATCH-unknown"): "BATCH-unknown: it was sent, and none of its rows is searched",
+    "UPDATE payment_row SET task_seq = "
+    + OF.format("PAY-unknown")
+    + " WHERE task_seq = "
+    + OF.format("BATCH-unknown"): "PAY-unknown: rows are searched, and it is no batch",
     # What belongs to nothing.
+    "UPDATE payment_row SET task_seq = 999 WHERE task_seq = "
+    + OF.format("BATCH-unknown"): "strays: task number 999: has 2 of payment_row",
     "DELETE FROM task WHERE task_id = 'ASK-queued'": "strays: task number",
     "UPDATE message SET task_seq = 999 WHERE seq = 1": "strays: task number 999: has 1 of message",
     # Pools.
@@ -306,6 +323,8 @@ def test_progress_is_told(path: Path) -> None:
     assert ("tasks", 0, len(EVERY)) in seen
 
 
-def test_the_first_releases_chain_holds(tmp_path: Path) -> None:
-    report = verify(made_by(FIXTURES[0], tmp_path / "fep.sqlite"))
+async def test_the_first_releases_chain_holds(tmp_path: Path) -> None:
+    path = made_by(FIXTURES[0], tmp_path / "fep.sqlite")
+    await run_once(path)
+    report = verify(path)
     assert report.checks["chain"].wrong == 0

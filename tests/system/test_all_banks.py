@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from fep.adapters import registry
-from fep.adapters.host import BookAccount, BookedState, own_faults
+from fep.adapters.host import BookAccount, BookedState, BookPayment, own_faults
 from fep.client import BlockingClient
 from fep.domain.clock import SystemClock, business_date
-from fep.domain.order import MOVES_MONEY, Kind
+from fep.domain.order import Kind
+from fep.sandbox.book import SqliteBook
 from fep.sandbox.scene import BankPlan, Scene
 from fep.tasks.state import FINAL, State
 from tests.system.plans import all_plans
@@ -30,6 +31,10 @@ FAULTS = (
     "twice=0.01,cut=0.01,noise=0.01,wrong_charset=0.02,stale_balance=0.02,line_missing=0.05,"
     "odd_currency=0.02"
 )
+BATCHES = 0.2
+"""Share of the payments that are batches, where the bank takes them."""
+ROWS = ("01", "02", "03")
+"""Fen of a batch's rows: no payment has the same amount as another."""
 OWN_CHANCE = 0.02
 """Of each fault that is one bank's own."""
 
@@ -63,21 +68,37 @@ def bodies(scene: Scene, rng: random.Random) -> list[tuple[str, str, dict[str, A
         payer = rng.choice(by_bank[plan.name])
         kinds = [one for one in PARAMS if one in registry.adapter(plan.adapter).capabilities]
         kind = rng.choice((Kind.TRANSFER, rng.choice(kinds)))
-        sweeps = Kind.POOL_SWEEP in registry.adapter(plan.adapter).capabilities
-        if kind is Kind.TRANSFER and sweeps and rng.random() < SWEEP_CHANCE:
+        others = [one for one in scene.accounts if one.number != payer.number]
+        capabilities = registry.adapter(plan.adapter).capabilities
+        has_batches, sweeps = Kind.BATCH_TRANSFER in capabilities, Kind.POOL_SWEEP in capabilities
+        if kind is Kind.TRANSFER and has_batches and rng.random() < BATCHES:
+            body = batch(scene, payer, rng.choices(others, k=len(ROWS)), number)
+        elif kind is Kind.TRANSFER and sweeps and rng.random() < SWEEP_CHANCE:
             parent, child = by_bank[plan.name]
             ways = {"parent": {"account": parent.number}, "child": {"account": child.number}}
             way = {"direction": rng.choice(("up", "down")), "currency": "CNY"}
             params = {**ways, **way, "amount": f"{number + 1}.00"}
             body = {"kind": Kind.POOL_SWEEP.value, "params": params}
         elif kind is Kind.TRANSFER:
-            others = [one for one in scene.accounts if one.number != payer.number]
             body = transfer(scene, payer, rng.choice(others), f"{number + 1}.00")
         else:
             known = {"account": payer.number, "from": today, "to": today, "bank_class": "308"}
             body = {"kind": kind.value, "params": {name: known[name] for name in PARAMS[kind]}}
         found.append((f"{plan.name}-{number}", plan.name, body))
     return found
+
+
+def batch(
+    scene: Scene, payer: BookAccount, payees: list[BookAccount], number: int
+) -> dict[str, Any]:
+    """Return the body of a batch; its rows' amounts are the task's number and their own fen."""
+    singles = [
+        transfer(scene, payer, payee, f"{number + 1}.{row}")["params"]
+        for row, payee in zip(ROWS, payees, strict=True)
+    ]
+    rows = [{"payee": one["payee"], "amount": one["amount"]} for one in singles]
+    params = {"payer": {"account": payer.number}, "rows": rows}
+    return {"kind": Kind.BATCH_TRANSFER.value, "params": params}
 
 
 def open_of(client: BlockingClient) -> Counter[str]:
@@ -139,6 +160,32 @@ def landed(scene: Scene, bank: str) -> int:
         book.close()
 
 
+def check_payment(
+    book: SqliteBook, task: dict[str, Any], state: str, payment: BookPayment | None
+) -> None:
+    times = 0 if payment is None else book.times_booked(payment.client_ref)
+    if state in {"succeeded", "returned"}:
+        assert times == 1, (task, payment)
+    elif state in {"rejected", "failed"}:
+        assert times == 0, (task, payment)
+    else:
+        assert payment is not None, task
+        assert payment.state is BookedState.LANDED, (task, payment)
+
+
+def check_rows(book: SqliteBook, task: dict[str, Any], rows: list[BookPayment | None]) -> None:
+    told = (task["result"] or {}).get("rows")
+    if told is not None:
+        for one, payment in zip(told, rows, strict=True):
+            check_payment(book, task, one["state"], payment)
+    elif State(task["state"]) in FINAL:
+        for payment in rows:
+            check_payment(book, task, task["state"], payment)
+    else:
+        # It waits for those that landed.
+        assert BookedState.LANDED in {one.state for one in rows if one is not None}, task
+
+
 def check_books(scene: Scene, tasks: dict[str, dict[str, Any]]) -> None:
     assert len(tasks) == OPERATIONS
     book = scene.open_book()
@@ -148,19 +195,13 @@ def check_books(scene: Scene, tasks: dict[str, dict[str, Any]]) -> None:
         payments = {(str(one.bank), str(one.amount)): one for one in book.payments()}
         assert len(payments) == len(book.payments())
         for task_id, task in tasks.items():
-            if Kind(task["kind"]) not in MOVES_MONEY:
-                continue
             bank, _, number = task_id.rpartition("-")
-            payment = payments.pop((bank, f"{int(number) + 1}.00"), None)
-            times = 0 if payment is None else book.times_booked(payment.client_ref)
-            state = task["state"]
-            if state in {"succeeded", "returned"}:
-                assert times == 1, (task, payment)
-            elif state in {"rejected", "failed"}:
-                assert times == 0, (task, payment)
-            else:
-                assert payment is not None, task
-                assert payment.state is BookedState.LANDED, (task, payment)
+            if task["kind"] == "batch_transfer":
+                mine = [payments.pop((bank, f"{int(number) + 1}.{row}"), None) for row in ROWS]
+                check_rows(book, task, mine)
+            elif task["kind"] in ("transfer", "pool_sweep"):
+                payment = payments.pop((bank, f"{int(number) + 1}.00"), None)
+                check_payment(book, task, task["state"], payment)
         assert payments == {}, "nobody asked for these"
     finally:
         book.close()

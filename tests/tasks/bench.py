@@ -114,6 +114,7 @@ CARD: dict[str, Any] = {
         "no_record": "after",
         "no_record_after_s": 0.3,
     },
+    "batch": {"poll_s": 0.05},
 }
 """The simulated banks book at once and forget nothing, so waits of minutes become fractions."""
 
@@ -153,6 +154,21 @@ def money(bank: BankName, amount: str = "12.50") -> dict[str, Any]:
     """Return the body of a payment inside one bank."""
     payer, payee = (PAYER, PAYEE) if bank == PINGAN else (CMB_PAYER, CMB_PAYEE)
     return transfer(amount, payer, payee)
+
+
+def batch(
+    bank: BankName, *amounts: str, payees: Sequence[tuple[AccountNumber, str]] = ()
+) -> dict[str, Any]:
+    """Return the body of a batch inside one bank, a row an amount; each payee with its name."""
+    payer, payee = (PAYER, PAYEE) if bank == PINGAN else (CMB_PAYER, CMB_PAYEE)
+    to = payees or [(payee, ACCOUNTS[payee].name)] * len(amounts)
+    code = ACCOUNTS[payee].bank_code
+    rows = [
+        {"payee": {"account": one, "name": name, "bank_code": code}, "amount": amount}
+        for amount, (one, name) in zip(amounts, to, strict=True)
+    ]
+    params = {"payer": {"account": payer}, "rows": rows}
+    return {"kind": "batch_transfer", "params": params}
 
 
 async def until(holds: Callable[[], object], what: str = "") -> None:

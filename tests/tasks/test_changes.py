@@ -27,6 +27,7 @@ pytestmark = pytest.mark.req("FEP-23")
 
 NOW = dt.datetime(2026, 3, 2, tzinfo=dt.UTC)
 TASKS = 20
+AT = rows.text_of(NOW)
 WAIT_SECONDS_MAX = 20.0
 
 
@@ -123,7 +124,7 @@ async def test_one_that_is_stale_harms_nobody_else(desk: Desk) -> None:
         desk.submit("good", offer(1))
         desk.submit("stale", change(2, State.FETCHED, State.SENDING, Event.SEND_BEGUN), offer(3))
         desk.submit("other", offer(4))
-        desk.changes.acknowledge([("T5", "succeeded")], partial(desk.done, "acknowledged"))
+        desk.changes.acknowledge([("T5", "succeeded", AT)], partial(desk.done, "acknowledged"))
     good, stale, other, told = await desk.until_told("good", "stale", "other", "acknowledged")
     assert (good, other, told) == (None, None, None)
     assert isinstance(stale, StaleTaskError)
@@ -182,7 +183,7 @@ async def test_acknowledgements_join_and_count_for_the_state_that_was_told(desk:
     with held(desk.store):
         await trio.testing.wait_all_tasks_blocked()
         for seq in range(1, 4):
-            given = [(f"T{seq}", "succeeded")]
+            given = [(f"T{seq}", "succeeded", AT)]
             desk.changes.acknowledge(given, partial(desk.done, f"A{seq}"))
         waiting = len(desk.store._waiting)
     assert waiting == 1
@@ -206,8 +207,9 @@ async def test_an_answer_that_is_a_defect_keeps_nobody_elses(tmp_path: Path) -> 
             with held(desk.store):
                 await trio.testing.wait_all_tasks_blocked()
                 for name in ("first", "second"):
-                    desk.changes.acknowledge([("T1", "succeeded")], partial(desk.done, name))
-                    desk.changes.acknowledge([("T2", "succeeded")], wrong)
+                    given = [("T1", "succeeded", AT)]
+                    desk.changes.acknowledge(given, partial(desk.done, name))
+                    desk.changes.acknowledge([("T2", "succeeded", AT)], wrong)
             await trio.sleep_forever()
     assert desk.told == {"first": None, "second": None}
 

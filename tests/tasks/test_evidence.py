@@ -10,11 +10,21 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Unclear
-from fep.adapters.card import BehaviourCard, Dedupe, Identity, Inquiry, NoRecord
+from fep.adapters.card import BatchFacts, BehaviourCard, Dedupe, Identity, Inquiry, NoRecord
 from fep.domain.clock import SHANGHAI
 from fep.domain.ids import AccountNumber, ClientRef
 from fep.domain.money import Cny
-from fep.domain.order import Balance, PaymentReceipt, PaymentState, PaymentStatus, Statement
+from fep.domain.order import (
+    Balance,
+    BatchOrder,
+    BatchStatus,
+    Payee,
+    PaymentOrder,
+    PaymentReceipt,
+    PaymentState,
+    PaymentStatus,
+    Statement,
+)
 from fep.tasks import evidence
 from fep.tasks.evidence import AskAgain, Close, decide
 from fep.tasks.state import FINAL, OPEN_AT_BANK, Event, State, step
@@ -247,3 +257,79 @@ def test_quiet_hours_end_when_they_say(begin: dt.time, end: dt.time, now: dt.dat
     after = now + dt.timedelta(seconds=wait)
     assert evidence.quiet_s(one, after) == 0.0
     assert not wait or f"{after.astimezone(SHANGHAI):%H:%M}" == one.inquiry.quiet_to
+
+
+# -- batches ----------------------------------------------------------------------------------
+
+ROWS = st.lists(st.sampled_from(PaymentState), min_size=1, max_size=5)
+ENDS = {PaymentState.SUCCEEDED, PaymentState.REJECTED, PaymentState.RETURNED}
+ORDER = BatchOrder(
+    tuple(
+        PaymentOrder(AccountNumber("1"), Payee(AccountNumber("2"), "N"), Cny(fen))
+        for fen in range(1, 6)
+    )
+)
+
+
+def rows_of(states: list[PaymentState]) -> dict[int, PaymentStatus]:
+    return {at: PaymentStatus(one) for at, one in enumerate(states)}
+
+
+@settings(deadline=None)
+@given(OPEN, ROWS, st.booleans(), st.booleans(), st.booleans())
+def test_a_batch_is_at_its_end_when_every_row_is(
+    state: State, states: list[PaymentState], is_over: bool, is_cut: bool, late: bool
+) -> None:
+    status = BatchStatus(rows_of(states), "1" if is_cut else "", is_over)
+    one = card(no_record=NoRecord.AFTER, no_record_after_s=60.0)
+    now = SENT + dt.timedelta(seconds=61 if late else 1)
+    decision = decide(one, state, SENT, 0, Accepted(status), now, now)
+    decided = ENDS | ({PaymentState.NO_RECORD} if late and state is State.UNKNOWN else set())
+    said = set(states)
+    if not said <= decided or not is_over or is_cut:
+        assert isinstance(decision, AskAgain)
+        if decision.events:
+            # The bank has every row, and none of them is missing.
+            assert decision.events == (Event.PROVED_ACCEPTED,)
+            assert said <= ENDS | {PaymentState.PROCESSING}
+            assert not is_cut
+        return
+    assert isinstance(decision, Close)
+    end = state
+    for event in decision.events:
+        end = step(end, event)
+    if PaymentState.RETURNED in said:
+        assert end is State.RETURNED
+    else:
+        paid = PaymentState.SUCCEEDED in said
+        assert end is (State.SUCCEEDED if paid else State.REJECTED)
+    left = {row.state for row in evidence.ended_rows(status.rows).values()}
+    assert left <= ENDS
+    assert left == {PaymentState.REJECTED if s is PaymentState.NO_RECORD else s for s in said}
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 6), unique=True), min_size=1, max_size=4))
+def test_pages_say_something_together_only_of_each_row_once(pages: list[list[int]]) -> None:
+    done = PaymentStatus(PaymentState.SUCCEEDED)
+    given_pages = [BatchStatus(dict.fromkeys(one, done), "more") for one in pages]
+    given_pages[-1] = attrs.evolve(given_pages[-1], cursor="")
+    found = evidence.joined(ORDER, given_pages)
+    each = sorted(row for one in pages for row in one)
+    assert isinstance(found, BatchStatus) == (each == list(range(len(ORDER.rows))))
+
+
+def test_a_walk_that_stops_at_an_open_row_says_that_it_did() -> None:
+    done, waits = PaymentStatus(PaymentState.SUCCEEDED), PaymentStatus(PaymentState.PROCESSING)
+    pages = [BatchStatus({0: done}, "1"), BatchStatus({1: waits}, "2")]
+    found = evidence.joined(ORDER, pages)
+    assert isinstance(found, BatchStatus)
+    assert found.cursor == "2"
+    assert isinstance(evidence.joined(ORDER, pages[:1]), Unclear), "nothing open, and not all"
+
+
+def test_a_batch_is_asked_after_at_the_bank_s_pace() -> None:
+    one = attrs.evolve(card(), batch=BatchFacts(500, 600.0))
+    first = evidence.first_inquiry(evidence.card_of(one, ORDER), State.ACCEPTED, SENT)
+    assert (first - SENT).total_seconds() == 600.0
+    assert evidence.card_of(one, ORDER.rows[0]) is one

@@ -125,11 +125,9 @@ def test_only_evidence_leaves_what_is_open_at_the_bank(life: list[Step]) -> None
 def test_an_end_is_an_end_but_for_a_returned_success(life: list[Step]) -> None:
     for before, event, after in life:
         if before in FINAL:
-            assert (before, event, after) == (
-                State.SUCCEEDED,
-                Event.PROVED_RETURNED,
-                State.RETURNED,
-            )
+            # Of a batch one row comes back after the other.
+            assert before in {State.SUCCEEDED, State.RETURNED}
+            assert (event, after) == (Event.PROVED_RETURNED, State.RETURNED)
 
 
 @settings(deadline=None)

@@ -260,15 +260,16 @@ def test_a_result_is_owed_until_it_is_acknowledged_and_a_later_one_anew(
     assert store.owed(connection) == [(ERP, TaskId("T1"))]
     [told] = store.deliveries(connection, ["T1"])
     assert (told.state, told.result) == (State.SUCCEEDED, {"a": 1})
-    store.acknowledge(connection, [("T1", "rejected"), ("T2", "succeeded")])
-    assert store.owed(connection) == [(ERP, TaskId("T1"))], "another state was acknowledged"
-    store.acknowledge(connection, [("T1", "succeeded")])
+    others = [("T1", "rejected", told.at), ("T2", "succeeded", told.at), ("T1", "succeeded", "")]
+    store.acknowledge(connection, others)
+    assert store.owed(connection) == [(ERP, TaskId("T1"))], "another end was acknowledged"
+    store.acknowledge(connection, [("T1", "succeeded", told.at)])
     assert store.owed(connection) == []
     view = store.view(connection, "T1")
     assert view is not None
     assert (view["acknowledged"], view["result"]) == (True, {"a": 1})
     connection.exec_driver_sql("update task set state = 'returned', delivery = ?", (OWED,))
-    store.acknowledge(connection, [("T1", "succeeded")])
+    store.acknowledge(connection, [("T1", "succeeded", told.at)])
     assert store.owed(connection) == [(ERP, TaskId("T1"))], "the return was not told yet"
     assert connection.exec_driver_sql("select delivery from task").scalar_one() != ACKNOWLEDGED
 

@@ -475,7 +475,7 @@ def test_a_payment_that_is_not_well_made_is_refused_whole(change: dict[str, str]
     ("function", "blocks"),
     [
         ("DCPAYMNT", [MODE]),
-        ("DCPAYMNT", [MODE, Block("DCOPDPAYX", PAY), Block("DCOPDPAYX", PAY)]),
+        ("DCPAYMNT", [MODE, Block("DCOPDPAYX", PAY), Block("DCOPDPAYX", PAY | {"TRSAMT": "0"})]),
         ("DCPAYMNT", [Block("DCOPDPAYX", PAY)]),
         ("GetAccInfo", []),
         ("GetAccInfo", [Block("SDKACINFX", {"ACCNBR": "?"})]),

@@ -29,6 +29,7 @@ def test_it_declares_what_it_has() -> None:
     assert ADAPTER.capabilities == {
         Kind.BALANCE,
         Kind.TRANSFER,
+        Kind.BATCH_TRANSFER,
         Kind.TRANSFER_STATUS,
         Kind.STATEMENT,
         Kind.RETURNED_PAYMENTS,
