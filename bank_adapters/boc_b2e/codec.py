@@ -27,13 +27,13 @@ from fep.adapters.api import (
     Context,
     Draft,
     Outcome,
-    Refusal,
     Rejected,
     Reply,
     Unclear,
 )
 from fep.adapters.card import BehaviourCard, States
 from fep.adapters.http import HttpFramer
+from fep.adapters.meaning import payment_refused, payment_state, refused
 from fep.domain.clock import BusinessDate, from_bank, to_shanghai
 from fep.domain.errors import BodyError, LocalProtocolError, RemoteProtocolError
 from fep.domain.ids import AccountNumber, ClientRef
@@ -331,7 +331,7 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: M
         case StatementQuery() if empty:
             return Accepted(Statement(()), reply.code, reply.message)
     if reply.code not in card.codes.ok:
-        return _refused(card, reply)
+        return refused(card.codes, reply.code, reply.message)
     match operation:
         case BalanceQuery():
             return Accepted(_balance(operation, message), reply.code, reply.message)
@@ -344,22 +344,9 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: M
             assert_never(operation)
 
 
-def _refused(card: BehaviourCard, reply: Reply) -> Outcome:
-    codes = card.codes
-    if reply.code in codes.throttled:
-        return Rejected(reply.code, reply.message, Refusal.THROTTLED)
-    if reply.code in codes.permission:
-        return Rejected(reply.code, reply.message, Refusal.PERMISSION)
-    if reply.code in codes.refused:
-        return Rejected(reply.code, reply.message)
-    return Unclear(reply.code, reply.message)
-
-
 def _payment(card: BehaviourCard, order: PaymentOrder, reply: Reply, message: Message) -> Outcome:
     if reply.code not in card.codes.ok:
-        refused = _refused(card, reply)
-        throttled = isinstance(refused, Rejected) and refused.why is Refusal.THROTTLED
-        return Unclear(reply.code, reply.message) if throttled else refused
+        return payment_refused(card.codes, reply.code, reply.message)
     item = _only(message)
     inner, said = text(item, "status", "rspcod"), text(item, "status", "rspmsg")
     if inner in card.codes.ok:
@@ -378,16 +365,6 @@ def _only(message: Message) -> Fields:
     return message.items[0]
 
 
-def _state(states: States, code: str) -> PaymentState:
-    if code in states.intermediate:
-        return PaymentState.PROCESSING
-    if code in states.returned:
-        return PaymentState.RETURNED
-    if code in states.final_bad:
-        return PaymentState.REJECTED
-    return PaymentState.SUCCEEDED if code in states.final_ok else PaymentState.UNKNOWN
-
-
 def _status(states: States, query: StatusQuery, message: Message) -> PaymentStatus:
     item = _only(message)
     if text(item, "insid") not in {"", query.client_ref}:
@@ -399,7 +376,7 @@ def _status(states: States, query: StatusQuery, message: Message) -> PaymentStat
     if difference := _difference(query.order, item):
         told = f"the bank's payment of this insid has another {difference}"
         return PaymentStatus(PaymentState.UNKNOWN, "MISMATCH", told, bank_ref)
-    return PaymentStatus(_state(states, code), code, said, bank_ref)
+    return PaymentStatus(payment_state(states, code), code, said, bank_ref)
 
 
 def _difference(order: PaymentOrder, item: Fields) -> str:

@@ -7,8 +7,9 @@ from typing import Final, assert_never
 
 from bank_adapters.ccb_wlpt.messages import Fields, Message
 from bank_adapters.ccb_wlpt.requests import PAYMENTS, RENMINBI, trades_of
-from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
+from fep.adapters.api import Accepted, Outcome, Rejected, Reply, Unclear
 from fep.adapters.card import BehaviourCard, States
+from fep.adapters.meaning import payment_refused, payment_state, refused
 from fep.domain.clock import from_bank
 from fep.domain.ids import ClientRef
 from fep.domain.money import ZERO, Cny
@@ -58,17 +59,6 @@ def payment_ref(reply: Reply) -> str:
     return message.number
 
 
-def payment_state(states: States, deal_type: str) -> PaymentState:
-    """Return what a DEAL_TYPE means; one that is on no list is unknown."""
-    if deal_type in states.intermediate:
-        return PaymentState.PROCESSING
-    if deal_type in states.returned:
-        return PaymentState.RETURNED
-    if deal_type in states.final_bad:
-        return PaymentState.REJECTED
-    return PaymentState.SUCCEEDED if deal_type in states.final_ok else PaymentState.UNKNOWN
-
-
 def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: Message) -> Outcome:
     empty = reply.code in card.codes.no_record
     match operation:
@@ -79,7 +69,7 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: M
         case StatementQuery() if empty:
             return Accepted(Statement(()), reply.code, reply.message)
     if reply.code not in card.codes.ok:
-        return _refused(card, reply)
+        return refused(card.codes, reply.code, reply.message)
     match operation:
         case BalanceQuery():
             return Accepted(_balance(operation, message), reply.code, reply.message)
@@ -92,22 +82,9 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: M
             assert_never(operation)
 
 
-def _refused(card: BehaviourCard, reply: Reply) -> Outcome:
-    codes = card.codes
-    if reply.code in codes.throttled:
-        return Rejected(reply.code, reply.message, Refusal.THROTTLED)
-    if reply.code in codes.permission:
-        return Rejected(reply.code, reply.message, Refusal.PERMISSION)
-    if reply.code in codes.refused:
-        return Rejected(reply.code, reply.message)
-    return Unclear(reply.code, reply.message)
-
-
 def _payment(card: BehaviourCard, order: PaymentOrder, reply: Reply, message: Message) -> Outcome:
     if reply.code not in card.codes.ok:
-        refused = _refused(card, reply)
-        throttled = isinstance(refused, Rejected) and refused.why is Refusal.THROTTLED
-        return Unclear(reply.code, reply.message) if throttled else refused
+        return payment_refused(card.codes, reply.code, reply.message)
     if difference := _difference(order, message.fields):
         return Unclear("MISMATCH", f"the answer has another {difference}")
     deal_type, text = message.fields.get("DEAL_TYPE", ""), message.fields.get("MESSAGE", "")

@@ -14,6 +14,7 @@ from bank_adapters.cib_fox.messages import SIGN_ON, Fields, Message, part, rows,
 from bank_adapters.cib_fox.requests import PAGE_FIRST, PAYMENT, SUPER_FEN_MAX, trade_of
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
 from fep.adapters.card import BehaviourCard, States
+from fep.adapters.meaning import payment_refused, payment_state, refused
 from fep.domain.clock import BusinessDate, business_date, from_bank
 from fep.domain.ids import ClientRef
 from fep.domain.money import ZERO, Cny
@@ -102,7 +103,7 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, body: Fiel
         case StatementQuery() if reply.code in card.codes.no_record:
             return Accepted(Statement(()), reply.code, reply.message)
         case _ if not is_ok:
-            return _refused(card, reply)
+            return refused(card.codes, reply.code, reply.message)
         case BalanceQuery():
             return Accepted(_balance(operation, reply, body), reply.code, reply.message)
         case StatusQuery():
@@ -114,38 +115,12 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, body: Fiel
             assert_never(operation)
 
 
-def _refused(card: BehaviourCard, reply: Reply) -> Outcome:
-    if reply.code in card.codes.throttled:
-        return Rejected(reply.code, reply.message, Refusal.THROTTLED)
-    if reply.code in card.codes.permission:
-        return Rejected(reply.code, reply.message, Refusal.PERMISSION)
-    if reply.code in card.codes.refused:
-        return Rejected(reply.code, reply.message)
-    return Unclear(reply.code, reply.message)
-
-
 def _failed(card: BehaviourCard, reply: Reply, body: Fields) -> Outcome:
     """Return what a CODE other than 0 on a payment means: mostly that nobody knows."""
     if "XFERRS" in body:
         # The bank's own checks come before it has an order; here there is one.
         return Unclear(reply.code, reply.message)
-    refused = _refused(card, reply)
-    throttled = isinstance(refused, Rejected) and refused.why is Refusal.THROTTLED
-    return Unclear(reply.code, reply.message) if throttled else refused
-
-
-def payment_state(states: States, code: str) -> PaymentState:
-    """Return what an XFERPRCCODE means; one that is on no list is unknown, numbers too."""
-    # In this order the more careful reading wins should a bank's own card list a state twice.
-    if code in states.unknown:
-        return PaymentState.UNKNOWN
-    if code in states.intermediate:
-        return PaymentState.PROCESSING
-    if code in states.returned:
-        return PaymentState.RETURNED
-    if code in states.final_bad:
-        return PaymentState.REJECTED
-    return PaymentState.SUCCEEDED if code in states.final_ok else PaymentState.UNKNOWN
+    return payment_refused(card.codes, reply.code, reply.message)
 
 
 def _payment(states: States, order: PaymentOrder, body: Fields) -> Outcome:

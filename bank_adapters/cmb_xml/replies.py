@@ -14,7 +14,8 @@ from typing import Final, assert_never
 from bank_adapters.cmb_xml.messages import Message
 from bank_adapters.cmb_xml.requests import PAYMENT, RENMINBI, function_of
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
-from fep.adapters.card import BehaviourCard, Codes, States
+from fep.adapters.card import BehaviourCard, States
+from fep.adapters.meaning import payment_state, refused
 from fep.domain.clock import SHANGHAI, BusinessDate
 from fep.domain.ids import ClientRef
 from fep.domain.money import ZERO, Cny
@@ -60,7 +61,7 @@ def outcome(card: BehaviourCard, operation: Operation, reply: Reply) -> Outcome:
         case BalanceQuery() | StatusQuery() | StatementQuery():
             if reply.code in card.codes.ok:
                 return _answered(card, operation, reply, message)
-            return _unanswered(card.codes, reply)
+            return refused(card.codes, reply.code, reply.message)
         case _:
             assert_never(operation)
 
@@ -79,20 +80,6 @@ def state_key(row: Row) -> str:
     state = row.get("REQSTS", "")
     # RTNFLG counts only once the request is finished.
     return f"{FINISHED}+{row.get('RTNFLG', '')}" if state == FINISHED else state
-
-
-def payment_state(states: States, key: str) -> PaymentState:
-    """Return what a state means; one that is on no list is unknown."""
-    # In this order the more careful reading wins should a bank's own card list a state twice.
-    if key in states.unknown:
-        return PaymentState.UNKNOWN
-    if key in states.intermediate:
-        return PaymentState.PROCESSING
-    if key in states.returned:
-        return PaymentState.RETURNED
-    if key in states.final_bad:
-        return PaymentState.REJECTED
-    return PaymentState.SUCCEEDED if key in states.final_ok else PaymentState.UNKNOWN
 
 
 def _payment(card: BehaviourCard, order: PaymentOrder, reply: Reply, message: Message) -> Outcome:
@@ -137,16 +124,6 @@ def _failed_row(
     if code in card.codes.refused:
         return Rejected(code, text)
     return Unclear(code, text)
-
-
-def _unanswered(codes: Codes, reply: Reply) -> Outcome:
-    if reply.code in codes.throttled:
-        return Rejected(reply.code, reply.message, Refusal.THROTTLED)
-    if reply.code in codes.permission:
-        return Rejected(reply.code, reply.message, Refusal.PERMISSION)
-    if reply.code in codes.refused:
-        return Rejected(reply.code, reply.message)
-    return Unclear(reply.code, reply.message)
 
 
 def _answered(
