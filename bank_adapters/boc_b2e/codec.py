@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
-import re
 from collections.abc import Mapping
 from typing import Final, assert_never
 
@@ -21,6 +20,7 @@ from bank_adapters.boc_b2e.messages import (
     signed_part,
     text,
 )
+from fep.adapters import xml
 from fep.adapters.api import (
     Accepted,
     BankProfile,
@@ -37,7 +37,7 @@ from fep.adapters.meaning import payment_refused, payment_state, refused
 from fep.domain.clock import BusinessDate, from_bank, to_shanghai
 from fep.domain.errors import BodyError, LocalProtocolError, RemoteProtocolError
 from fep.domain.ids import AccountNumber, ClientRef
-from fep.domain.money import ZERO, Cny
+from fep.domain.money import Cny
 from fep.domain.order import (
     Balance,
     BalanceQuery,
@@ -66,7 +66,6 @@ DEBIT, CREDIT = "D", "C"
 """``dircod`` of a line; the simulated bank's."""
 REVERSED: Final = "1"
 """``revers`` of a line that takes an earlier one back; the simulated bank's."""
-_MONEY: Final = re.compile(r"-?[0-9]{1,13}(\.[0-9]{1,2})?")
 
 
 @attrs.define
@@ -382,7 +381,7 @@ def _status(states: States, query: StatusQuery, message: Message) -> PaymentStat
 def _difference(order: PaymentOrder, item: Fields) -> str:
     """Return which of the facts present in the item is not the order's, or empty."""
     amount = text(item, "trnamt")
-    if amount and _money(amount) != order.amount:
+    if amount and Cny.parse_plain(amount) != order.amount:
         return "amount"
     if text(item, "toactn", "actacn") not in {"", order.payee.account}:
         return "payee"
@@ -397,8 +396,8 @@ def _balance(query: BalanceQuery, message: Message) -> Balance:
     _check_currency(text(item, "account", "curcde"))
     return Balance(
         account=query.account,
-        available=_money(text(item, "balance", "avabal")),
-        book=_money(text(item, "balance", "bokbal")),
+        available=Cny.parse_plain(text(item, "balance", "avabal")),
+        book=Cny.parse_plain(text(item, "balance", "bokbal")),
         as_of=from_bank(text(item, "baldat")),
     )
 
@@ -415,38 +414,45 @@ def _statement(query: StatementQuery, message: Message) -> Statement:
 
 
 def _entry(item: Fields) -> StatementEntry:
-    _check_currency(text(item, "trncur"))
-    direction = _DIRECTIONS.get(text(item, "dircod"))
-    amount = _money(text(item, "trnamt"))
-    if direction is None or amount <= ZERO:
-        msg = f"a line has direction {text(item, 'dircod')[:20]!r} and amount {amount}"
+    row = item if isinstance(item, xml.Row) else {name: text(item, name) for name in _LINE}
+    _check_currency(row.get("trncur", ""))
+    direction = _DIRECTIONS.get(row.get("dircod", ""))
+    amount, after = Cny.parse_plain(row.get("trnamt", "")), row.get("balance", "")
+    if direction is None or amount.fen <= 0:
+        msg = f"a line has direction {row.get('dircod', '')[:20]!r} and amount {amount}"
         raise ValueError(msg)
-    after = text(item, "balance")
     return StatementEntry(
-        bank_ref=text(item, "obssid"),
-        booked_at=from_bank(text(item, "trndat")),
+        bank_ref=row.get("obssid", ""),
+        booked_at=from_bank(row.get("trndat", "")),
         direction=direction,
         amount=amount,
-        counterparty_account=text(item, "toactn"),
-        counterparty_name=text(item, "toname"),
-        client_ref=text(item, "insid"),
-        balance_after=_money(after) if after else None,
-        purpose=text(item, "furinfo"),
-        reversal=text(item, "revers") == REVERSED,
+        counterparty_account=row.get("toactn", ""),
+        counterparty_name=row.get("toname", ""),
+        client_ref=row.get("insid", ""),
+        balance_after=Cny.parse_plain(after) if after else None,
+        purpose=row.get("furinfo", ""),
+        reversal=row.get("revers", "") == REVERSED,
     )
 
 
+_RENMINBI: Final = frozenset({"", "CNY", "RMB", "001"})
+_LINE: Final = (
+    "obssid",
+    "trndat",
+    "dircod",
+    "trnamt",
+    "trncur",
+    "toactn",
+    "toname",
+    "insid",
+    "balance",
+    "furinfo",
+    "revers",
+)
 _DIRECTIONS: Final[Mapping[str, Direction]] = {DEBIT: Direction.DEBIT, CREDIT: Direction.CREDIT}
 
 
 def _check_currency(currency: str) -> None:
-    if currency not in {"", "CNY", "RMB", "001"}:
+    if currency not in _RENMINBI:
         msg = f"the currency is {currency[:20]!r}, not CNY"
         raise ValueError(msg)
-
-
-def _money(amount: str) -> Cny:
-    if not _MONEY.fullmatch(amount):
-        msg = f"{amount[:20]!r} is not an amount in yuan"
-        raise ValueError(msg)
-    return Cny.parse_loose(amount)

@@ -230,7 +230,7 @@ def rows(fields: Fields, name: str) -> tuple[Fields, ...]:
     """Return every element of a name, in order."""
     value = fields.get(name, ())
     found = value if isinstance(value, tuple) else (value,)
-    return tuple(one if isinstance(one, Mapping) else {} for one in found)
+    return tuple({} if isinstance(one, str) else one for one in found)
 
 
 def signed_part(data: bytes) -> bytes:

@@ -16,9 +16,9 @@ from bank_adapters.cmb_xml.requests import PAYMENT, RENMINBI, function_of
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
 from fep.adapters.card import BehaviourCard, States
 from fep.adapters.meaning import payment_state, refused
-from fep.domain.clock import SHANGHAI, BusinessDate
+from fep.domain.clock import BusinessDate, from_bank
 from fep.domain.ids import ClientRef
-from fep.domain.money import ZERO, Cny
+from fep.domain.money import Cny
 from fep.domain.order import (
     Balance,
     BalanceQuery,
@@ -42,7 +42,7 @@ REVERSAL: Final = "*"
 _ACCOUNT_STATUS: Final = {"A": "active", "B": "frozen", "C": "closed"}
 _SUBSIDIARY: Final = "S"
 _DATE: Final = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2})")
-_TIME: Final = re.compile(r"([0-9]{2})([0-9]{2})([0-9]{2})")
+_TIME: Final = re.compile(r"[0-9]{6}")
 _MOMENT: Final = re.compile(r"([0-9]{8})([0-9]{6})[0-9]*")
 
 Row = Mapping[str, str]
@@ -222,7 +222,7 @@ def _entry(row: Row) -> StatementEntry:
             msg = f"a line's AMTCDR is {other!r}, not C or D"
             raise ValueError(msg)
     amount = Cny.parse_loose(text)
-    if amount <= ZERO:
+    if amount.fen <= 0:
         msg = f"a line's amount is {amount}, not above zero"
         raise ValueError(msg)
     balance = row.get("TRSBLV", "")
@@ -256,12 +256,13 @@ def _asked_at(correlation: str) -> dt.datetime:
 
 
 def _moment(day: str, time: str) -> dt.datetime:
-    found = _TIME.fullmatch(time or "000000")
-    if found is None:
+    if not _TIME.fullmatch(time or "000000"):
         msg = f"{time[:20]!r} is not a time HHmmss"
         raise ValueError(msg)
-    clock = dt.time(int(found[1]), int(found[2]), int(found[3]), tzinfo=SHANGHAI)
-    return dt.datetime.combine(_date(day), clock).astimezone(dt.UTC)
+    if not _DATE.fullmatch(day):
+        msg = f"{day[:20]!r} is not a date yyyyMMdd"
+        raise ValueError(msg)
+    return from_bank(day + (time or "000000"))
 
 
 def _date(text: str) -> dt.date:

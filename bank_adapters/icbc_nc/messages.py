@@ -167,7 +167,7 @@ def take_answer(body: bytes) -> tuple[bytes, str]:
     """
     name, _, value = body.partition(b"=")
     # Never unquoted: "+" is a digit of base64 here.
-    value = re.sub(rb"\s+", b"", value)
+    value = b"".join(value.split())
     if name.strip() == b"errorCode":
         return b"", _error_text(value)
     if name.strip() != b"reqData":

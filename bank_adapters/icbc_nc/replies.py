@@ -12,7 +12,7 @@ from fep.adapters.card import BehaviourCard, States
 from fep.adapters.meaning import payment_refused, payment_state, refused
 from fep.domain.clock import from_bank
 from fep.domain.ids import ClientRef
-from fep.domain.money import ZERO, Cny
+from fep.domain.money import Cny
 from fep.domain.order import (
     Balance,
     BalanceQuery,
@@ -167,7 +167,8 @@ def _statement(query: StatementQuery, message: Message) -> Statement:
 
 
 def _entry(row: Row) -> StatementEntry:
-    _check_currency(row)
+    if row.get("CurrType", "") not in _RENMINBI:
+        _check_currency(row)
     match row.get("Drcrf", ""):
         case "1":
             direction = Direction.DEBIT
@@ -177,7 +178,7 @@ def _entry(row: Row) -> StatementEntry:
             msg = f"a line's Drcrf is {other[:20]!r}, not 1 or 2"
             raise ValueError(msg)
     amount = _fen(row.get("Amount", ""))
-    if amount <= ZERO:
+    if amount.fen <= 0:
         msg = f"a line's amount is {amount}, not above zero"
         raise ValueError(msg)
     balance = row.get("Balance", "")
