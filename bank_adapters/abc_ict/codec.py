@@ -15,12 +15,11 @@ from fep.adapters.api import (
     Context,
     Draft,
     Outcome,
-    Refusal,
-    Rejected,
     Reply,
     Unclear,
 )
 from fep.adapters.card import BehaviourCard, States
+from fep.adapters.meaning import payment_refused, payment_state, refused
 from fep.domain.clock import BusinessDate, from_bank, to_shanghai
 from fep.domain.errors import BodyError, LocalProtocolError, RemoteProtocolError
 from fep.domain.ids import AccountNumber, ClientRef
@@ -283,7 +282,7 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: M
         case StatusQuery() if reply.code in card.codes.no_record:
             return Accepted(PaymentStatus(PaymentState.NO_RECORD), reply.code, reply.message)
     if reply.code not in card.codes.ok:
-        return _refused(card, reply)
+        return refused(card.codes, reply.code, reply.message)
     match operation:
         case BalanceQuery():
             return Accepted(_balance(operation, message), reply.code, reply.message)
@@ -296,17 +295,6 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: M
             assert_never(operation)
 
 
-def _refused(card: BehaviourCard, reply: Reply) -> Outcome:
-    codes = card.codes
-    if reply.code in codes.throttled:
-        return Rejected(reply.code, reply.message, Refusal.THROTTLED)
-    if reply.code in codes.permission:
-        return Rejected(reply.code, reply.message, Refusal.PERMISSION)
-    if reply.code in codes.refused:
-        return Rejected(reply.code, reply.message)
-    return Unclear(reply.code, reply.message)
-
-
 def _payment(card: BehaviourCard, order: PaymentOrder, reply: Reply, message: Message) -> Outcome:
     wait = text(message, "WaitFlag")
     bank_ref = text(block(message, "Cme"), "RespSeqNo")
@@ -315,18 +303,7 @@ def _payment(card: BehaviourCard, order: PaymentOrder, reply: Reply, message: Me
         return Accepted(receipt, reply.code, reply.message, final=False)
     if reply.code in card.codes.ok and wait == "0":
         return Accepted(receipt, reply.code, reply.message)
-    refused = _refused(card, reply)
-    throttled = isinstance(refused, Rejected) and refused.why is Refusal.THROTTLED
-    # "Too often" may have been said of a payment that was taken.
-    return Unclear(reply.code, reply.message) if throttled else refused
-
-
-def _state(states: States, code: str) -> PaymentState:
-    if code in states.intermediate:
-        return PaymentState.PROCESSING
-    if code in states.final_bad:
-        return PaymentState.REJECTED
-    return PaymentState.SUCCEEDED if code in states.final_ok else PaymentState.UNKNOWN
+    return payment_refused(card.codes, reply.code, reply.message)
 
 
 def _status(states: States, query: StatusQuery, message: Message) -> PaymentStatus:
@@ -336,7 +313,7 @@ def _status(states: States, query: StatusQuery, message: Message) -> PaymentStat
         raise ValueError(msg)
     told = block(message, "Cmp").get("RespPrvData", "")
     codes = [told[place] for place in STATE_PLACES]
-    found = {_state(states, code) for code in codes}
+    found = {payment_state(states, code) for code in codes}
     if PaymentState.PROCESSING in found:
         found = {PaymentState.PROCESSING}
     # One leg done and the other not: a person must look.

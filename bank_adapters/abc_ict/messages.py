@@ -6,12 +6,12 @@ answers are read leniently.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Final
 
 from lxml import etree
 
+from fep.adapters import xml
 from fep.domain.errors import BodyError, LocalProtocolError, RemoteProtocolError
 
 PLAIN: Final = b"0"
@@ -19,9 +19,6 @@ HEADER_BYTES: Final = 7
 LENGTH_DIGITS: Final = 6
 BLOCKS: Final = frozenset({"Cmp", "Corp", "Cme"})
 _HEAD: Final = '<?xml version="1.0" encoding="GBK"?>'
-_DECLARATION: Final = re.compile(r"\s*<\?xml[^>]*\?>")
-_DOCTYPE: Final = re.compile(r"<!\s*(DOCTYPE|ENTITY)", re.IGNORECASE)
-_NOT_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 Message = Mapping[str, "str | Mapping[str, str]"]
 """The elements of ``ap``: text, or a block of texts."""
@@ -76,16 +73,16 @@ class FrameReader:
             raise RemoteProtocolError(self._fault or "the stream ended inside a frame")
 
 
-def pack(xml: bytes) -> bytes:
+def pack(body: bytes) -> bytes:
     """Return the frame that carries this XML.
 
     Raises:
         LocalProtocolError: it is longer than six digits can say.
     """
-    if len(xml) >= 10**LENGTH_DIGITS:
-        msg = f"{len(xml)} bytes of XML fit no frame"
+    if len(body) >= 10**LENGTH_DIGITS:
+        msg = f"{len(body)} bytes of XML fit no frame"
         raise LocalProtocolError(msg)
-    return PLAIN + str(len(xml)).encode("ascii").ljust(LENGTH_DIGITS) + xml
+    return PLAIN + str(len(body)).encode("ascii").ljust(LENGTH_DIGITS) + body
 
 
 def encode(message: Message, errors: str = "strict") -> bytes:
@@ -94,10 +91,9 @@ def encode(message: Message, errors: str = "strict") -> bytes:
     Raises:
         BodyError: a character is not in GBK, or can't stand in XML.
     """
-    text = f"{_HEAD}<ap>{_elements(message)}</ap>"
-    if errors == "strict" and (wrong := _NOT_XML.search(text)):
-        msg = f"character {wrong[0]!r} can't stand in XML"
-        raise BodyError(msg)
+    text = f"{_HEAD}<ap>{xml.elements(message)}</ap>"
+    if errors == "strict":
+        xml.check_characters(text)
     try:
         return text.encode("gbk", errors)
     except UnicodeEncodeError as error:
@@ -105,55 +101,24 @@ def encode(message: Message, errors: str = "strict") -> bytes:
         raise BodyError(msg) from error
 
 
-def _elements(message: Message) -> str:
-    return "".join(
-        f"<{name}>{_escape(value) if isinstance(value, str) else _elements(value)}</{name}>"
-        for name, value in message.items()
-    )
-
-
-def _escape(value: str) -> str:
-    return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def decode(xml: bytes) -> Message:
+def decode(data: bytes) -> Message:
     """Return the message in these bytes.
 
     Raises:
         RemoteProtocolError: not well-formed, another root, or a DOCTYPE.
     """
-    text = xml.decode("gb18030", errors="replace").lstrip("\ufeff").strip(" \t\r\n\0")
-    text = _NOT_XML.sub("\ufffd", _DECLARATION.sub("", text, count=1))
-    if _DOCTYPE.search(text):
-        msg = "the message has a document type, which no bank sends"
-        raise RemoteProtocolError(msg)
-    parser = etree.XMLParser(
-        encoding="utf-8",
-        resolve_entities=False,
-        no_network=True,
-        load_dtd=False,
-        dtd_validation=False,
-        huge_tree=False,
-        remove_comments=True,
-        remove_pis=True,
-    )
-    try:
-        root = etree.fromstring(text.encode("utf-8"), parser)
-    except etree.XMLSyntaxError as error:
-        msg = f"the message is not well-formed XML: {error.msg}"
-        raise RemoteProtocolError(msg) from error
+    root = xml.parse(xml.text_of(data, xml.GBK))
     if root.tag != "ap":
         msg = "the message is no ap"
         raise RemoteProtocolError(msg)
     return {
-        child.tag: _leaves(child) if child.tag in BLOCKS else child.text or ""
-        for child in root.iterchildren("*")
+        child.tag: _leaves(child) if child.tag in BLOCKS else child.text or "" for child in root
     }
 
 
 def _leaves(element: etree._Element) -> dict[str, str]:
     # Not stripped: RespPrvData has fields at fixed places.
-    return {child.tag: child.text or "" for child in element.iterchildren("*")}
+    return {child.tag: child.text or "" for child in element}
 
 
 def text(message: Message, name: str) -> str:

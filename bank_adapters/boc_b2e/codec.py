@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
-import re
 from collections.abc import Mapping
 from typing import Final, assert_never
 
@@ -21,23 +20,24 @@ from bank_adapters.boc_b2e.messages import (
     signed_part,
     text,
 )
+from fep.adapters import xml
 from fep.adapters.api import (
     Accepted,
     BankProfile,
     Context,
     Draft,
     Outcome,
-    Refusal,
     Rejected,
     Reply,
     Unclear,
 )
 from fep.adapters.card import BehaviourCard, States
 from fep.adapters.http import HttpFramer
+from fep.adapters.meaning import payment_refused, payment_state, refused
 from fep.domain.clock import BusinessDate, from_bank, to_shanghai
 from fep.domain.errors import BodyError, LocalProtocolError, RemoteProtocolError
 from fep.domain.ids import AccountNumber, ClientRef
-from fep.domain.money import ZERO, Cny
+from fep.domain.money import Cny
 from fep.domain.order import (
     Balance,
     BalanceQuery,
@@ -66,7 +66,6 @@ DEBIT, CREDIT = "D", "C"
 """``dircod`` of a line; the simulated bank's."""
 REVERSED: Final = "1"
 """``revers`` of a line that takes an earlier one back; the simulated bank's."""
-_MONEY: Final = re.compile(r"-?[0-9]{1,13}(\.[0-9]{1,2})?")
 
 
 @attrs.define
@@ -331,7 +330,7 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: M
         case StatementQuery() if empty:
             return Accepted(Statement(()), reply.code, reply.message)
     if reply.code not in card.codes.ok:
-        return _refused(card, reply)
+        return refused(card.codes, reply.code, reply.message)
     match operation:
         case BalanceQuery():
             return Accepted(_balance(operation, message), reply.code, reply.message)
@@ -344,22 +343,9 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: M
             assert_never(operation)
 
 
-def _refused(card: BehaviourCard, reply: Reply) -> Outcome:
-    codes = card.codes
-    if reply.code in codes.throttled:
-        return Rejected(reply.code, reply.message, Refusal.THROTTLED)
-    if reply.code in codes.permission:
-        return Rejected(reply.code, reply.message, Refusal.PERMISSION)
-    if reply.code in codes.refused:
-        return Rejected(reply.code, reply.message)
-    return Unclear(reply.code, reply.message)
-
-
 def _payment(card: BehaviourCard, order: PaymentOrder, reply: Reply, message: Message) -> Outcome:
     if reply.code not in card.codes.ok:
-        refused = _refused(card, reply)
-        throttled = isinstance(refused, Rejected) and refused.why is Refusal.THROTTLED
-        return Unclear(reply.code, reply.message) if throttled else refused
+        return payment_refused(card.codes, reply.code, reply.message)
     item = _only(message)
     inner, said = text(item, "status", "rspcod"), text(item, "status", "rspmsg")
     if inner in card.codes.ok:
@@ -378,16 +364,6 @@ def _only(message: Message) -> Fields:
     return message.items[0]
 
 
-def _state(states: States, code: str) -> PaymentState:
-    if code in states.intermediate:
-        return PaymentState.PROCESSING
-    if code in states.returned:
-        return PaymentState.RETURNED
-    if code in states.final_bad:
-        return PaymentState.REJECTED
-    return PaymentState.SUCCEEDED if code in states.final_ok else PaymentState.UNKNOWN
-
-
 def _status(states: States, query: StatusQuery, message: Message) -> PaymentStatus:
     item = _only(message)
     if text(item, "insid") not in {"", query.client_ref}:
@@ -399,13 +375,13 @@ def _status(states: States, query: StatusQuery, message: Message) -> PaymentStat
     if difference := _difference(query.order, item):
         told = f"the bank's payment of this insid has another {difference}"
         return PaymentStatus(PaymentState.UNKNOWN, "MISMATCH", told, bank_ref)
-    return PaymentStatus(_state(states, code), code, said, bank_ref)
+    return PaymentStatus(payment_state(states, code), code, said, bank_ref)
 
 
 def _difference(order: PaymentOrder, item: Fields) -> str:
     """Return which of the facts present in the item is not the order's, or empty."""
     amount = text(item, "trnamt")
-    if amount and _money(amount) != order.amount:
+    if amount and Cny.parse_plain(amount) != order.amount:
         return "amount"
     if text(item, "toactn", "actacn") not in {"", order.payee.account}:
         return "payee"
@@ -420,8 +396,8 @@ def _balance(query: BalanceQuery, message: Message) -> Balance:
     _check_currency(text(item, "account", "curcde"))
     return Balance(
         account=query.account,
-        available=_money(text(item, "balance", "avabal")),
-        book=_money(text(item, "balance", "bokbal")),
+        available=Cny.parse_plain(text(item, "balance", "avabal")),
+        book=Cny.parse_plain(text(item, "balance", "bokbal")),
         as_of=from_bank(text(item, "baldat")),
     )
 
@@ -438,38 +414,45 @@ def _statement(query: StatementQuery, message: Message) -> Statement:
 
 
 def _entry(item: Fields) -> StatementEntry:
-    _check_currency(text(item, "trncur"))
-    direction = _DIRECTIONS.get(text(item, "dircod"))
-    amount = _money(text(item, "trnamt"))
-    if direction is None or amount <= ZERO:
-        msg = f"a line has direction {text(item, 'dircod')[:20]!r} and amount {amount}"
+    row = item if isinstance(item, xml.Row) else {name: text(item, name) for name in _LINE}
+    _check_currency(row.get("trncur", ""))
+    direction = _DIRECTIONS.get(row.get("dircod", ""))
+    amount, after = Cny.parse_plain(row.get("trnamt", "")), row.get("balance", "")
+    if direction is None or amount.fen <= 0:
+        msg = f"a line has direction {row.get('dircod', '')[:20]!r} and amount {amount}"
         raise ValueError(msg)
-    after = text(item, "balance")
     return StatementEntry(
-        bank_ref=text(item, "obssid"),
-        booked_at=from_bank(text(item, "trndat")),
+        bank_ref=row.get("obssid", ""),
+        booked_at=from_bank(row.get("trndat", "")),
         direction=direction,
         amount=amount,
-        counterparty_account=text(item, "toactn"),
-        counterparty_name=text(item, "toname"),
-        client_ref=text(item, "insid"),
-        balance_after=_money(after) if after else None,
-        purpose=text(item, "furinfo"),
-        reversal=text(item, "revers") == REVERSED,
+        counterparty_account=row.get("toactn", ""),
+        counterparty_name=row.get("toname", ""),
+        client_ref=row.get("insid", ""),
+        balance_after=Cny.parse_plain(after) if after else None,
+        purpose=row.get("furinfo", ""),
+        reversal=row.get("revers", "") == REVERSED,
     )
 
 
+_RENMINBI: Final = frozenset({"", "CNY", "RMB", "001"})
+_LINE: Final = (
+    "obssid",
+    "trndat",
+    "dircod",
+    "trnamt",
+    "trncur",
+    "toactn",
+    "toname",
+    "insid",
+    "balance",
+    "furinfo",
+    "revers",
+)
 _DIRECTIONS: Final[Mapping[str, Direction]] = {DEBIT: Direction.DEBIT, CREDIT: Direction.CREDIT}
 
 
 def _check_currency(currency: str) -> None:
-    if currency not in {"", "CNY", "RMB", "001"}:
+    if currency not in _RENMINBI:
         msg = f"the currency is {currency[:20]!r}, not CNY"
         raise ValueError(msg)
-
-
-def _money(amount: str) -> Cny:
-    if not _MONEY.fullmatch(amount):
-        msg = f"{amount[:20]!r} is not an amount in yuan"
-        raise ValueError(msg)
-    return Cny.parse_loose(amount)

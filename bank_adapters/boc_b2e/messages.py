@@ -13,14 +13,13 @@ from typing import Final
 import attrs
 from lxml import etree
 
-from fep.domain.errors import BodyError, RemoteProtocolError
+from fep.adapters import xml
+from fep.domain.errors import RemoteProtocolError
 
 TYPE: Final = "text/xml; charset=UTF-8"
+STATEMENT_ROW: Final = "b2e0035-rs"
 _HEAD: Final = '<?xml version="1.0" encoding="UTF-8"?>'
 _ROOT: Final = '<bocb2e version="120" security="true" locale="zh_CN">'
-_DECLARATION: Final = re.compile(r"\s*<\?xml[^>]*\?>")
-_DOCTYPE: Final = re.compile(r"<!\s*(DOCTYPE|ENTITY)", re.IGNORECASE)
-_NOT_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SIGNED: Final = re.compile(rb"<trn-b2e[0-9]{4}-rq>.*</trn-b2e[0-9]{4}-rq>", re.DOTALL)
 _SIGNATURE: Final = re.compile(rb"<signature>([^<]*)</signature>")
 
@@ -55,61 +54,31 @@ def encode(message: Message, part: str = "rq", errors: str = "strict") -> bytes:
     Raises:
         BodyError: a character that no XML, or no UTF-8, can carry.
     """
-    status = f"<status>{_elements(message.status)}</status>" if message.status else ""
+    status = f"<status>{xml.elements(message.status)}</status>" if message.status else ""
     name = f"{message.trade}-{part}"
-    items = "".join(f"<{name}>{_elements(item)}</{name}>" for item in message.items)
-    inner = f"<trn-{name}>{status}{_elements(message.fields)}{items}</trn-{name}>"
-    text = f"{_HEAD}{_ROOT}<head>{_elements(message.head)}</head><trans>{inner}</trans></bocb2e>"
-    if errors == "strict" and (wrong := _NOT_XML.search(text)):
-        msg = f"character {wrong[0]!r} can't stand in XML"
-        raise BodyError(msg)
+    items = "".join(f"<{name}>{xml.elements(item)}</{name}>" for item in message.items)
+    inner = f"<trn-{name}>{status}{xml.elements(message.fields)}{items}</trn-{name}>"
+    text = f"{_HEAD}{_ROOT}<head>{xml.elements(message.head)}</head><trans>{inner}</trans></bocb2e>"
+    if errors == "strict":
+        xml.check_characters(text)
     return text.encode("utf-8", errors)
 
 
-def _elements(fields: Fields) -> str:
-    return "".join(
-        f"<{name}>{_escape(value) if isinstance(value, str) else _elements(value)}</{name}>"
-        for name, value in fields.items()
-    )
-
-
-def _escape(value: str) -> str:
-    return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def decode(xml: bytes) -> Message:
+def decode(data: bytes) -> Message:
     """Return the message in these bytes; blanks around every value are cut off.
 
     Raises:
         RemoteProtocolError: not well-formed, another root, no transaction, or a DOCTYPE.
     """
-    text = xml.decode("utf-8", errors="replace").lstrip("\ufeff").strip(" \t\r\n\0")
-    text = _NOT_XML.sub("\ufffd", _DECLARATION.sub("", text, count=1))
-    if _DOCTYPE.search(text):
-        msg = "the message has a document type, which no bank sends"
-        raise RemoteProtocolError(msg)
-    parser = etree.XMLParser(
-        encoding="utf-8",
-        resolve_entities=False,
-        no_network=True,
-        load_dtd=False,
-        dtd_validation=False,
-        huge_tree=False,
-        remove_comments=True,
-        remove_pis=True,
-    )
-    try:
-        root = etree.fromstring(text.encode("utf-8"), parser)
-    except etree.XMLSyntaxError as error:
-        msg = f"the message is not well-formed XML: {error.msg}"
-        raise RemoteProtocolError(msg) from error
+    document = xml.read(xml.text_of(data, xml.UTF8), STATEMENT_ROW)
+    root = document.root
     head, trans = root.find("head"), root.find("trans")
     if root.tag != "bocb2e" or head is None or trans is None or not len(trans):
         msg = "the message is no bocb2e with head and transaction"
         raise RemoteProtocolError(msg)
     trn = trans[0]
     name = trn.tag.removeprefix("trn-")
-    inside = [(child.tag, _fields(child)) for child in trn.iterchildren("*")]
+    inside = [(child.tag, document.row(child) or _fields(child)) for child in trn]
     status = next((value for tag, value in inside if tag == "status"), "")
     items = tuple(value for tag, value in inside if tag == name and not isinstance(value, str))
     return Message(
@@ -126,7 +95,7 @@ def _fields(element: etree._Element) -> str | Fields:
 
 
 def _dict(element: etree._Element) -> dict[str, str | Fields]:
-    return {child.tag: _fields(child) for child in element.iterchildren("*")}
+    return {child.tag: _fields(child) for child in element}
 
 
 def text(fields: Fields, *names: str) -> str:
@@ -139,18 +108,18 @@ def text(fields: Fields, *names: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def signed_part(xml: bytes) -> bytes:
+def signed_part(data: bytes) -> bytes:
     """Return the bytes that the key signs: the transaction with its tags."""
-    found = _SIGNED.search(xml)
+    found = _SIGNED.search(data)
     return found[0] if found else b""
 
 
-def add_signature(xml: bytes, signature: bytes) -> bytes:
+def add_signature(data: bytes, signature: bytes) -> bytes:
     """Return the request with its signature, base64, in the head's empty element."""
-    return xml.replace(b"<signature></signature>", b"<signature>" + signature + b"</signature>", 1)
+    return data.replace(b"<signature></signature>", b"<signature>" + signature + b"</signature>", 1)
 
 
-def take_signature(xml: bytes) -> bytes:
+def take_signature(data: bytes) -> bytes:
     """Return the signature as it stands, empty where there is none."""
-    found = _SIGNATURE.search(xml)
+    found = _SIGNATURE.search(data)
     return found[1] if found else b""

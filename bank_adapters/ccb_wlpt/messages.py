@@ -14,14 +14,12 @@ from typing import Final
 import attrs
 from lxml import etree
 
-from fep.domain.errors import BodyError, RemoteProtocolError
+from fep.adapters import xml
+from fep.domain.errors import RemoteProtocolError
 
 END: Final = b"</TX>"
-CHARSET: Final = "gb18030"
+CHARSET: Final = xml.GBK
 _HEAD: Final = '<?xml version="1.0" encoding="GB18030" standalone="yes"?>'
-_DECLARATION: Final = re.compile(r"\s*<\?xml[^>]*\?>")
-_DOCTYPE: Final = re.compile(r"<!\s*(DOCTYPE|ENTITY)", re.IGNORECASE)
-_NOT_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _TAIL: Final = frozenset({"SIGN_INFO", "SIGNCERT"})
 """They stand after TX_INFO."""
 _SIGNATURE: Final = re.compile(rb"<SIGN_INFO>([^<]*)</SIGN_INFO>")
@@ -115,24 +113,15 @@ def encode(message: Message, errors: str = "strict") -> bytes:
     Raises:
         BodyError: a character that no XML can carry.
     """
-    rows = "".join(f"<DETAILINFO>{_elements(row)}</DETAILINFO>" for row in message.rows)
+    rows = "".join(f"<DETAILINFO>{xml.elements(row)}</DETAILINFO>" for row in message.rows)
     rows = f"<DETAILLIST>{rows}</DETAILLIST>" if rows else ""
-    info = f"<TX_INFO>{_elements(message.fields)}{rows}</TX_INFO>"
+    info = f"<TX_INFO>{xml.elements(message.fields)}{rows}</TX_INFO>"
     head = {name: value for name, value in message.head.items() if name not in _TAIL}
     tail = {name: value for name, value in message.head.items() if name in _TAIL}
-    text = f"{_HEAD}<TX>{_elements(head)}{info}{_elements(tail)}</TX>"
-    if errors == "strict" and (wrong := _NOT_XML.search(text)):
-        msg = f"character {wrong[0]!r} can't stand in XML"
-        raise BodyError(msg)
+    text = f"{_HEAD}<TX>{xml.elements(head)}{info}{xml.elements(tail)}</TX>"
+    if errors == "strict":
+        xml.check_characters(text)
     return text.encode(CHARSET, errors)
-
-
-def _elements(fields: Fields) -> str:
-    return "".join(f"<{name}>{_escape(value)}</{name}>" for name, value in fields.items())
-
-
-def _escape(value: str) -> str:
-    return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def decode(data: bytes) -> Message:
@@ -141,39 +130,22 @@ def decode(data: bytes) -> Message:
     Raises:
         RemoteProtocolError: not well-formed, another root, or a DOCTYPE.
     """
-    text = data.decode(CHARSET, errors="replace").lstrip("\ufeff").strip(" \t\r\n\0")
-    text = _NOT_XML.sub("\ufffd", _DECLARATION.sub("", text, count=1))
-    if _DOCTYPE.search(text):
-        msg = "the message has a document type, which no bank sends"
-        raise RemoteProtocolError(msg)
-    parser = etree.XMLParser(
-        encoding="utf-8",
-        resolve_entities=False,
-        no_network=True,
-        load_dtd=False,
-        dtd_validation=False,
-        huge_tree=False,
-        remove_comments=True,
-        remove_pis=True,
-    )
-    try:
-        root = etree.fromstring(text.encode("utf-8"), parser)
-    except etree.XMLSyntaxError as error:
-        msg = f"the message is not well-formed XML: {error.msg}"
-        raise RemoteProtocolError(msg) from error
+    document = xml.read(xml.text_of(data, CHARSET), "DETAILINFO")
+    root = document.root
     if root.tag != "TX":
         msg = "the message is no TX"
         raise RemoteProtocolError(msg)
     info = root.find("TX_INFO")
     if info is None:
         return Message(_leaves(root))
-    rows = tuple(_leaves(row) for row in info.iterfind("DETAILLIST/DETAILINFO"))
+    rows = tuple(
+        document.row(row) or _leaves(row) for row in info.iterfind("DETAILLIST/DETAILINFO")
+    )
     return Message(_leaves(root), _leaves(info), rows)
 
 
 def _leaves(element: etree._Element) -> dict[str, str]:
-    leaves = (child for child in element.iterchildren("*") if not len(child))
-    return {child.tag: (child.text or "").strip() for child in leaves}
+    return {child.tag: (child.text or "").strip() for child in element if not len(child)}
 
 
 def signed_part(data: bytes) -> bytes:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final, assert_never
 
 from bank_adapters.ccb_wlpt.messages import Fields, Message
 from bank_adapters.ccb_wlpt.requests import PAYMENTS, RENMINBI, trades_of
-from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
+from fep.adapters.api import Accepted, Outcome, Rejected, Reply, Unclear
 from fep.adapters.card import BehaviourCard, States
+from fep.adapters.meaning import payment_refused, payment_state, refused
 from fep.domain.clock import from_bank
 from fep.domain.ids import ClientRef
-from fep.domain.money import ZERO, Cny
+from fep.domain.money import Cny
 from fep.domain.order import (
     Balance,
     BalanceQuery,
@@ -31,7 +31,6 @@ DEBIT, CREDIT = "0", "1"
 """FLAG1 of a line (借贷标志); as integrations have it."""
 REVERSED: Final = "1"
 """BACK_FLAG of a line that takes an earlier one back; the simulated bank's."""
-_MONEY: Final = re.compile(r"-?[0-9]{1,13}(\.[0-9]{1,2})?")
 _DIRECTIONS: Final = {DEBIT: Direction.DEBIT, CREDIT: Direction.CREDIT}
 _RENMINBI: Final = frozenset({"", RENMINBI, "CNY", "RMB"})
 
@@ -58,17 +57,6 @@ def payment_ref(reply: Reply) -> str:
     return message.number
 
 
-def payment_state(states: States, deal_type: str) -> PaymentState:
-    """Return what a DEAL_TYPE means; one that is on no list is unknown."""
-    if deal_type in states.intermediate:
-        return PaymentState.PROCESSING
-    if deal_type in states.returned:
-        return PaymentState.RETURNED
-    if deal_type in states.final_bad:
-        return PaymentState.REJECTED
-    return PaymentState.SUCCEEDED if deal_type in states.final_ok else PaymentState.UNKNOWN
-
-
 def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: Message) -> Outcome:
     empty = reply.code in card.codes.no_record
     match operation:
@@ -79,7 +67,7 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: M
         case StatementQuery() if empty:
             return Accepted(Statement(()), reply.code, reply.message)
     if reply.code not in card.codes.ok:
-        return _refused(card, reply)
+        return refused(card.codes, reply.code, reply.message)
     match operation:
         case BalanceQuery():
             return Accepted(_balance(operation, message), reply.code, reply.message)
@@ -92,22 +80,9 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: M
             assert_never(operation)
 
 
-def _refused(card: BehaviourCard, reply: Reply) -> Outcome:
-    codes = card.codes
-    if reply.code in codes.throttled:
-        return Rejected(reply.code, reply.message, Refusal.THROTTLED)
-    if reply.code in codes.permission:
-        return Rejected(reply.code, reply.message, Refusal.PERMISSION)
-    if reply.code in codes.refused:
-        return Rejected(reply.code, reply.message)
-    return Unclear(reply.code, reply.message)
-
-
 def _payment(card: BehaviourCard, order: PaymentOrder, reply: Reply, message: Message) -> Outcome:
     if reply.code not in card.codes.ok:
-        refused = _refused(card, reply)
-        throttled = isinstance(refused, Rejected) and refused.why is Refusal.THROTTLED
-        return Unclear(reply.code, reply.message) if throttled else refused
+        return payment_refused(card.codes, reply.code, reply.message)
     if difference := _difference(order, message.fields):
         return Unclear("MISMATCH", f"the answer has another {difference}")
     deal_type, text = message.fields.get("DEAL_TYPE", ""), message.fields.get("MESSAGE", "")
@@ -125,7 +100,7 @@ def _payment(card: BehaviourCard, order: PaymentOrder, reply: Reply, message: Me
 def _difference(order: PaymentOrder, fields: Fields) -> str:
     """Return which of the facts present in the answer is not the order's, or empty."""
     amount = fields.get("PAY_AMOUNT", "")
-    if amount and _money(amount) != order.amount:
+    if amount and Cny.parse_plain(amount) != order.amount:
         return "amount"
     if fields.get("RECV_ACCNO", "") not in {"", order.payee.account}:
         return "payee"
@@ -138,10 +113,10 @@ def _balance(query: BalanceQuery, message: Message) -> Balance:
         msg = "the answer tells of another account"
         raise ValueError(msg)
     _check_currency(fields)
-    book = _money(fields.get("BALANCE", ""))
+    book = Cny.parse_plain(fields.get("BALANCE", ""))
     return Balance(
         account=query.account,
-        available=_money(fields.get("BALANCE1", "") or fields.get("BALANCE", "")),
+        available=Cny.parse_plain(fields.get("BALANCE1", "") or fields.get("BALANCE", "")),
         book=book,
         as_of=from_bank(fields.get("QRY_TIME", "")),
     )
@@ -182,13 +157,14 @@ def _count(fields: Fields, name: str) -> int:
 
 
 def _entry(row: Fields) -> StatementEntry:
-    _check_currency(row)
+    if row.get("CUR_CODE", "") not in _RENMINBI:
+        _check_currency(row)
     direction = _DIRECTIONS.get(row.get("FLAG1", ""))
     if direction is None:
         msg = f"a line's FLAG1 is {row.get('FLAG1', '')[:20]!r}, not {DEBIT} or {CREDIT}"
         raise ValueError(msg)
-    amount = _money(row.get("AMT", ""))
-    if amount <= ZERO:
+    amount = Cny.parse_plain(row.get("AMT", ""))
+    if amount.fen <= 0:
         msg = f"a line's amount is {amount}, not above zero"
         raise ValueError(msg)
     after = row.get("AMT1", "")
@@ -200,7 +176,7 @@ def _entry(row: Fields) -> StatementEntry:
         counterparty_account=row.get("ACCNO2", ""),
         counterparty_name=row.get("ACC_NAME1", ""),
         client_ref=row.get("CRE_NO", ""),
-        balance_after=_money(after) if after else None,
+        balance_after=Cny.parse_plain(after) if after else None,
         purpose=row.get("MESSAGE", ""),
         reversal=row.get("BACK_FLAG", "") == REVERSED,
     )
@@ -210,10 +186,3 @@ def _check_currency(fields: Fields) -> None:
     if fields.get("CUR_CODE", "") not in _RENMINBI:
         msg = f"the currency is {fields['CUR_CODE'][:20]!r}, not {RENMINBI} (renminbi)"
         raise ValueError(msg)
-
-
-def _money(text: str) -> Cny:
-    if not _MONEY.fullmatch(text):
-        msg = f"{text[:20]!r} is not an amount in yuan"
-        raise ValueError(msg)
-    return Cny.parse_loose(text)

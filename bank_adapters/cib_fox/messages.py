@@ -14,6 +14,7 @@ from typing import Final
 import attrs
 from lxml import etree
 
+from fep.adapters import xml
 from fep.domain.errors import BodyError, RemoteProtocolError
 
 TYPE: Final = "application/x-fox"
@@ -29,9 +30,6 @@ _ASKS, _ANSWERS = "RQ", "RS"
 _HEAD: Final = '<?xml version="1.0" encoding="GBK"?>'
 _FIRST, _SECOND = "SIGNONMSGS", "SECURITIES_MSGS"
 """How the two parts begin: the document itself ends them now with ``RSV1``, now with ``V1``."""
-_DECLARATION: Final = re.compile(r"\s*<\?xml[^>]*\?>")
-_DOCTYPE: Final = re.compile(r"<!\s*(DOCTYPE|ENTITY)", re.IGNORECASE)
-_NOT_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _TRADE: Final = re.compile(rb"<SECURITIES_MSGSRQV1>.*</SECURITIES_MSGSRQV1>", re.DOTALL)
 _PASSWORD: Final = re.compile(rb"(?<=<USERPASS>)[^<]+(?=</USERPASS>)")
 _SAFE: Final = str.maketrans({"<": "＜", ">": "＞", "&": "＆"})
@@ -72,13 +70,14 @@ def encode(message: Message, *, strict: bool = True) -> bytes:
     """
     way = _ANSWERS if message.is_answer else _ASKS
     write = _Writer(strict=strict)
-    xml = f"{_HEAD}<{ROOT}>"
-    xml += f"<{_FIRST}{way}V1><SON{way}>{write.inner(message.sign_on)}</SON{way}></{_FIRST}{way}V1>"
+    whole = f"{_HEAD}<{ROOT}>"
+    signed = f"<SON{way}>{write.inner(message.sign_on)}</SON{way}>"
+    whole += f"<{_FIRST}{way}V1>{signed}</{_FIRST}{way}V1>"
     if message.trade != SIGN_ON:
         name = message.trade + way
         inner = write.inner(message.body)
-        xml += f"<{_SECOND}{way}V1><{name}>{inner}</{name}></{_SECOND}{way}V1>"
-    return f"{xml}</{ROOT}>".encode("gbk" if strict else "gb18030")
+        whole += f"<{_SECOND}{way}V1><{name}>{inner}</{name}></{_SECOND}{way}V1>"
+    return f"{whole}</{ROOT}>".encode("gbk" if strict else "gb18030")
 
 
 @attrs.frozen
@@ -106,7 +105,7 @@ class _Writer:
 
     def _text(self, name: str, value: str) -> str:
         if not self.strict:
-            return _NOT_XML.sub("?", value.translate(_SAFE))
+            return xml.replaced(value.translate(_SAFE), "?")
         if wrong := fault(value):
             msg = f"{name} {wrong}"
             raise BodyError(msg)
@@ -128,19 +127,15 @@ def fault(value: str, bytes_max: int | None = None) -> str:
     return ""
 
 
-def decode(xml: bytes) -> Message:
+def decode(data: bytes) -> Message:
     """Return the message in these bytes.
 
     Raises:
         RemoteProtocolError: not well-formed, another root, neither of the two parts, several
             trades, or a DOCTYPE.
     """
-    whole = xml.decode("gb18030", errors="replace").lstrip("\ufeff").strip(" \t\r\n\0")
-    whole = _NOT_XML.sub("\ufffd", _DECLARATION.sub("", whole, count=1))
-    if _DOCTYPE.search(whole):
-        msg = "the message has a document type, which no bank sends"
-        raise RemoteProtocolError(msg)
-    root = _parse(whole)
+    document = xml.read(xml.text_of(data, xml.GBK), "STMTTRN")
+    root = document.root
     if root.tag != ROOT:
         msg = f"the message is no {ROOT}"
         raise RemoteProtocolError(msg)
@@ -148,19 +143,19 @@ def decode(xml: bytes) -> Message:
     if first is None and second is None:
         msg = "the message has neither a sign-on nor a trade"
         raise RemoteProtocolError(msg)
-    signed = {} if first is None else _nodes(first)
+    signed = {} if first is None else _nodes(first, document)
     if second is None:
         assert first is not None
         return Message(signed, is_answer=first.tag.endswith(_ANSWERS))
     name = second.tag
     trade = name.removesuffix(_ASKS).removesuffix(_ANSWERS)
-    return Message(signed, trade, _nodes(second), is_answer=name.endswith(_ANSWERS))
+    return Message(signed, trade, _nodes(second, document), is_answer=name.endswith(_ANSWERS))
 
 
 def _only(root: etree._Element, name: str) -> etree._Element | None:
     """Return the only element in the part that begins so, None where there is no such part."""
-    parts = [child for child in root.iterchildren("*") if child.tag.startswith(name)]
-    found = [child for part in parts for child in part.iterchildren("*")]
+    parts = [child for child in root if child.tag.startswith(name)]
+    found = [child for part in parts for child in part]
     if not parts:
         return None
     if len(found) != 1:
@@ -169,37 +164,16 @@ def _only(root: etree._Element, name: str) -> etree._Element | None:
     return found[0]
 
 
-def _parse(whole: str) -> etree._Element:
-    # A parser for each message: lxml's parsers keep state, and this one must never fetch,
-    # expand or follow anything that the message names.
-    parser = etree.XMLParser(
-        encoding="utf-8",
-        resolve_entities=False,
-        no_network=True,
-        load_dtd=False,
-        dtd_validation=False,
-        huge_tree=False,
-        remove_comments=True,
-        remove_pis=True,
-    )
-    try:
-        return etree.fromstring(whole.encode("utf-8"), parser)
-    except etree.XMLSyntaxError as error:
-        msg = f"the message is not well-formed XML: {error.msg}"
-        raise RemoteProtocolError(msg) from error
-
-
-def _nodes(element: etree._Element) -> dict[str, Value]:
+def _nodes(element: etree._Element, document: xml.Document) -> dict[str, Value]:
     nodes: dict[str, Value] = {
         f"{ATTRIBUTE}{name!s}": str(value).strip() for name, value in element.attrib.items()
     }
     if nodes and element.text and element.text.strip():
         nodes[""] = element.text.strip()
     several: dict[str, list[str | Fields]] = {}
-    for child in element.iterchildren("*"):
+    for child in element:
         name: str = child.tag
-        is_text = not len(child) and not child.attrib
-        value = (child.text or "").strip() if is_text else _nodes(child)
+        value = document.row(child) or _value(child, document)
         if name in several:
             several[name].append(value)
         elif name in nodes:
@@ -209,6 +183,12 @@ def _nodes(element: etree._Element) -> dict[str, Value]:
         else:
             nodes[name] = value
     return nodes | {name: tuple(values) for name, values in several.items()}
+
+
+def _value(element: etree._Element, document: xml.Document) -> str | Fields:
+    if len(element) or element.attrib:
+        return _nodes(element, document)
+    return (element.text or "").strip()
 
 
 def text(fields: Fields, *names: str) -> str:
@@ -250,12 +230,12 @@ def rows(fields: Fields, name: str) -> tuple[Fields, ...]:
     """Return every element of a name, in order."""
     value = fields.get(name, ())
     found = value if isinstance(value, tuple) else (value,)
-    return tuple(one if isinstance(one, Mapping) else {} for one in found)
+    return tuple({} if isinstance(one, str) else one for one in found)
 
 
-def signed_part(xml: bytes) -> bytes:
+def signed_part(data: bytes) -> bytes:
     """Return the bytes that a key of ours signs: the second part; the password is in the first."""
-    found = _TRADE.search(xml)
+    found = _TRADE.search(data)
     return found[0] if found else b""
 
 

@@ -6,17 +6,18 @@ payment is done only if STATUS says 0 and XFERPRCCODE says PAYOUT (V4.0.4, trans
 
 from __future__ import annotations
 
-import re
 from typing import Final, assert_never
 
 from bank_adapters.cib_fox.config import CARD
 from bank_adapters.cib_fox.messages import SIGN_ON, Fields, Message, part, rows, text
 from bank_adapters.cib_fox.requests import PAGE_FIRST, PAYMENT, SUPER_FEN_MAX, trade_of
+from fep.adapters import xml
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
 from fep.adapters.card import BehaviourCard, States
+from fep.adapters.meaning import payment_refused, payment_state, refused
 from fep.domain.clock import BusinessDate, business_date, from_bank
 from fep.domain.ids import ClientRef
-from fep.domain.money import ZERO, Cny
+from fep.domain.money import Cny
 from fep.domain.order import (
     Balance,
     BalanceQuery,
@@ -41,7 +42,6 @@ _RENMINBI: Final = frozenset({"", "01", "RMB", "CNY"})
 _ACCOUNT_STATUS: Final = {"0": "closed", "1": "active"}
 _DIRECTIONS: Final = {"DEBIT": Direction.DEBIT, "CREDIT": Direction.CREDIT}
 _OTHER_WAY: Final = {Direction.DEBIT: Direction.CREDIT, Direction.CREDIT: Direction.DEBIT}
-_MONEY: Final = re.compile(r"-?[0-9]{1,13}(\.[0-9]{1,2})?")
 
 
 def codes(message: Message) -> tuple[str, str]:
@@ -102,7 +102,7 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, body: Fiel
         case StatementQuery() if reply.code in card.codes.no_record:
             return Accepted(Statement(()), reply.code, reply.message)
         case _ if not is_ok:
-            return _refused(card, reply)
+            return refused(card.codes, reply.code, reply.message)
         case BalanceQuery():
             return Accepted(_balance(operation, reply, body), reply.code, reply.message)
         case StatusQuery():
@@ -114,38 +114,12 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, body: Fiel
             assert_never(operation)
 
 
-def _refused(card: BehaviourCard, reply: Reply) -> Outcome:
-    if reply.code in card.codes.throttled:
-        return Rejected(reply.code, reply.message, Refusal.THROTTLED)
-    if reply.code in card.codes.permission:
-        return Rejected(reply.code, reply.message, Refusal.PERMISSION)
-    if reply.code in card.codes.refused:
-        return Rejected(reply.code, reply.message)
-    return Unclear(reply.code, reply.message)
-
-
 def _failed(card: BehaviourCard, reply: Reply, body: Fields) -> Outcome:
     """Return what a CODE other than 0 on a payment means: mostly that nobody knows."""
     if "XFERRS" in body:
         # The bank's own checks come before it has an order; here there is one.
         return Unclear(reply.code, reply.message)
-    refused = _refused(card, reply)
-    throttled = isinstance(refused, Rejected) and refused.why is Refusal.THROTTLED
-    return Unclear(reply.code, reply.message) if throttled else refused
-
-
-def payment_state(states: States, code: str) -> PaymentState:
-    """Return what an XFERPRCCODE means; one that is on no list is unknown, numbers too."""
-    # In this order the more careful reading wins should a bank's own card list a state twice.
-    if code in states.unknown:
-        return PaymentState.UNKNOWN
-    if code in states.intermediate:
-        return PaymentState.PROCESSING
-    if code in states.returned:
-        return PaymentState.RETURNED
-    if code in states.final_bad:
-        return PaymentState.REJECTED
-    return PaymentState.SUCCEEDED if code in states.final_ok else PaymentState.UNKNOWN
+    return payment_refused(card.codes, reply.code, reply.message)
 
 
 def _payment(states: States, order: PaymentOrder, body: Fields) -> Outcome:
@@ -182,7 +156,7 @@ def _may_be_super(order: PaymentOrder, told: Fields) -> bool:
 def _difference(order: PaymentOrder, told: Fields) -> str:
     """Return which of the facts that are told is not the order's, or empty."""
     amount = text(told, "TRNAMT")
-    if amount and _money(amount) != order.amount:
+    if amount and Cny.parse_plain(amount) != order.amount:
         return "amount"
     if text(told, "ACCTTO", "ACCTID") not in {"", order.payee.account}:
         return "payee"
@@ -238,8 +212,8 @@ def _balance(query: BalanceQuery, reply: Reply, body: Fields) -> Balance:
     assert isinstance(reply.content, Message)
     return Balance(
         account=query.account,
-        available=_money(text(told, "AVAILBAL")),
-        book=_money(text(told, "BALAMT")),
+        available=Cny.parse_plain(text(told, "AVAILBAL")),
+        book=Cny.parse_plain(text(told, "BALAMT")),
         as_of=from_bank(text(reply.content.sign_on, "DTSERVER")),
         status=_ACCOUNT_STATUS.get(status, status),
     )
@@ -264,39 +238,46 @@ def _statement(query: StatementQuery, body: Fields) -> Statement:
             raise ValueError(msg)
 
 
-def _entry(row: Fields) -> StatementEntry:
-    _check_currency(text(row, "CURRENCY"))
-    amount, after = _money(text(row, "TRNAMT")), text(row, "BALAMT")
-    direction = _DIRECTIONS.get(text(row, "TRNTYPE"))
-    if direction is None or amount == ZERO:
-        msg = f"a line has TRNTYPE {text(row, 'TRNTYPE')[:20]!r} and TRNAMT {amount}"
+def _entry(found: Fields) -> StatementEntry:
+    row = found if isinstance(found, xml.Row) else {name: text(found, name) for name in _LINE}
+    _check_currency(row.get("CURRENCY", ""))
+    amount, after = Cny.parse_plain(row.get("TRNAMT", "")), row.get("BALAMT", "")
+    direction = _DIRECTIONS.get(row.get("TRNTYPE", ""))
+    if direction is None or not amount.fen:
+        msg = f"a line has TRNTYPE {row.get('TRNTYPE', '')[:20]!r} and TRNAMT {amount}"
         raise ValueError(msg)
-    taken_back = amount < ZERO
+    taken_back = amount.fen < 0
     if taken_back:
         # A debit of -1.00 puts money in: it takes an earlier debit back (冲账).
         amount, direction = -amount, _OTHER_WAY[direction]
-    summary, _, purpose = text(row, "MEMO").partition("|")
+    summary, _, purpose = row.get("MEMO", "").partition("|")
     return StatementEntry(
-        bank_ref=text(row, "SRVRTID") or text(row, "ATTACHINFO"),
-        booked_at=from_bank(text(row, "DTACCT")),
+        bank_ref=row.get("SRVRTID", "") or text(found, "ATTACHINFO"),
+        booked_at=from_bank(row.get("DTACCT", "")),
         direction=direction,
         amount=amount,
-        counterparty_account=text(row, "CORRELATE_ACCTID"),
-        counterparty_name=text(row, "CORRELATE_NAME"),
-        balance_after=_money(after) if after else None,
+        counterparty_account=row.get("CORRELATE_ACCTID", ""),
+        counterparty_name=row.get("CORRELATE_NAME", ""),
+        balance_after=Cny.parse_plain(after) if after else None,
         purpose=purpose or summary,
         reversal=taken_back,
     )
+
+
+_LINE: Final = (
+    "SRVRTID",
+    "TRNTYPE",
+    "DTACCT",
+    "TRNAMT",
+    "BALAMT",
+    "CURRENCY",
+    "MEMO",
+    "CORRELATE_ACCTID",
+    "CORRELATE_NAME",
+)
 
 
 def _check_currency(currency: str) -> None:
     if currency not in _RENMINBI:
         msg = f"the currency is {currency[:20]!r}, not renminbi"
         raise ValueError(msg)
-
-
-def _money(amount: str) -> Cny:
-    if not _MONEY.fullmatch(amount):
-        msg = f"{amount[:20]!r} is not an amount in yuan"
-        raise ValueError(msg)
-    return Cny.parse_loose(amount)

@@ -22,8 +22,9 @@ from bank_adapters.cmb_cdc.requests import (
     cursor_text,
     function_of,
 )
-from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
+from fep.adapters.api import Accepted, Outcome, Rejected, Reply, Unclear
 from fep.adapters.card import BehaviourCard, Codes, States
+from fep.adapters.meaning import payment_refused, payment_state, refused
 from fep.domain.clock import BusinessDate, from_bank
 from fep.domain.ids import ClientRef
 from fep.domain.money import ZERO, Cny
@@ -64,7 +65,7 @@ def outcome(card: BehaviourCard, operation: Operation, reply: Reply) -> Outcome:
         if isinstance(operation, PaymentOrder):
             # The gateway answers so also for a request that it had already passed on.
             return Unclear(reply.code, reply.message)
-        return _refused(card.codes, reply.code, reply.message)
+        return refused(card.codes, reply.code, reply.message)
     try:
         return _answered(card, operation, reply, message)
     except ValueError as error:
@@ -95,31 +96,10 @@ def _answered(card: BehaviourCard, operation: Operation, reply: Reply, message: 
             assert_never(operation)
 
 
-def _refused(codes: Codes, code: str, said: str) -> Outcome:
-    if code in codes.throttled:
-        return Rejected(code, said, Refusal.THROTTLED)
-    if code in codes.permission:
-        return Rejected(code, said, Refusal.PERMISSION)
-    return Rejected(code, said) if code in codes.refused else Unclear(code, said)
-
-
 def state_key(row: Row) -> str:
     """Return a row's state as the card writes it: reqSts, or FIN with its rtnFlg: ``FIN+S``."""
     state = row.get("reqSts", "")
     return f"{FINISHED}+{row.get('rtnFlg', '')}" if state == FINISHED else state
-
-
-def payment_state(states: States, key: str) -> PaymentState:
-    """Return what a state means; one that is on no list is unknown."""
-    if key in states.unknown:
-        return PaymentState.UNKNOWN
-    if key in states.intermediate:
-        return PaymentState.PROCESSING
-    if key in states.returned:
-        return PaymentState.RETURNED
-    if key in states.final_bad:
-        return PaymentState.REJECTED
-    return PaymentState.SUCCEEDED if key in states.final_ok else PaymentState.UNKNOWN
 
 
 def _only(message: Message, table: str) -> Row:
@@ -141,9 +121,7 @@ def _payment(card: BehaviourCard, order: PaymentOrder, message: Message) -> Outc
     if code not in card.codes.ok:
         if key and state is not PaymentState.REJECTED:
             return Unclear(code, f"{said} (the row's state {key} says otherwise)")
-        refused = _refused(card.codes, code, said)
-        throttled = isinstance(refused, Rejected) and refused.why is Refusal.THROTTLED
-        return Unclear(code, said) if throttled else refused
+        return payment_refused(card.codes, code, said)
     if state in {PaymentState.SUCCEEDED, PaymentState.PROCESSING}:
         reference = ClientRef(message.number[TIME_DIGITS:])
         receipt = PaymentReceipt(reference, order.amount, row.get("reqNbr", ""))
@@ -159,7 +137,7 @@ def _balance(codes: Codes, query: BalanceQuery, message: Message) -> Outcome:
     row = rows[0]
     code, said = row.get("errcod", ""), row.get("errtxt", "")
     if code not in codes.ok:
-        return _refused(codes, code, said)
+        return refused(codes, code, said)
     _check_currency(row.get("ccynbr", ""))
     held, status = row.get("hldblv", ""), row.get("stscod", "")
     balance = Balance(

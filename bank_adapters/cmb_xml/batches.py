@@ -12,6 +12,7 @@ from bank_adapters.cmb_xml import replies, requests
 from bank_adapters.cmb_xml.messages import Block, Message
 from fep.adapters.api import Accepted, BankProfile, Context, Outcome, Rejected, Reply, Unclear
 from fep.adapters.card import BehaviourCard
+from fep.adapters.meaning import refused
 from fep.domain.errors import BodyError, LocalProtocolError
 from fep.domain.ids import ClientRef, row_ref
 from fep.domain.order import (
@@ -96,7 +97,7 @@ def status(card: BehaviourCard, query: BatchQuery, reply: Reply) -> Outcome:
     if message.function != requests.STATUS:
         return Unclear("WRONG_FUNCTION", f"the answer is to {message.function!r}")
     if reply.code not in card.codes.ok:
-        return replies.unanswered(card.codes, reply)
+        return refused(card.codes, reply.code, reply.message)
     try:
         found = replies.status(card.states, _row_query(query), message)
         place = _place(query)

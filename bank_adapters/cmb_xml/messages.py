@@ -13,6 +13,7 @@ from typing import Final
 import attrs
 from lxml import etree
 
+from fep.adapters import xml
 from fep.domain.errors import LocalProtocolError, RemoteProtocolError
 
 ROOT: Final = "CMBSDKPGK"
@@ -23,11 +24,9 @@ SIGNATURE: Final = "FEPSIGNATURE"
 DATA_XML: Final = "2"
 """DATTYP of XML messages."""
 
+STATEMENT_ROW: Final = "NTQTSINFZ"
 _HEAD: Final = b'<?xml version="1.0" encoding="GBK"?>'
 _INFO_END: Final = b"</INFO>"
-_DECLARATION: Final = re.compile(r"\s*<\?xml[^>]*\?>")
-_DOCTYPE: Final = re.compile(r"<!\s*(DOCTYPE|ENTITY)", re.IGNORECASE)
-_NOT_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SIGNATURE_ELEMENT: Final = re.compile(rb"<FEPSIGNATURE>([A-Za-z0-9+/=]*)</FEPSIGNATURE>")
 
 
@@ -86,7 +85,7 @@ def _escape(value: str) -> str:
     return value.replace("&", "&amp;").replace("<", "&lt;").replace("]]>", "]]&gt;")
 
 
-def decode(xml: bytes) -> Message:
+def decode(data: bytes) -> Message:
     """Return the message in these bytes; trailing blanks of every value are cut off.
 
     The declaration is dropped, as its ``GBK`` is too narrow for what the bank sends, and a
@@ -95,16 +94,12 @@ def decode(xml: bytes) -> Message:
     Raises:
         RemoteProtocolError: not well-formed, another root, no INFO, or a DOCTYPE.
     """
-    text = xml.decode("gb18030", errors="replace").lstrip("\ufeff").strip(" \t\r\n\0")
-    text = _NOT_XML.sub("\ufffd", _DECLARATION.sub("", text, count=1))
-    if _DOCTYPE.search(text):
-        msg = "the message has a document type, which no bank sends"
-        raise RemoteProtocolError(msg)
-    root = _parse(text)
+    document = xml.read(xml.text_of(data, xml.GBK), STATEMENT_ROW, str.rstrip)
+    root = document.root
     if root.tag != ROOT:
         msg = f"the message is no {ROOT}"
         raise RemoteProtocolError(msg)
-    blocks = [Block(child.tag, _fields(child)) for child in root.iterchildren("*")]
+    blocks = [Block(child.tag, document.row(child) or _fields(child)) for child in root]
     info = next((block.fields for block in blocks if block.name == "INFO"), None)
     if info is None:
         msg = "the message has no INFO"
@@ -112,40 +107,20 @@ def decode(xml: bytes) -> Message:
     return Message(info, tuple(block for block in blocks if block.name != "INFO"))
 
 
-def _parse(text: str) -> etree._Element:
-    # A parser for each message: lxml's parsers keep state, and this one must never fetch,
-    # expand or follow anything that the message names.
-    parser = etree.XMLParser(
-        encoding="utf-8",
-        resolve_entities=False,
-        no_network=True,
-        load_dtd=False,
-        dtd_validation=False,
-        huge_tree=False,
-        remove_comments=True,
-        remove_pis=True,
-    )
-    try:
-        return etree.fromstring(text.encode("utf-8"), parser)
-    except etree.XMLSyntaxError as error:
-        msg = f"the message is not well-formed XML: {error.msg}"
-        raise RemoteProtocolError(msg) from error
-
-
 def _fields(block: etree._Element) -> dict[str, str]:
-    return {child.tag: (child.text or "").rstrip() for child in block.iterchildren("*")}
+    return {child.tag: (child.text or "").rstrip() for child in block}
 
 
-def add_signature(xml: bytes, signature: str) -> bytes:
+def add_signature(data: bytes, signature: str) -> bytes:
     """Return the XML with the base64 signature as the last element of INFO."""
     # Byte 0x3C is never the second byte of a GBK character, so the first match is the real end.
-    at = xml.index(_INFO_END)
-    return xml[:at] + f"<{SIGNATURE}>{signature}</{SIGNATURE}>".encode("ascii") + xml[at:]
+    at = data.index(_INFO_END)
+    return data[:at] + f"<{SIGNATURE}>{signature}</{SIGNATURE}>".encode("ascii") + data[at:]
 
 
-def take_signature(xml: bytes) -> tuple[bytes, str]:
+def take_signature(data: bytes) -> tuple[bytes, str]:
     """Return the bytes that were signed, and the base64 signature, empty where there is none."""
-    found = _SIGNATURE_ELEMENT.search(xml)
+    found = _SIGNATURE_ELEMENT.search(data)
     if found is None:
-        return xml, ""
-    return xml[: found.start()] + xml[found.end() :], found[1].decode("ascii")
+        return data, ""
+    return data[: found.start()] + data[found.end() :], found[1].decode("ascii")

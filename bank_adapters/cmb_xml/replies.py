@@ -14,10 +14,11 @@ from typing import Final, assert_never
 from bank_adapters.cmb_xml.messages import Message
 from bank_adapters.cmb_xml.requests import PAYMENT, RENMINBI, function_of
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
-from fep.adapters.card import BehaviourCard, Codes, States
-from fep.domain.clock import SHANGHAI, BusinessDate
+from fep.adapters.card import BehaviourCard, States
+from fep.adapters.meaning import payment_state, refused
+from fep.domain.clock import BusinessDate, from_bank
 from fep.domain.ids import ClientRef, batch_refs
-from fep.domain.money import ZERO, Cny
+from fep.domain.money import Cny
 from fep.domain.order import (
     Balance,
     BalanceQuery,
@@ -41,7 +42,7 @@ REVERSAL: Final = "*"
 _ACCOUNT_STATUS: Final = {"A": "active", "B": "frozen", "C": "closed"}
 _SUBSIDIARY: Final = "S"
 _DATE: Final = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2})")
-_TIME: Final = re.compile(r"([0-9]{2})([0-9]{2})([0-9]{2})")
+_TIME: Final = re.compile(r"[0-9]{6}")
 _MOMENT: Final = re.compile(r"([0-9]{8})([0-9]{6})[0-9]*")
 
 Row = Mapping[str, str]
@@ -60,7 +61,7 @@ def outcome(card: BehaviourCard, operation: Operation, reply: Reply) -> Outcome:
         case BalanceQuery() | StatusQuery() | StatementQuery():
             if reply.code in card.codes.ok:
                 return _answered(card, operation, reply, message)
-            return unanswered(card.codes, reply)
+            return refused(card.codes, reply.code, reply.message)
         case _:
             assert_never(operation)
 
@@ -83,20 +84,6 @@ def state_key(row: Row) -> str:
     state = row.get("REQSTS", "")
     # RTNFLG counts only once the request is finished.
     return f"{FINISHED}+{row.get('RTNFLG', '')}" if state == FINISHED else state
-
-
-def payment_state(states: States, key: str) -> PaymentState:
-    """Return what a state means; one that is on no list is unknown."""
-    # In this order the more careful reading wins should a bank's own card list a state twice.
-    if key in states.unknown:
-        return PaymentState.UNKNOWN
-    if key in states.intermediate:
-        return PaymentState.PROCESSING
-    if key in states.returned:
-        return PaymentState.RETURNED
-    if key in states.final_bad:
-        return PaymentState.REJECTED
-    return PaymentState.SUCCEEDED if key in states.final_ok else PaymentState.UNKNOWN
 
 
 def _payment(card: BehaviourCard, order: PaymentOrder, reply: Reply, message: Message) -> Outcome:
@@ -142,17 +129,6 @@ def _failed_row(
     if code in card.codes.refused:
         return Rejected(code, text)
     return Unclear(code, text)
-
-
-def unanswered(codes: Codes, reply: Reply) -> Outcome:
-    """Return what any RETCOD but 0 means in answer to a query."""
-    if reply.code in codes.throttled:
-        return Rejected(reply.code, reply.message, Refusal.THROTTLED)
-    if reply.code in codes.permission:
-        return Rejected(reply.code, reply.message, Refusal.PERMISSION)
-    if reply.code in codes.refused:
-        return Rejected(reply.code, reply.message)
-    return Unclear(reply.code, reply.message)
 
 
 def _answered(
@@ -256,7 +232,7 @@ def _entry(row: Row) -> StatementEntry:
             msg = f"a line's AMTCDR is {other!r}, not C or D"
             raise ValueError(msg)
     amount = Cny.parse_loose(text)
-    if amount <= ZERO:
+    if amount.fen <= 0:
         msg = f"a line's amount is {amount}, not above zero"
         raise ValueError(msg)
     balance = row.get("TRSBLV", "")
@@ -290,12 +266,13 @@ def _asked_at(correlation: str) -> dt.datetime:
 
 
 def _moment(day: str, time: str) -> dt.datetime:
-    found = _TIME.fullmatch(time or "000000")
-    if found is None:
+    if not _TIME.fullmatch(time or "000000"):
         msg = f"{time[:20]!r} is not a time HHmmss"
         raise ValueError(msg)
-    clock = dt.time(int(found[1]), int(found[2]), int(found[3]), tzinfo=SHANGHAI)
-    return dt.datetime.combine(_date(day), clock).astimezone(dt.UTC)
+    if not _DATE.fullmatch(day):
+        msg = f"{day[:20]!r} is not a date yyyyMMdd"
+        raise ValueError(msg)
+    return from_bank(day + (time or "000000"))
 
 
 def _date(text: str) -> dt.date:

@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote_to_bytes
 import attrs
 from lxml import etree
 
+from fep.adapters import xml
 from fep.domain.clock import SHANGHAI
 from fep.domain.errors import BodyError, RemoteProtocolError
 
@@ -30,9 +31,6 @@ SIGNED_MARK: Final = b"FEPSIGN1"
 the signature, then the XML."""
 
 _HEAD: Final = '<?xml version="1.0" encoding="GBK"?>'
-_DECLARATION: Final = re.compile(r"\s*<\?xml[^>]*\?>")
-_DOCTYPE: Final = re.compile(r"<!\s*(DOCTYPE|ENTITY)", re.IGNORECASE)
-_NOT_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SIGN_RESULT: Final = re.compile(rb"<result>\s*([^<]*?)\s*</result>")
 _SIGN_VALUE: Final = re.compile(rb"<sign>([^<]*)</sign>")
 
@@ -64,10 +62,11 @@ def encode(message: Message, part: str = "in", errors: str = "strict") -> bytes:
     Raises:
         BodyError: a character is not in GBK.
     """
-    inner = _elements(message.fields) + "".join(
-        f"<rd>{_elements(row)}</rd>" for row in message.rows
+    inner = xml.elements(message.fields) + "".join(
+        f"<rd>{xml.elements(row)}</rd>" for row in message.rows
     )
-    text = f"{_HEAD}<CMS><eb><pub>{_elements(message.pub)}</pub><{part}>{inner}</{part}></eb></CMS>"
+    pub = xml.elements(message.pub)
+    text = f"{_HEAD}<CMS><eb><pub>{pub}</pub><{part}>{inner}</{part}></eb></CMS>"
     try:
         return text.encode("gbk" if errors == "strict" else "gb18030", errors)
     except UnicodeEncodeError as error:
@@ -75,40 +74,14 @@ def encode(message: Message, part: str = "in", errors: str = "strict") -> bytes:
         raise BodyError(msg) from error
 
 
-def _elements(fields: Mapping[str, str]) -> str:
-    return "".join(f"<{name}>{_escape(value)}</{name}>" for name, value in fields.items())
-
-
-def _escape(value: str) -> str:
-    return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def decode(xml: bytes) -> Message:
+def decode(data: bytes) -> Message:
     """Return the message in these bytes; blanks around every value are cut off.
 
     Raises:
         RemoteProtocolError: not well-formed, another root, no ``pub``, or a DOCTYPE.
     """
-    text = xml.decode("gb18030", errors="replace").lstrip("\ufeff").strip(" \t\r\n\0")
-    text = _NOT_XML.sub("\ufffd", _DECLARATION.sub("", text, count=1))
-    if _DOCTYPE.search(text):
-        msg = "the message has a document type, which no bank sends"
-        raise RemoteProtocolError(msg)
-    parser = etree.XMLParser(
-        encoding="utf-8",
-        resolve_entities=False,
-        no_network=True,
-        load_dtd=False,
-        dtd_validation=False,
-        huge_tree=False,
-        remove_comments=True,
-        remove_pis=True,
-    )
-    try:
-        root = etree.fromstring(text.encode("utf-8"), parser)
-    except etree.XMLSyntaxError as error:
-        msg = f"the message is not well-formed XML: {error.msg}"
-        raise RemoteProtocolError(msg) from error
+    document = xml.read(xml.text_of(data, xml.GBK), "rd")
+    root = document.root
     pub = root.find("eb/pub") if root.tag == "CMS" else None
     if pub is None:
         msg = "the message is no CMS with a pub"
@@ -118,16 +91,12 @@ def decode(xml: bytes) -> Message:
     if body is None:
         return Message(_fields(pub))
     # On "no record" one row comes whose fields are all empty.
-    rows = (_fields(row) for row in body.iterchildren("rd"))
+    rows = (document.row(row) or _fields(row) for row in body.iterchildren("rd"))
     return Message(_fields(pub), _fields(body), tuple(row for row in rows if any(row.values())))
 
 
 def _fields(element: etree._Element) -> dict[str, str]:
-    return {
-        child.tag: (child.text or "").strip()
-        for child in element.iterchildren("*")
-        if child.tag != "rd"
-    }
+    return {child.tag: (child.text or "").strip() for child in element if child.tag != "rd"}
 
 
 def target(user_id: str, number: str, at: dt.datetime) -> str:
@@ -156,14 +125,14 @@ def form(message: Message, cis: str, data: str) -> bytes:
     return "&".join(f"{name}={value}" for name, value in fields.items()).encode("ascii")
 
 
-def quoted(xml: bytes) -> str:
+def quoted(data: bytes) -> str:
     """Return the XML as a query's reqData."""
-    return quote(xml, safe="")
+    return quote(data, safe="")
 
 
-def signed(xml: bytes, signature: bytes) -> str:
+def signed(data: bytes, signature: bytes) -> str:
     """Return the reqData of what our own key signed."""
-    parts = SIGNED_MARK, b"%04d" % len(signature), signature, xml
+    parts = SIGNED_MARK, b"%04d" % len(signature), signature, data
     return base64.b64encode(b"".join(parts)).decode("ascii")
 
 
@@ -198,7 +167,7 @@ def take_answer(body: bytes) -> tuple[bytes, str]:
     """
     name, _, value = body.partition(b"=")
     # Never unquoted: "+" is a digit of base64 here.
-    value = re.sub(rb"\s+", b"", value)
+    value = b"".join(value.split())
     if name.strip() == b"errorCode":
         return b"", _error_text(value)
     if name.strip() != b"reqData":

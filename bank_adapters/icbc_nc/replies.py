@@ -7,11 +7,12 @@ from typing import Final, assert_never
 
 from bank_adapters.icbc_nc.messages import Message, Row
 from bank_adapters.icbc_nc.requests import PAYMENT, RENMINBI, asked_at, trade_of
-from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
+from fep.adapters.api import Accepted, Outcome, Rejected, Reply, Unclear
 from fep.adapters.card import BehaviourCard, States
+from fep.adapters.meaning import payment_refused, payment_state, refused
 from fep.domain.clock import from_bank
 from fep.domain.ids import ClientRef
-from fep.domain.money import ZERO, Cny
+from fep.domain.money import Cny
 from fep.domain.order import (
     Balance,
     BalanceQuery,
@@ -55,19 +56,6 @@ def payment_ref(reply: Reply) -> str:
     return message.number
 
 
-def payment_state(states: States, result: str) -> PaymentState:
-    """Return what a Result means; one that is on no list is unknown."""
-    if result in states.unknown:
-        return PaymentState.UNKNOWN
-    if result in states.intermediate:
-        return PaymentState.PROCESSING
-    if result in states.returned:
-        return PaymentState.RETURNED
-    if result in states.final_bad:
-        return PaymentState.REJECTED
-    return PaymentState.SUCCEEDED if result in states.final_ok else PaymentState.UNKNOWN
-
-
 def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: Message) -> Outcome:
     empty = reply.code in card.codes.no_record
     match operation:
@@ -78,7 +66,7 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: M
         case StatementQuery() if empty:
             return Accepted(Statement(()), reply.code, reply.message)
     if reply.code not in card.codes.ok:
-        return _refused(card, reply)
+        return refused(card.codes, reply.code, reply.message)
     match operation:
         case BalanceQuery():
             return Accepted(_balance(operation, reply, message), reply.code, reply.message)
@@ -91,22 +79,9 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: M
             assert_never(operation)
 
 
-def _refused(card: BehaviourCard, reply: Reply) -> Outcome:
-    codes = card.codes
-    if reply.code in codes.throttled:
-        return Rejected(reply.code, reply.message, Refusal.THROTTLED)
-    if reply.code in codes.permission:
-        return Rejected(reply.code, reply.message, Refusal.PERMISSION)
-    if reply.code in codes.refused:
-        return Rejected(reply.code, reply.message)
-    return Unclear(reply.code, reply.message)
-
-
 def _payment(card: BehaviourCard, order: PaymentOrder, reply: Reply, message: Message) -> Outcome:
     if reply.code not in card.codes.ok:
-        refused = _refused(card, reply)
-        throttled = isinstance(refused, Rejected) and refused.why is Refusal.THROTTLED
-        return Unclear(reply.code, reply.message) if throttled else refused
+        return payment_refused(card.codes, reply.code, reply.message)
     reference = ClientRef(message.number)
     if not message.rows:
         # File level: taken, and only QPAYENT tells the rest.
@@ -192,7 +167,8 @@ def _statement(query: StatementQuery, message: Message) -> Statement:
 
 
 def _entry(row: Row) -> StatementEntry:
-    _check_currency(row)
+    if row.get("CurrType", "") not in _RENMINBI:
+        _check_currency(row)
     match row.get("Drcrf", ""):
         case "1":
             direction = Direction.DEBIT
@@ -202,7 +178,7 @@ def _entry(row: Row) -> StatementEntry:
             msg = f"a line's Drcrf is {other[:20]!r}, not 1 or 2"
             raise ValueError(msg)
     amount = _fen(row.get("Amount", ""))
-    if amount <= ZERO:
+    if amount.fen <= 0:
         msg = f"a line's amount is {amount}, not above zero"
         raise ValueError(msg)
     balance = row.get("Balance", "")

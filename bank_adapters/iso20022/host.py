@@ -22,6 +22,7 @@ from bank_adapters.iso20022.config import CARD, NAME
 from bank_adapters.iso20022.facts import money
 from bank_adapters.iso20022.messages import HEAD, PREFIX, TYPE, Node, element, read, text, yuan
 from bank_adapters.iso20022.replies import REQUEST_ID
+from fep.adapters import xml
 from fep.adapters.card import SignAlgorithm
 from fep.adapters.host import (
     DELAY_SECONDS,
@@ -364,7 +365,7 @@ def _known(payment: BookPayment, now: dt.datetime) -> str:
 
 def _in_old_version(report: str) -> str:
     """Return a report as an older program writes it, and not as the standard wants it."""
-    root = etree.fromstring(report.encode())
+    root = xml.parse_declared(report.encode())
     space = f"{PREFIX}pain.002.001.03"
     turned = etree.Element(f"{{{space}}}Document", nsmap={"old": space})
     for one in root.iter("*"):

@@ -14,7 +14,8 @@ from typing import Final
 import attrs
 from lxml import etree
 
-from fep.domain.errors import BodyError, RemoteProtocolError
+from fep.adapters import xml
+from fep.domain.errors import RemoteProtocolError
 
 TYPE: Final = "application/xml; charset=UTF-8"
 HEAD: Final = '<?xml version="1.0" encoding="UTF-8"?>\n'
@@ -34,8 +35,6 @@ ROOTS: Final = {
 """What a document is goes by the element in it: banks were seen to declare no or another namespace.
 """
 _DECLARED: Final = re.compile(rb"<\?xml\s[^>]{0,200}\?>")
-_DOCTYPE: Final = re.compile(rb"<!\s*(DOCTYPE|ENTITY)", re.IGNORECASE)
-_NOT_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _WIDE: Final = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
@@ -72,27 +71,7 @@ def parse(document: bytes) -> etree._Element:
     if (encoding := _WIDE.get(data[:2])) is not None:
         data = data.decode(encoding, "replace").encode("utf-8")
         data = _DECLARED.sub(b"", data, count=1)
-    # The declaration of an encoding in which `<!` is written otherwise ends in a NUL or an error.
-    if _DOCTYPE.search(data) or b"\0" in data:
-        msg = "the document has a document type or NUL bytes, which no bank sends"
-        raise RemoteProtocolError(msg)
-    parser = etree.XMLParser(
-        resolve_entities=False,
-        no_network=True,
-        load_dtd=False,
-        dtd_validation=False,
-        huge_tree=False,
-        remove_comments=True,
-        remove_pis=True,
-    )
-    try:
-        root = etree.fromstring(data, parser)
-    except (etree.XMLSyntaxError, ValueError, LookupError) as error:
-        msg = f"not well-formed XML: {str(error)[:200]}"
-        raise RemoteProtocolError(msg) from error
-    if root.getroottree().docinfo.internalDTD is not None:
-        msg = "the document has a document type, which no bank sends"
-        raise RemoteProtocolError(msg)
+    root = xml.parse_declared(data)
     for element in root.iter("*"):
         element.tag = element.tag.rpartition("}")[2]
     return root
@@ -164,10 +143,8 @@ def escaped(value: str) -> str:
     Raises:
         BodyError: a character that no XML can carry.
     """
-    if wrong := _NOT_XML.search(value):
-        msg = f"character {wrong[0]!r} can't stand in XML"
-        raise BodyError(msg)
-    return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    xml.check_characters(value)
+    return xml.escaped(value)
 
 
 def yuan(name: str, amount: object) -> str:

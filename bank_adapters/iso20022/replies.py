@@ -19,13 +19,13 @@ from fep.adapters.api import (
     Accepted,
     BankProfile,
     Outcome,
-    Refusal,
     Rejected,
     Reply,
     Unclear,
 )
 from fep.adapters.card import BehaviourCard, Protocol
 from fep.adapters.files import NONE, TOLD, Parcel
+from fep.adapters.meaning import refused
 from fep.domain.clock import BusinessDate, business_date, from_text
 from fep.domain.errors import RemoteProtocolError
 from fep.domain.ids import ClientRef
@@ -146,7 +146,10 @@ def _outcome(profile: BankProfile, operation: Operation, reply: Reply, content: 
     is_folder = card.transport.protocol is Protocol.FOLDER
     is_told = reply.code in card.codes.ok or (is_folder and reply.code == NONE)
     if not is_told:
-        return _refused(card, operation, reply)
+        if isinstance(operation, PaymentOrder):
+            # HTTP's own refusals come from what stands in front of the bank, too.
+            return Unclear(reply.code, reply.message)
+        return refused(card.codes, reply.code, reply.message)
     match operation:
         case PaymentOrder():
             return _payment(card, operation, content)
@@ -193,20 +196,6 @@ def _today(content: Content) -> BusinessDate:
         msg = "it is not told when this was asked"
         raise ValueError(msg)
     return business_date(content.asked_at)
-
-
-def _refused(card: BehaviourCard, operation: Operation, reply: Reply) -> Outcome:
-    codes = card.codes
-    if isinstance(operation, PaymentOrder):
-        # HTTP's own refusals come from what stands in front of the bank, too.
-        return Unclear(reply.code, reply.message)
-    if reply.code in codes.throttled:
-        return Rejected(reply.code, reply.message, Refusal.THROTTLED)
-    if reply.code in codes.permission:
-        return Rejected(reply.code, reply.message, Refusal.PERMISSION)
-    if reply.code in codes.refused:
-        return Rejected(reply.code, reply.message)
-    return Unclear(reply.code, reply.message)
 
 
 def _payment(card: BehaviourCard, order: PaymentOrder, content: Content) -> Outcome:

@@ -15,11 +15,13 @@ from typing import Final
 import attrs
 from lxml import etree
 
+from fep.adapters import xml
+from fep.domain.errors import RemoteProtocolError
+
 REQUEST_DECLARATION: Final = '<?xml version="1.0" encoding="GBK"?>'
 ANSWER_DECLARATION: Final = '<?xml version="1.0" encoding="GBK" ?>'
 """Banks write a blank before ``?>``, requests do not."""
 
-_DECLARATION: Final = re.compile(r"\ufeff?\s*(<\?xml[^>]*\?>)?\s*")
 _ILLEGAL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _UTF8: Final = "02"
 
@@ -74,7 +76,7 @@ def _leaves(members: Members) -> str:
 
 def decode(body: bytes, charset: str) -> str:
     """Return the text of a body by its header's charset, bad bytes replaced."""
-    return body.decode("utf-8" if charset == _UTF8 else "gb18030", "replace")
+    return body.decode(xml.UTF8 if charset == _UTF8 else xml.GBK, "replace")
 
 
 def read(text: str) -> Fields:
@@ -83,34 +85,20 @@ def read(text: str) -> Fields:
     Raises:
         UnreadableError: it is not well-formed XML, or has a document type.
     """
-    found = _DECLARATION.match(text)
-    content = text[found.end() :] if found else text
-    if not content.strip():
+    content = xml.bare(text)
+    if not content:
         return NOTHING
-    if "<!DOCTYPE" in content:
-        msg = "the body has a document type"
-        raise UnreadableError(msg)
-    # A parser is made per body: lxml's parsers keep state and must not be shared between threads.
-    parser = etree.XMLParser(
-        resolve_entities=False,
-        no_network=True,
-        load_dtd=False,
-        huge_tree=False,
-        remove_comments=True,
-        remove_pis=True,
-    )
-    if not content.isprintable():
-        content = _ILLEGAL.sub("\ufffd", content)
     try:
-        root = etree.fromstring(content, parser)
-    except (etree.XMLSyntaxError, ValueError) as error:
-        msg = f"the body is not XML: {error}"
-        raise UnreadableError(msg) from error
+        document = xml.read(content, "list")
+    except RemoteProtocolError as error:
+        raise UnreadableError(str(error)) from error
     leaves: list[etree._Element] = []
     rows: list[Fields] = []
-    for child in root:
-        if len(child):
-            rows.append(_fields(list(child)))
+    for child in document.root:
+        if (row := document.row(child)) is not None:
+            rows.append(Fields(row))
+        elif len(child):
+            rows.append(_fields(child))
         else:
             leaves.append(child)
     return _fields(leaves, tuple(rows))

@@ -19,7 +19,7 @@ from bank_adapters.pingan_b2bi.frames import Packet
 from bank_adapters.pingan_b2bi.messages import Cursor
 from fep.adapters.api import Accepted, BankProfile, Outcome, Refusal, Rejected, Reply, Unclear
 from fep.adapters.card import BehaviourCard, Codes
-from fep.domain.clock import SHANGHAI, BusinessDate
+from fep.domain.clock import SHANGHAI, BusinessDate, from_bank
 from fep.domain.errors import BodyError
 from fep.domain.ids import ClientRef, row_ref
 from fep.domain.money import Cny
@@ -613,22 +613,14 @@ def _moment(stamp: str) -> dt.datetime:
     """Return the UTC moment of a yyyyMMddHHmmss on a Shanghai clock."""
     digits = _digits(stamp, "a time", 14)
     try:
-        local = dt.datetime(
-            int(digits[:4]),
-            int(digits[4:6]),
-            int(digits[6:8]),
-            int(digits[8:10]),
-            int(digits[10:12]),
-            int(digits[12:14]),
-            tzinfo=SHANGHAI,
-        )
+        found = from_bank(digits)
     except ValueError as error:
         msg = f"{digits} is not a time"
         raise UnreadableError(msg) from error
-    if local.year not in YEARS:
+    if int(digits[:4]) not in YEARS:
         msg = f"{digits} is not a time of this century"
         raise UnreadableError(msg)
-    return local.astimezone(dt.UTC)
+    return found
 
 
 def _day_or_none(text: str) -> BusinessDate | None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import re
 import time
 from collections.abc import Callable
 from typing import Final, NewType, Protocol
 
-SHANGHAI: Final = dt.timezone(dt.timedelta(hours=8), "Asia/Shanghai")
+_AHEAD: Final = dt.timedelta(hours=8)
+SHANGHAI: Final = dt.timezone(_AHEAD, "Asia/Shanghai")
 """China has had one zone and no summer time since 1991, so a fixed offset is exact."""
 
+MOMENTS_KEPT: Final = 256
+"""Of those read last: many lines of a page bear the same time, or a day alone."""
 BANK_DIGITS: Final = 14
 """Of a bank's time: year to second."""
 _NUMBERS: Final = re.compile(r"[0-9]+")
@@ -95,6 +99,7 @@ def from_text(text: str) -> dt.datetime:
         raise ValueError(msg) from error
 
 
+@functools.lru_cache(MOMENTS_KEPT)
 def from_bank(text: str) -> dt.datetime:
     """Return the moment that a bank writes in Shanghai time: fourteen digits, any marks between.
 
@@ -107,11 +112,10 @@ def from_bank(text: str) -> dt.datetime:
     if len(digits) < BANK_DIGITS:
         msg = f"{text[:40]!r} is no date and time"
         raise ValueError(msg)
-    year, month, day = int(digits[:4]), int(digits[4:6]), int(digits[6:8])
-    hour, minute, second = int(digits[8:10]), int(digits[10:12]), int(digits[12:14])
-    local = dt.datetime(year, month, day, hour, minute, second, tzinfo=SHANGHAI)
+    local = dt.datetime.fromisoformat(f"{digits[:8]}T{digits[8:BANK_DIGITS]}")
     try:
-        return local.astimezone(dt.UTC)
+        # Cheaper than a zone and `astimezone`; the pages of statements are read by this.
+        return local.replace(tzinfo=dt.UTC) - _AHEAD
     except OverflowError as error:
         msg = f"{text[:40]!r} is outside the calendar in UTC"
         raise ValueError(msg) from error

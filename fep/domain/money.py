@@ -11,6 +11,7 @@ FEN_MAX: Final = 10**15
 """Largest amount taken at any boundary: ten trillion yuan, far inside 64 bits."""
 
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,13}\.[0-9]{2}")
+_PLAIN: Final = re.compile(r"-?[0-9]{1,13}(?:\.[0-9]{1,2})?")
 _GROUPED: Final = r"[0-9]{1,3}(?:,[0-9]{3}){1,3}|[0-9](?:,[0-9]{3}){4}"
 _LOOSE: Final = re.compile(rf"-?(?:[0-9]{{1,13}}|{_GROUPED})(?:\.[0-9]{{1,2}})?")
 """A comma stands before three digits or the text is no amount: ``12,5`` must not become 125."""
@@ -35,12 +36,29 @@ class Cny:
         return cls(int(text.replace(".", "")))
 
     @classmethod
+    def parse_plain(cls, text: str) -> Self:
+        """Return the amount written in digits: ``12``, ``12.5`` or ``12.50``.
+
+        Raises:
+            ValueError: the text is not such a number.
+        """
+        if not _PLAIN.fullmatch(text):
+            msg = f"{text[:40]!r} is not an amount in yuan"
+            raise ValueError(msg)
+        if text[-3:-2] == ".":
+            return cls(int(text[:-3] + text[-2:]))
+        whole, _, decimals = text.partition(".")
+        return cls(int(whole + decimals.ljust(2, "0")))
+
+    @classmethod
     def parse_loose(cls, text: str) -> Self:
         """Return the amount as banks write it: ``12``, ``12.5``, ``12.50``, or ``1,234.50``.
 
         Raises:
             ValueError: the text is not such a number.
         """
+        if _PLAIN.fullmatch(text):
+            return cls.parse_plain(text)
         stripped = text.strip()
         if not _LOOSE.fullmatch(stripped):
             msg = f"{text[:40]!r} is not an amount in yuan"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bank_adapters.cib_fox import replies
 from bank_adapters.cib_fox.config import CARD
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
+from fep.adapters.meaning import payment_state
 from fep.domain.clock import SHANGHAI
 from fep.domain.money import Cny
 from fep.domain.order import (
@@ -259,7 +260,7 @@ def test_a_state_on_no_list_proves_nothing(code: str) -> None:
 @pytest.mark.parametrize("listed", ["unknown", "intermediate", "returned", "final_bad"])
 def test_of_two_meanings_the_more_careful_one_counts(listed: str) -> None:
     states = attrs.evolve(CARD.states, **{listed: frozenset({"PAYOUT"})})
-    assert replies.payment_state(states, "PAYOUT") is not PaymentState.SUCCEEDED
+    assert payment_state(states, "PAYOUT") is not PaymentState.SUCCEEDED
 
 
 def test_a_bank_that_has_no_such_payment_proves_nothing_by_that() -> None:

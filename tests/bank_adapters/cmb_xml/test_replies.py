@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from bank_adapters.cmb_xml.config import CARD
 from bank_adapters.cmb_xml.messages import Block, Message, encode
-from bank_adapters.cmb_xml.replies import payment_state
 from bank_adapters.cmb_xml.requests import function_of
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Unclear
 from fep.adapters.card import States
+from fep.adapters.meaning import payment_state
 from fep.domain.clock import BusinessDate
 from fep.domain.money import Cny
 from fep.domain.order import (
