@@ -37,7 +37,9 @@ from fep.domain.money import FEN_MAX, Cny
 from fep.domain.order import Kind, parse_body, result_value
 from fep.keys.slot import SlotSnapshot
 from fep.links.service import LinkSnapshot
+from fep.control.user_commands import AUDIT_LIMIT_MAX
 from fep.logs import FOLLOWERS_MAX
+from fep.users.passwords import PASSWORD_CHARS_MAX
 from fep.pooling.plan import Item, ItemState, Round, RoundState
 from fep.pooling.service import PLAN_SECONDS_MAX
 from fep.tasks import lane, store
@@ -316,6 +318,7 @@ INSIDE = {
     "BACKUP_REFUSED": "of fep backup and restore",
     "ARCHIVE_CONFLICT": "of fep archive",
     "NO_REPLAY": "of fep replay",
+    "NOT_VERIFIED": "on the console's page alone",
     "STORE_NOT_YET": "at the start only, and tried again",
 }
 """Codes of errors that no session is answered with, and why not."""
@@ -744,7 +747,11 @@ def test_an_event_of_a_task_has_the_members_that_are_shown() -> None:
 # -- limits ----------------------------------------------------------------------------------------
 
 LIMITED = (jsonrpc, commands, session, service, ids, order, lane)
-ELSEWHERE = {"FOLLOWERS_MAX": FOLLOWERS_MAX}
+ELSEWHERE = {
+    "FOLLOWERS_MAX": FOLLOWERS_MAX,
+    "AUDIT_LIMIT_MAX": AUDIT_LIMIT_MAX,
+    "PASSWORD_CHARS_MAX": PASSWORD_CHARS_MAX,
+}
 NOT_SHOWN = {
     "CLIENT_REF_CHARS",
     "PROBE_SECONDS_MAX",

@@ -9,9 +9,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from fep.daemon.verify import FINDINGS_MAX, Report, UnreadableStoreError, verify
-from fep.store import chain, files
+from fep.store import chain, files, schema
+from fep.store.dialect import Sqlite
 from tests.store.made import ENTERPRISE, EVERY, Made, make, opened, work_of
 from tests.store.test_schema import FIXTURES, made_by
 
@@ -307,5 +309,10 @@ def test_progress_is_told(path: Path) -> None:
 
 
 def test_the_first_releases_chain_holds(tmp_path: Path) -> None:
-    report = verify(made_by(FIXTURES[0], tmp_path / "fep.sqlite"))
+    path = made_by(FIXTURES[0], tmp_path / "fep.sqlite")
+    engine = Sqlite(sa.URL.create("sqlite", database=str(path))).engine(1)
+    with engine.connect() as connection:
+        schema.migrate(connection)
+    engine.dispose()
+    report = verify(path)
     assert report.checks["chain"].wrong == 0
