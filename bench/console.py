@@ -264,7 +264,7 @@ def _measured(scene: Scene, port: int, given: argparse.Namespace) -> dict[str, A
         print(f"{name:<12} p50 {middle:7.2f} ms  p99 {slow:7.2f} ms  first {cold:7.2f} ms")
     rates: list[tuple[float, float]] = []
     for place in range(given.rounds):
-        first = place * 2 * LINES_MAX
+        first, alone = place * 2 * LINES_MAX, 0.0
         with ExitStack() as stack:
             if place % 2:
                 alone = submits(scene, first)

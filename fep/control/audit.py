@@ -47,12 +47,15 @@ class Audit:
         asked = await self._store.write(
             partial(audit.ask, entry=entry, at=now, configuration=configuration)
         )
+        value, refused = None, None
         try:
             value = await act()
         except FepError as error:
-            await self._answer(entry, configuration, asked, f"{error.code}: {error}")
-            raise
-        await self._answer(entry, configuration, asked, "")
+            refused = error
+        why = "" if refused is None else f"{refused.code}: {refused}"
+        await self._answer(entry, configuration, asked, why)
+        if refused is not None:
+            raise refused
         return value
 
     async def _answer(self, entry: Entry, configuration: str, asked: int, refusal: str) -> None:

@@ -38,8 +38,9 @@ class Site:
 
     def page(self, user: str = "", *, language: str = "zh-CN", **more: Any) -> Page:
         """Return a page of a browser profile of its own, logged in."""
-        size = {"width": 1280, "height": 860}
-        context = self.browser.new_context(viewport=size, locale=language, **more)
+        context = self.browser.new_context(
+            viewport={"width": 1280, "height": 860}, locale=language, **more
+        )
         context.set_default_timeout(10_000)
         page = context.new_page()
         page.on("pageerror", lambda error: self.errors.append(f"{page.url}: {error}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -100,9 +101,7 @@ def test_flows_keep_all_money_and_stay_in_the_picture(found: list[Flow]) -> None
     for ribbon in picture.ribbons:
         assert re.fullmatch(r"[MCLZ\d., -]+", ribbon.path)
     bottoms = sorted((n.y, n.y + n.height) for n in picture.nodes if not n.is_left)
-    assert all(
-        low <= next_low for (_, low), (next_low, _) in zip(bottoms, bottoms[1:], strict=False)
-    )
+    assert all(low <= next_low for (_, low), (next_low, _) in itertools.pairwise(bottoms))
 
 
 @given(st.lists(st.floats(0, 1000), min_size=1))

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -193,7 +194,7 @@ async def test_sessions_live_on_over_a_restart(directory: Path, key: Path, logs:
 
 @pytest.mark.parametrize("limit", [{"idle_s": 1.0}, {"session_s": 1.0}])
 async def test_a_session_ends_by_itself(
-    directory: Path, key: Path, logs: Logs, limit: dict[str, float]
+    directory: Path, key: Path, logs: Logs, limit: dict[str, Any]
 ) -> None:
     async with consoling(directory, key, logs, **limit) as console:
         person = await console.person("vera")

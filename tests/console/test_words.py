@@ -51,18 +51,18 @@ def in_pages() -> set[str]:
             continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Constant) and node.value in words.CATALOGUE:
-                found.add(node.value)
+                found.add(str(node.value))
             if isinstance(node, ast.Call) and ast.unparse(node.func) in {"visit.t", "visit.done"}:
                 place = 1 if ast.unparse(node.func) == "visit.done" else 0
                 text = node.args[place]
                 if isinstance(text, ast.Constant):
-                    found.add(text.value)
+                    found.add(str(text.value))
     return found
 
 
 def told_by_the_probe() -> set[str]:
     tree = ast.parse(Path(probe.__file__).read_text("utf-8"))
-    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    texts = {str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     return {one for one in texts if one in words.CATALOGUE}
 
 

@@ -29,6 +29,7 @@ from fep.alarms.state import Alarm, AlarmKind, AlarmState, Severity
 from fep.control import commands, service, session
 from fep.control.commands import METHODS, Method, Role, Services
 from fep.control.config import ControlConfig
+from fep.control.user_commands import AUDIT_LIMIT_MAX
 from fep.domain import ids, order
 from fep.domain.clock import BusinessDate
 from fep.domain.errors import BodyError, FepError, KeySlotError
@@ -37,9 +38,7 @@ from fep.domain.money import FEN_MAX, Cny
 from fep.domain.order import Kind, parse_body, result_value
 from fep.keys.slot import SlotSnapshot
 from fep.links.service import LinkSnapshot
-from fep.control.user_commands import AUDIT_LIMIT_MAX
 from fep.logs import FOLLOWERS_MAX
-from fep.users.passwords import PASSWORD_CHARS_MAX
 from fep.pooling.plan import Item, ItemState, Round, RoundState
 from fep.pooling.service import PLAN_SECONDS_MAX
 from fep.tasks import lane, store
@@ -47,6 +46,7 @@ from fep.tasks.config import TasksConfig
 from fep.tasks.service import CHAIN_FIRST_MAX, CHAIN_LAST_MAX, EVIDENCE_CHARS_MIN
 from fep.tasks.state import FINAL, TRANSITIONS, Event, State
 from fep.tasks.task import Refused
+from fep.users.passwords import PASSWORD_CHARS_MAX
 from fep.wire import jsonrpc
 from tests.control.transcript import SCRIPTS
 

@@ -6,6 +6,7 @@ import datetime as dt
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,9 +211,10 @@ async def test_of_too_many_sessions_the_oldest_go(desk: Desk) -> None:
     await desk.users.add("wang", "operator", GOOD)
     for place in range(store.SESSIONS_OF_ONE_MAX + 3):
         desk.wall.pass_(1)
-        at = desk.wall.at
         await desk.store.write(
-            lambda c, place=place, at=at: store.open_session(c, f"d{place}", "wang", "here", at)
+            partial(
+                store.open_session, digest=f"d{place}", name="wang", origin="here", at=desk.wall.at
+            )
         )
     with closing(sqlite3.connect(desk.path)) as db:
         left = {row[0] for row in db.execute("select digest from console_session")}
