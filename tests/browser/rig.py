@@ -35,23 +35,35 @@ class Site:
     browser: Browser
     errors: list[str] = attrs.Factory(list)
     """What any page said is wrong; a refused style or script is said here too."""
+    _known: dict[str, Any] = attrs.Factory(dict)
+    """The cookies of those who have logged in: a password takes its time."""
 
     def page(self, user: str = "", *, language: str = "zh-CN", **more: Any) -> Page:
         """Return a page of a browser profile of its own, logged in."""
         context = self.browser.new_context(
-            viewport={"width": 1280, "height": 860}, locale=language, **more
+            viewport={"width": 1280, "height": 860},
+            locale=language,
+            storage_state=self._known.get(user),
+            **more,
         )
         context.set_default_timeout(10_000)
         page = context.new_page()
         page.on("pageerror", lambda error: self.errors.append(f"{page.url}: {error}"))
         page.on("console", lambda message: self._note(page, message))
-        if user:
+        if user in self._known:
+            page.goto(self.url)
+        elif user:
             page.goto(f"{self.url}/login")
             page.fill("[name=user]", user)
             page.fill("[name=password]", PASSWORD)
             page.press("[name=password]", "Enter")
             page.wait_for_url(f"{self.url}/")
+            self._known[user] = context.storage_state()
         return page
+
+    def forget(self, user: str) -> None:
+        """Let this user log in anew the next time."""
+        self._known.pop(user, None)
 
     def _note(self, page: Page, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"}:
@@ -81,9 +93,12 @@ def site(directory: Path) -> Iterator[Site]:
         table["bank"][1]["card"]["inquiry"] |= {"cool_down_s": 3600.0, "interval_max_s": 3600.0}
         scene.config.write_text(tomli_w.dumps(table), "utf-8")
         scene.start_daemon()
-        for name, role in PEOPLE.items():
-            fepctl(scene, "user", "add", name, role, given=f"{PASSWORD}\n")
+        (first, role), *others = PEOPLE.items()
+        fepctl(scene, "user", "add", first, role, given=f"{PASSWORD}\n")
         with scene.operator() as operator:
+            for name, role in others:
+                user = {"name": name, "role": role, "password": PASSWORD}
+                operator.call("user.add", user)
             scene.wait_ready(operator)
             _work(scene, operator)
         with (
