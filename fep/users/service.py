@@ -160,8 +160,8 @@ class Users:
         """Change one's own password.
 
         Raises:
-            UserRefusedError: NOT_PERMITTED, the old one is wrong; NOT_FOUND; BAD_STATE, the new one
-                is not usable.
+            UserRefusedError: NOT_FOUND; BAD_STATE, the old one is wrong, or the new one is not
+                usable.
         """
         await self._prove(name, old)
         await self.set_password(name, new, keep=keep)
@@ -170,7 +170,7 @@ class Users:
         """Ask for one-time codes at one's log-in from now on; not any more for an empty secret.
 
         Raises:
-            UserRefusedError: NOT_PERMITTED, the password or the code is wrong; NOT_FOUND.
+            UserRefusedError: NOT_FOUND; BAD_STATE, the password or the code is wrong.
         """
         user = await self._prove(name, password)
         step = 0
@@ -179,7 +179,7 @@ class Users:
             if passwords.is_totp_secret(secret):
                 step = passwords.totp_step(secret, code, now)
             if not step:
-                raise UserRefusedError("NOT_PERMITTED", "the one-time code is not right")
+                raise UserRefusedError("BAD_STATE", "the one-time code is not right")
         values = {"totp": secret, "totp_step": step}
         if not await self._store.write(
             partial(store.change, name=user.name, values=values, at=self._clock.now())
@@ -192,7 +192,7 @@ class Users:
         user: store.User | None = await self._store.read(partial(store.user, name=name))
         right = await self._matches(user, password)
         if user is None or not right:
-            raise UserRefusedError("NOT_PERMITTED", "the present password is not right")
+            raise UserRefusedError("BAD_STATE", "the present password is not right")
         return user
 
     # -- sessions -----------------------------------------------------------------------------

@@ -159,9 +159,9 @@ async def test_one_time_codes_are_asked_for_and_count_once(desk: Desk) -> None:
     secret = passwords.new_totp_secret()
     code = pyotp.TOTP(secret)
     wrong = desk.users.own_totp("wang", GOOD, secret, "000000")
-    assert await desk.refusal(wrong) == "NOT_PERMITTED"
+    assert await desk.refusal(wrong) == "BAD_STATE"
     other = desk.users.own_totp("wang", GOOD + "x", secret, code.at(desk.wall.at))
-    assert await desk.refusal(other) == "NOT_PERMITTED"
+    assert await desk.refusal(other) == "BAD_STATE"
     await desk.users.own_totp("wang", GOOD, secret, code.at(desk.wall.at))
     for given_code in ("", "000000", code.at(desk.wall.at)):
         assert await desk.users.log_in("wang", GOOD, given_code, "here") is None
@@ -198,7 +198,7 @@ async def test_what_changes_a_user_ends_its_sessions_but_ones_own(desk: Desk) ->
     await desk.users.own_password("wang", GOOD, GOOD + "2", keep=digest_of(first))
     assert await desk.users.person(first) is not None
     assert await desk.users.person(second) is None
-    assert await desk.refusal(desk.users.own_password("wang", GOOD, GOOD)) == "NOT_PERMITTED"
+    assert await desk.refusal(desk.users.own_password("wang", GOOD, GOOD)) == "BAD_STATE"
     assert await desk.refusal(desk.users.change("nobody", disabled=True)) == "NOT_FOUND"
     await desk.users.change("wang", disabled=True)
     assert await desk.users.person(first) is None
