@@ -14,7 +14,7 @@ DRIVER := .build/driver.stamp
 ASYNC_OFF := ASYNC9,ASYNC109,ASYNC110,ASYNC114,ASYNC119,ASYNC121,ASYNC124,ASYNC128
 
 .PHONY: help setup demo test test-parts test-whole check format lint types layers lock clean bench-link bench-submit \
-	bench-queue bench-adapters bench-recovery bench-soak simulate crash
+	bench-queue bench-adapters bench-recovery bench-soak bench-console simulate crash
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ demo: setup ## the main job on this machine: keys, banks, tasks, one pooling rou
 	@$(BIN)/fep demo
 
 # Real processes, and the simulation: they measure no coverage, so that nothing is traced in them.
-WHOLE := tests/system tests/crash tests/simulation tests/bench
+WHOLE := tests/system tests/crash tests/simulation tests/bench tests/browser
 
 test: setup ## every test, in two halves at once; branch coverage of the first
 	@$(BIN)/coverage erase
@@ -78,6 +78,9 @@ bench-recovery: setup ## a million waiting tasks: memory, restart, submits
 
 bench-soak: setup ## memory and files of the daemon over minutes of full cycles
 	@$(BIN)/python -m bench.soak $(BENCH)
+
+bench-console: setup ## the console's pages, and what live viewers cost the queue
+	@$(BIN)/python -m bench.console $(BENCH)
 
 lock: setup ## remake the hashed requirement files from pyproject.toml
 	requirements/lock.sh

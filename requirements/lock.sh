@@ -9,7 +9,7 @@ compile() {
     .venv/bin/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header \
         --python-version 3.11 "$@" >/dev/null
 }
-compile pyproject.toml --group build --group test --group dev --output-file requirements/all.txt
+compile pyproject.toml --group build --group test --group browser --group dev --output-file requirements/all.txt
 compile --group pyproject.toml:build --constraint requirements/all.txt \
     --output-file requirements/build.txt
 compile pyproject.toml --constraint requirements/all.txt --output-file requirements/base.txt

@@ -260,6 +260,7 @@ def _read_keys(directory: Path) -> set[tuple[str, str]]:
         "url": "postgresql+psycopg://fep@127.0.0.1/fep",
         "password": {"file": "password"},
     }
+    shared["console"] = {"tls": {"certificate": "c", "key": "k"}}
     found |= _known_keys(shared, directory)
     files = tomllib.loads(text)
     files["bank"][0]["folder"] = {"out": "out", "in": "in", "archive": "archive"}

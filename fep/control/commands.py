@@ -8,15 +8,19 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 import attrs
 import msgspec
 
 from fep.alarms.service import Alarms
+from fep.control import probe
+from fep.control import user_commands as people
+from fep.control.audit import Audit
 from fep.domain.clock import Clock, to_text
 from fep.domain.errors import FepError
-from fep.domain.ids import BankName, ClientName, SlotName, TaskId
+from fep.domain.ids import TASK_ID_CHARS_MAX, BankName, ClientName, SlotName, TaskId
 from fep.domain.order import Kind
 from fep.keys.piv import PIN_CHARS_MAX, PIN_CHARS_MIN
 from fep.keys.service import KeyRing
@@ -25,9 +29,11 @@ from fep.logs import Followers
 from fep.machines.service import Machines
 from fep.machines.state import POOLING, Machine, bank_place
 from fep.pooling.service import PoolService
+from fep.store.audit import Doer
 from fep.tasks.service import TaskService
 from fep.tasks.state import FINAL, State
 from fep.tasks.task import PRIORITY_DEFAULT, PRIORITY_MAX, PRIORITY_MIN
+from fep.users.service import Users
 
 PROTOCOL_VERSION: Final = 1
 EXPIRES_SECONDS_MAX: Final = 30 * 86_400.0
@@ -67,6 +73,8 @@ class Caller:
     name: ClientName
     role: Role
     session: str
+    origin: str = ""
+    """From where, for the record."""
 
     @property
     def owner(self) -> ClientName | None:
@@ -83,6 +91,8 @@ class Services:
     links: Mapping[BankName, BankLink]
     alarms: Alarms
     pools: PoolService
+    users: Users
+    audit: Audit
     followers: Followers
     clock: Clock
     started_at: dt.datetime
@@ -95,6 +105,10 @@ class Services:
     """Says why no session opens at this moment; None: they open."""
     machines: Machines | None = None
     """None: this machine shares its store with no other."""
+    machine_name: str = "fep"
+    """This front-end machine's number, for people."""
+    console: list[str] = attrs.Factory(list)
+    """Where the console listens."""
 
 
 class NoParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -144,6 +158,8 @@ class ListParams(msgspec.Struct, forbid_unknown_fields=True):
 
     state: State | None = None
     bank: str | None = None
+    kind: Kind | None = None
+    find: Annotated[str, msgspec.Meta(max_length=TASK_ID_CHARS_MAX)] = ""
     limit: Annotated[int, msgspec.Meta(ge=1, le=LIST_LIMIT_MAX)] = LIST_LIMIT_DEFAULT
     cursor: Annotated[str, msgspec.Meta(pattern="^[0-9]{1,18}\\Z")] | None = None
 
@@ -277,9 +293,21 @@ def _holder(machines: Machines, place: str, what: str) -> Machine | None:
 async def perform(services: Services, caller: Caller, method: str, params: msgspec.Struct) -> Any:  # noqa: ANN401
     """Do what is asked, or have the machine do it that must; return its value.
 
+    What a person changes is recorded: that it was asked for, before it is done, and how it ended.
+
     Raises:
         FepError: it was refused.
     """
+    row = METHODS[method]
+    if not row.acts or caller.role not in PEOPLE:
+        return await _do(services, caller, method, params)
+    about = msgspec.to_builtins(params)
+    doer = Doer(caller.name, caller.role.value, caller.origin)
+    act = partial(_do, services, caller, method, params)
+    return await services.audit.recorded(doer, method, about, act)
+
+
+async def _do(services: Services, caller: Caller, method: str, params: msgspec.Struct) -> Any:  # noqa: ANN401
     row = METHODS[method]
     assert row.handle is not None
     if services.machines is not None and row.where is not None:
@@ -311,6 +339,8 @@ async def _task_list(services: Services, caller: Caller, params: ListParams) -> 
         caller.owner,
         state=params.state,
         bank=params.bank,
+        kind=params.kind,
+        find=params.find,
         limit=params.limit,
         before=None if params.cursor is None else int(params.cursor),
     )
@@ -402,6 +432,14 @@ async def _link_list(services: Services, _caller: Caller, _params: NoParams) -> 
 async def _link_drain(services: Services, _caller: Caller, params: BankParams) -> Any:  # noqa: ANN401
     await services.tasks.set_drained(BankName(params.bank), value=True)
     return {"bank": params.bank, "drained": True}
+
+
+async def _link_test(services: Services, _caller: Caller, params: BankParams) -> Any:  # noqa: ANN401
+    link = services.links.get(BankName(params.bank))
+    if link is None:
+        names = ", ".join(sorted(services.links))
+        raise ProtocolRefusal("UNKNOWN_BANK", f"no link to {params.bank!r}; there are: {names}")
+    return await probe.tried(link)
 
 
 async def _link_resume(services: Services, _caller: Caller, params: BankParams) -> Any:  # noqa: ANN401
@@ -498,6 +536,9 @@ METHODS: Final[dict[str, Method]] = {
     "link.list": Method(NoParams, ALL, "bank connections and their states", _link_list),
     "link.drain": Method(BankParams, ACTING, "send nothing more to a bank", _link_drain, acts=True),
     "link.resume": Method(BankParams, ACTING, "send to a bank again", _link_resume, acts=True),
+    "link.test": Method(
+        BankParams, ACTING, "try whether a bank can be reached", _link_test, acts=True
+    ),
     "restore.show": Method(
         NoParams, PEOPLE, "payments that are held after a restore", _restore_show
     ),
@@ -525,7 +566,43 @@ METHODS: Final[dict[str, Method]] = {
     "pool.round": Method(
         RoundParams, PEOPLE, "one round and its accounts", _pool_round, where=_at_pooling
     ),
+    "user.list": Method(NoParams, ADMINS, "who may use the console", people.user_list),
+    "user.add": Method(
+        people.UserAddParams, ADMINS, "make a user of the console", people.user_add, acts=True
+    ),
+    "user.passwd": Method(
+        people.UserPasswordParams, ADMINS, "give a user a password", people.user_passwd, acts=True
+    ),
+    "user.change": Method(
+        people.UserChangeParams, ADMINS, "change what a user may do", people.user_change, acts=True
+    ),
+    "user.log_out": Method(
+        people.UserParams, ADMINS, "end a user's sessions", people.user_log_out, acts=True
+    ),
+    "user.own_password": Method(
+        people.OwnPasswordParams,
+        PEOPLE,
+        "change one's own password",
+        people.user_own_password,
+        acts=True,
+    ),
+    "user.own_totp": Method(
+        people.OwnTotpParams,
+        PEOPLE,
+        "begin or end one's own one-time codes",
+        people.user_own_totp,
+        acts=True,
+    ),
+    "audit.list": Method(
+        people.AuditParams, PEOPLE, "what people did, newest first", people.audit_list
+    ),
 }
+
+
+def not_permitted(role: Role, method: str) -> str:
+    """Return why a role may not call a method."""
+    needed = ", ".join(sorted(METHODS[method].roles))
+    return f"{method} needs one of the roles {needed}; this session is {role.value}"
 
 
 def plain(snapshot: Any) -> dict[str, Any]:  # noqa: ANN401 - any attrs class

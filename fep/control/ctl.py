@@ -116,14 +116,18 @@ def _slots(desk: Desk) -> int:
 
 def _unlock(desk: Desk) -> int:
     slot = desk.given.slot
+    pin = _secret(f"PIN of {slot}: ")
+    value = desk.call("slot.unlock", slot=slot, pin=pin)
+    return desk.answer(value, lambda one: show.slots({"slots": [one]}))
+
+
+def _secret(prompt: str) -> str:
+    """Return what is typed unseen, or the first line of standard input."""
     if sys.stdin.isatty():
         import getpass  # noqa: PLC0415
 
-        pin = getpass.getpass(f"PIN of {slot}: ")
-    else:
-        pin = sys.stdin.readline().rstrip("\r\n")
-    value = desk.call("slot.unlock", slot=slot, pin=pin)
-    return desk.answer(value, lambda one: show.slots({"slots": [one]}))
+        return getpass.getpass(prompt)
+    return sys.stdin.readline().rstrip("\r\n")
 
 
 def _links(desk: Desk) -> int:
@@ -157,6 +161,68 @@ def _alarms(desk: Desk) -> int:
 def _ack(desk: Desk) -> int:
     value = desk.call("alarm.acknowledge", alarm_id=desk.given.alarm_id)
     return desk.answer(value, lambda one: show.alarms({"alarms": [one]}))
+
+
+def _user_list(desk: Desk) -> int:
+    return desk.answer(desk.call("user.list"), show.users)
+
+
+def _new_password(name: str) -> str:
+    """Return a password; a person gives it twice.
+
+    Raises:
+        NotDoneError: the two are not the same.
+    """
+    password = _secret(f"new password of {name}: ")
+    if sys.stdin.isatty() and _secret("the same again: ") != password:
+        raise NotDoneError("the two passwords are not the same")
+    return password
+
+
+def _user_add(desk: Desk) -> int:
+    name, role = desk.given.name, desk.given.role
+    value = desk.call("user.add", name=name, role=role, password=_new_password(name))
+    return desk.say(value, f"{name} can log in at the console as {role} 已新建用户")
+
+
+def _user_passwd(desk: Desk) -> int:
+    name = desk.given.name
+    value = desk.call("user.passwd", name=name, password=_new_password(name))
+    return desk.say(value, f"{name} has another password, and is logged out 已更改密码")
+
+
+def _user_role(desk: Desk) -> int:
+    name, role = desk.given.name, desk.given.role
+    value = desk.call("user.change", name=name, role=role)
+    return desk.say(value, f"{name} is {role}, and is logged out 已更改角色")
+
+
+def _user_disable(desk: Desk) -> int:
+    name = desk.given.name
+    value = desk.call("user.change", name=name, disabled=True)
+    return desk.say(value, f"{name} is disabled, and is logged out 已停用")
+
+
+def _user_enable(desk: Desk) -> int:
+    name = desk.given.name
+    value = desk.call("user.change", name=name, disabled=False)
+    return desk.say(value, f"{name} can log in again 已启用")
+
+
+def _user_drop_totp(desk: Desk) -> int:
+    name = desk.given.name
+    value = desk.call("user.change", name=name, drop_totp=True)
+    return desk.say(value, f"{name} is not asked for one-time codes any more 已取消动态口令")
+
+
+def _user_log_out(desk: Desk) -> int:
+    value = desk.call("user.log_out", name=desk.given.name)
+    return desk.say(value, f"{value['name']}: {value['sessions']} sessions ended 已强制退出")
+
+
+def _audit(desk: Desk) -> int:
+    limit = desk.given.limit or LIST_LIMIT_DEFAULT
+    return desk.answer(desk.call("audit.list", who=desk.given.who, limit=limit), show.acts)
 
 
 def _config_show(desk: Desk) -> int:
@@ -372,6 +438,8 @@ def _json_object(text: str) -> Value:
 _TASK: Final = _arg("task_id", metavar="ID", help="the task's id")
 _POOL: Final = _arg("pool", metavar="POOL", help="the pool's name")
 _BANK: Final = _arg("bank", metavar="BANK", help="the bank's name")
+_USER: Final = _arg("name", metavar="NAME", help="the user's name")
+_ROLE: Final = _arg("role", choices=["viewer", "operator", "admin"], help="what the user may do")
 _JSON_HELP: Final = "a JSON object, or - to read it from standard input"
 
 
@@ -472,6 +540,28 @@ COMMANDS: Final[dict[str, Command]] = {
         "one round and its accounts",
         [_arg("round_id", metavar="ROUND_ID", help="the round's id")],
     ),
+    "user list": Command(_user_list, "who may use the console 用户"),
+    "user add": Command(
+        _user_add,
+        "make a user of the console; the password is asked for, or read from standard input 新建",
+        [_USER, _ROLE],
+    ),
+    "user passwd": Command(
+        _user_passwd, "give a user a new password, asked for or from standard input", [_USER]
+    ),
+    "user role": Command(_user_role, "let a user do more or less", [_USER, _ROLE]),
+    "user disable": Command(_user_disable, "let a user log in no more 停用", [_USER]),
+    "user enable": Command(_user_enable, "let a user log in again 启用", [_USER]),
+    "user drop-totp": Command(_user_drop_totp, "ask a user for no one-time codes", [_USER]),
+    "user log-out": Command(_user_log_out, "end a user's sessions 强制退出", [_USER]),
+    "audit": Command(
+        _audit,
+        "what people did, newest first 审计",
+        [
+            _arg("who", nargs="?", default="", metavar="NAME", help="only this one's acts"),
+            _arg("--limit", type=_limit, metavar="NUMBER", help="at most 500"),
+        ],
+    ),
     "config show": Command(_config_show, "the configuration in force"),
     "config check": Command(_config_check, "faults of the file on disk; exit 1 if there are any"),
     "config apply": Command(_config_apply, "take the file on disk into force"),
@@ -492,7 +582,11 @@ COMMANDS: Final[dict[str, Command]] = {
     ),
 }
 
-GROUPS: Final = {"pool": "fund pooling 资金归集", "config": "the configuration 配置"}
+GROUPS: Final = {
+    "pool": "fund pooling 资金归集",
+    "user": "the console's users 控制台用户",
+    "config": "the configuration 配置",
+}
 
 GLOBALS: Final[dict[str, Argument]] = {
     "address": _arg(

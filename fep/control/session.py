@@ -32,6 +32,7 @@ from fep.control.commands import (
     Role,
     Services,
     SubmitParams,
+    not_permitted,
     perform,
 )
 from fep.control.poller import Poller
@@ -352,7 +353,7 @@ class Session:
         if self._services.closed is not None:
             # Said to who may know it, and before anything is taken.
             raise ProtocolRefusal("STORE_AWAY", self._services.closed())
-        return Caller(name, role, new_session_id())
+        return Caller(name, role, new_session_id(), peer.origin)
 
     def _welcome(self) -> dict[str, Any]:
         assert self._caller is not None
@@ -627,9 +628,7 @@ class Session:
 
     def _not_permitted(self, id_: Id, method: str) -> bytes:
         assert self._caller is not None
-        needed = ", ".join(sorted(METHODS[method].roles))
-        msg = f"{method} needs one of the roles {needed}; this session is {self._caller.role.value}"
-        return jsonrpc.refusal(id_, "NOT_PERMITTED", msg)
+        return jsonrpc.refusal(id_, "NOT_PERMITTED", not_permitted(self._caller.role, method))
 
     # -- events -------------------------------------------------------------------------------
 

@@ -296,6 +296,42 @@ def alarms(value: Value) -> None:
     _list(ALARMS, rows, "no alarms 没有告警")
 
 
+USERS: Final = (
+    Column("user, 用户", "name"),
+    _state("role, 角色", "role"),
+    Column("disabled, 停用", "disabled"),
+    Column("one-time codes, 动态口令", "totp"),
+    _number("sessions, 会话", "sessions"),
+    _time("since, 起", "created_at"),
+)
+
+
+def users(value: Value) -> None:
+    """Print the console's users."""
+    _list(USERS, value["users"], "no users 没有用户")
+
+
+ACTS: Final = (
+    Column("time, 时间", "at", moment, whole=True),
+    Column("who, 用户", "name"),
+    Column("role, 角色", "role", wide=True),
+    Column("from, 来源", "origin", wide=True),
+    Column("what, 操作", "what", whole=True),
+    Column("about, 内容", "told"),
+    _state("outcome, 结果", "outcome"),
+    Column("why not, 原因", "refusal"),
+)
+
+
+def acts(value: Value) -> None:
+    """Print what people did."""
+    rows = [
+        one | {"told": " ".join(f"{name}={told}" for name, told in one["about"].items())}
+        for one in value["acts"]
+    ]
+    _list(ACTS, rows, "nobody did anything yet 没有操作记录")
+
+
 # -- tasks ------------------------------------------------------------------------------------
 
 TASKS: Final = (

@@ -11,6 +11,7 @@ import fcntl
 import math
 import os
 import random
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -19,12 +20,14 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import attrs
+import orjson
 import structlog
 import trio
 
 from fep.adapters.card import Protocol
 from fep.alarms.service import Alarms
 from fep.alarms.state import AlarmKind
+from fep.control.audit import Audit
 from fep.control.commands import ProtocolRefusal, Services, answer
 from fep.control.config import ControlConfig
 from fep.control.service import Guard, run_control
@@ -35,7 +38,7 @@ from fep.daemon.store_section import database_of
 from fep.daemon.supervisor import guarded, supervise
 from fep.domain.account import Account
 from fep.domain.clock import Clock
-from fep.domain.errors import ConfigError
+from fep.domain.errors import ConfigError, FepError
 from fep.domain.ids import AccountNumber, BankName, Sequence
 from fep.keys.service import KeyRing, Slot, run_monitor, run_slot
 from fep.links.folder import FolderLink
@@ -52,6 +55,7 @@ from fep.store.database import Store
 from fep.store.files import LOCK_FILE, RESTORING_FILE, STORE_FILE
 from fep.tasks.lane import Lane, LaneParts
 from fep.tasks.service import TaskService
+from fep.users.service import Users
 
 log = structlog.get_logger()
 
@@ -68,6 +72,15 @@ _LINKS: Final[Mapping[Protocol, Callable[..., BankLink]]] = {
     Protocol.HTTP: LinkPool,
     Protocol.FOLDER: FolderLink,
 }
+
+VERIFY_SECONDS_MAX: Final = 1800.0
+VERIFY_CHARS_MAX: Final = 500
+
+
+class NotVerifiedError(FepError):
+    """The look at the store did not come to its end."""
+
+    code = "NOT_VERIFIED"
 
 
 @attrs.define
@@ -261,6 +274,8 @@ class Daemon:
             links=self.links,
             alarms=self.alarms,
             pools=self.pools,
+            users=Users(self._store, clock, self._digest, config.console.sessions),
+            audit=Audit(self._store, clock, self._digest),
             followers=self._followers,
             clock=clock,
             started_at=clock.now(),
@@ -269,11 +284,40 @@ class Daemon:
             check_config=self._check_config,
             apply_config=self.apply,
             machines=self.machines,
+            machine_name=config.enterprise.fep_number,
         )
         if self.machines is not None:
             self.machines.answer(partial(answer, self.services))
 
+    async def _verify_store(self) -> dict[str, Any]:
+        """Look at the whole store in a process of its own, which takes nothing from the banks.
+
+        Raises:
+            NotVerifiedError: there is no answer.
+        """
+        command = [sys.executable, "-m", "fep.daemon.main", "verify-store", "--json"]
+        command += ["--config", str(self.config.path)]
+        with trio.move_on_after(VERIFY_SECONDS_MAX):
+            ended = await trio.run_process(
+                ["nice", "-n", "10", *command],
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+            )
+            try:
+                report: dict[str, Any] = orjson.loads(ended.stdout)
+            except orjson.JSONDecodeError as error:
+                told = ended.stderr.decode("utf-8", "replace").strip()[-VERIFY_CHARS_MAX:]
+                raise NotVerifiedError(told or f"exit status {ended.returncode}") from error
+            return report
+        msg = f"not done within {VERIFY_SECONDS_MAX:g} s; run fep verify-store"
+        raise NotVerifiedError(msg)
+
+    def _digest(self) -> str:
+        return self.tasks.configuration
+
     async def _live(self, task_status: trio.TaskStatus[list[str]]) -> None:
+        config = self.config
         await self.alarms.load()
         self.alarms.clear(AlarmKind.STORE_DOWN, "store")
         for bank in self.config.banks:
@@ -301,6 +345,14 @@ class Daemon:
                     self._outside.faces, self.config.control, self.services, guarded
                 )
                 faces.start_soon(notify.watchdog, self._healthy, self.status_line)
+                if config.console.listen is not None:
+                    # What it needs takes a tenth of a second to load, and most daemons have none.
+                    from fep.console.service import run_console  # noqa: PLC0415
+
+                    console = partial(
+                        run_console, config.console, self.services, guarded, self._verify_store
+                    )
+                    await faces.start(self._supervised, "console", console)
                 log.info(
                     "daemon.started",
                     version=self.services.version,
@@ -510,6 +562,7 @@ class Daemon:
             for part, same in (
                 ("slot", old.slots == new.slots),
                 ("control", old.control == new.control),
+                ("console", old.console == new.console),
                 ("enterprise", old.enterprise == new.enterprise),
                 ("state_dir", old.state_dir == new.state_dir),
                 ("store", old.store == new.store),

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, cast
 
 import attrs
 
+from fep.console.config import ConsoleConfig, ConsoleTls
 from fep.control.config import (
     ClientConfig,
     ControlConfig,
@@ -57,6 +58,7 @@ from fep.keys.config import (
 from fep.logs import is_secret
 from fep.pooling.config import PoolConfig
 from fep.tasks.config import TasksConfig
+from fep.users.config import IDLE_SECONDS_DEFAULT, SESSION_SECONDS_DEFAULT, SessionLimits
 
 __all__ = [
     "BankConfig",
@@ -74,6 +76,7 @@ FILE_BYTES_MAX: Final = 4 * 1024 * 1024
 ENTERPRISE_CHARS_MAX: Final = 64
 INTEGER_DIGITS_MAX: Final = sys.int_info.default_max_str_digits
 PORT_MAX: Final = 65_535
+CONSOLE_PORT: Final = 8200
 UID_MAX: Final = 2**32 - 2
 ROLES: Final = ("finance", "viewer", "operator", "admin")
 IN_WORDS: Final = "allow_software_keys_in_production"
@@ -103,6 +106,7 @@ class Config:
     log_level: str
     enterprise: Enterprise
     control: ControlConfig
+    console: ConsoleConfig
     tasks: TasksConfig
     slots: tuple[SlotConfig, ...]
     banks: tuple[BankConfig, ...]
@@ -160,6 +164,9 @@ def secret_faults(config: Config) -> list[str]:
     tls = [one.tls for one in config.control.tcp if one.tls is not None]
     secrets += [one.key for one in tls]
     public = [file for one in tls for file in (one.certificate, one.client_ca)]
+    if config.console.tls is not None:
+        secrets.append(config.console.tls.key)
+        public.append(config.console.tls.certificate)
     modules = [slot.module for slot in config.slots if slot.module is not None]
     public += modules
     faults = [_file_fault(file, secret=True) for file in dict.fromkeys(secrets)]
@@ -259,6 +266,7 @@ def _config(reader: Reader, raw: dict[str, Any], path: Path, digest: str) -> Con
     log_level = top.choice("log_level", ("debug", "info", "warning", "error"), "info")
     enterprise = _enterprise(top)
     control = _control(top)
+    console = _console(top, control)
     tasks = _tasks(top)
     slots, slot_names = _slots(top, strict=strict)
     shared = "store" in raw
@@ -276,6 +284,7 @@ def _config(reader: Reader, raw: dict[str, Any], path: Path, digest: str) -> Con
         log_level=log_level,
         enterprise=enterprise,
         control=control,
+        console=console,
         tasks=tasks,
         slots=slots,
         banks=banks,
@@ -391,6 +400,29 @@ def _listener(table: Table) -> TcpListener | None:
         table.fault("listen", "needs token_file, or tls = { certificate, key, client_ca }")
     table.close()
     return None if where is None else TcpListener(where[0], where[1], files, token_file)
+
+
+def _console(top: Table, control: ControlConfig) -> ConsoleConfig:
+    table = top.table("console")
+    if table is None:
+        return ConsoleConfig()
+    where = table.parsed("listen", _host_port, ("127.0.0.1", CONSOLE_PORT))
+    tls = table.table("tls")
+    files = None
+    if tls is not None:
+        files = ConsoleTls(tls.path_of("certificate"), tls.path_of("key"))
+        tls.close()
+    limits = SessionLimits(
+        table.number("idle_s", IDLE_SECONDS_DEFAULT, 1.0, 86_400.0),
+        table.number("session_s", SESSION_SECONDS_DEFAULT, 1.0, 7 * 86_400.0),
+    )
+    if where is not None and files is None and not _is_loopback(where[0]):
+        msg = "is not loopback: plain HTTP is refused there; give it tls = { certificate, key }"
+        table.fault("listen", msg)
+    if where is not None and where[1] and where in [(one.host, one.port) for one in control.tcp]:
+        table.fault("listen", "a [[control.tcp]] listens there")
+    table.close()
+    return ConsoleConfig(where, files, limits)
 
 
 def _host_port(text: str) -> tuple[str, int]:

@@ -34,12 +34,12 @@ from fep.daemon.invariants import (
     task_faults,
 )
 from fep.domain.errors import FepError
-from fep.store import chain, files, schema
+from fep.store import audit, chain, files, schema
 
 if TYPE_CHECKING:
     from fep.store.postgres import Postgres
 
-STORE_EVENTS: Final = frozenset({chain.ARCHIVED, chain.RELEASED})
+STORE_EVENTS: Final = frozenset({chain.ARCHIVED, chain.RELEASED, audit.ACT})
 FINDINGS_MAX: Final = 50
 """Of one check; what comes after them is counted."""
 SQLITE_FAULTS_MAX: Final = 20

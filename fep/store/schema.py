@@ -122,7 +122,8 @@ task_event: Final = sa.Table(
 )
 """The causal chain of each task: what happened, why, under which configuration, which bytes.
 
-``task_seq`` 0 is the store itself: what was archived, and who released it after a restore."""
+``task_seq`` 0 is the store itself: what was archived, who released it after a restore, and what
+people did (``fep/store/audit.py``)."""
 
 event_link: Final = sa.Table(
     "event_link",
@@ -245,6 +246,33 @@ restored: Final = sa.Table(
 
 While a row is not released, no payment leaves."""
 
+console_user: Final = sa.Table(
+    "console_user",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("password", sa.Text, nullable=False),
+    sa.Column("totp", sa.Text, nullable=False, server_default=""),
+    sa.Column("totp_step", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("disabled", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("changed_at", sa.Text, nullable=False),
+)
+"""Who may use the console. ``password`` is an argon2id hash; ``totp`` the shared secret of one-time
+codes, empty where there is none, and ``totp_step`` the last one used, which never counts again."""
+
+console_session: Final = sa.Table(
+    "console_session",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("seen_at", sa.Text, nullable=False),
+    sa.Column("origin", sa.Text, nullable=False),
+    sa.Index("console_session_name", "name"),
+)
+"""Who is logged in. ``digest`` is of the browser's cookie: who reads the store can't use it."""
+
 shared: Final = sa.MetaData()
 """What only a store of several machines has."""
 
@@ -299,7 +327,21 @@ def _add_payment_rows(connection: sa.Connection) -> None:
     connection.exec_driver_sql("CREATE INDEX payment_row_payer ON payment_row (payer, sent_at)")
 
 
-STEPS: Final[tuple[Step, ...]] = (_add_payment_rows,)
+def _add_console(connection: sa.Connection) -> None:
+    connection.exec_driver_sql(
+        "CREATE TABLE console_user (name TEXT NOT NULL PRIMARY KEY, role TEXT NOT NULL,"
+        " password TEXT NOT NULL, totp TEXT DEFAULT '' NOT NULL,"
+        " totp_step BIGINT DEFAULT '0' NOT NULL, disabled INTEGER DEFAULT '0' NOT NULL,"
+        " created_at TEXT NOT NULL, changed_at TEXT NOT NULL)"
+    )
+    connection.exec_driver_sql(
+        "CREATE TABLE console_session (digest TEXT NOT NULL PRIMARY KEY, name TEXT NOT NULL,"
+        " created_at TEXT NOT NULL, seen_at TEXT NOT NULL, origin TEXT NOT NULL)"
+    )
+    connection.exec_driver_sql("CREATE INDEX console_session_name ON console_session (name)")
+
+
+STEPS: Final[tuple[Step, ...]] = (_add_payment_rows, _add_console)
 """The first brings a file of version 1 to version 2, and so on; ``metadata`` is what the last one
 leaves. A released version's step is never changed: ``tests/store/versions`` has a file of each.
 Each step is written in the words of both databases."""

@@ -755,8 +755,13 @@ class TaskService:
         bank: str | None,
         limit: int,
         before: int | None,
+        kind: Kind | None = None,
+        find: str = "",
     ) -> tuple[list[dict[str, Any]], int | None]:
-        """Return tasks newest first, and where the next page begins (None at the end)."""
+        """Return tasks newest first, and where the next page begins (None at the end).
+
+        What ``find`` looks for has no next page: it is the beginning of an id, or a reference.
+        """
         result: tuple[list[dict[str, Any]], int | None] = await self.store.read(
             lambda c: store.page(
                 c,
@@ -765,6 +770,8 @@ class TaskService:
                 bank=bank,
                 limit=min(limit, PAGE_TASKS_MAX),
                 before=before,
+                kind=None if kind is None else kind.value,
+                find=find,
             )
         )
         return result

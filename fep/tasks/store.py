@@ -761,29 +761,83 @@ def page(
     bank: str | None,
     limit: int,
     before: int | None,
+    kind: str | None = None,
+    find: str = "",
 ) -> tuple[list[dict[str, Any]], int | None]:
     """Return tasks newest first, and the ``before`` of the next page, None at the end.
 
     A page has fewer than ``limit`` tasks where so many would not fit one line.
+
+    Args:
+        connection: a reader's.
+        client: only this one's.
+        state: only those in it.
+        bank: only this one's.
+        limit: how many at most.
+        before: only those admitted before this place.
+        kind: only those of it.
+        find: the beginning of an id, or a whole reference; what is found has no next page.
     """
-    query = sa.select(task).order_by(task.c.seq.desc()).limit(limit + 1)
-    if client is not None:
-        query = query.where(task.c.client == client)
-    if state is not None:
-        query = query.where(task.c.state == state)
-    if bank is not None:
-        query = query.where(task.c.bank == bank)
+    others = [
+        column == value
+        for column, value in ((task.c.client, client), (task.c.kind, kind))
+        if value is not None
+    ]
     if before is not None:
-        query = query.where(task.c.seq < before)
+        others.append(task.c.seq < before)
+    places = _places(connection, state, bank, others, limit, find)
+    query = sa.select(task).order_by(task.c.seq.desc()).limit(limit + 1)
+    query = query.where(*others) if places is None else query.where(task.c.seq.in_(places))
     shown: list[dict[str, Any]] = []
     size, last = 0, 0
     for row in connection.execute(query):
         size += VIEW_BYTES + len(row.result or b"") + len(row.bank_message.encode())
         if shown and (len(shown) == limit or size > PAGE_BYTES_MAX):
-            return shown, last
+            return shown, None if find else last
         shown.append(_view(row))
         last = row.seq
     return shown, None
+
+
+def _places(
+    connection: sa.Connection,
+    state: str | None,
+    bank: str | None,
+    others: Sequence[sa.ColumnElement[bool]],
+    limit: int,
+    find: str,
+) -> list[int] | None:
+    """Return the places of the tasks of a page, None for whatever is newest.
+
+    The index is of bank and state: each pair of them is asked by itself for its newest, so that a
+    rare state among many tasks is found as quickly as a frequent one.
+    """
+    if find:
+        wanted = [*others]
+        wanted += [task.c.state == state] if state is not None else []
+        wanted += [task.c.bank == bank] if bank is not None else []
+        found = sa.select(task.c.seq).where(_begins(connection, find), *wanted)
+        named = sa.select(task.c.seq).where(task.c.client_ref == find, *wanted)
+        by_id = connection.scalars(found.order_by(task.c.task_id).limit(limit)).all()
+        return [*by_id, *connection.scalars(named.limit(limit))]
+    if state is None and bank is None:
+        return None
+    banks = [bank] if bank is not None else [row[0] for row in connection.execute(_BANKS)]
+    states = [state] if state is not None else [one.value for one in State]
+    places: list[int] = []
+    for one_bank, one_state in itertools.product(banks, states):
+        newest = sa.select(task.c.seq).where(
+            task.c.bank == one_bank, task.c.state == one_state, *others
+        )
+        places += connection.scalars(newest.order_by(task.c.seq.desc()).limit(limit + 1))
+    return sorted(places, reverse=True)[: limit + 1]
+
+
+def _begins(connection: sa.Connection, text: str) -> sa.ColumnElement[bool]:
+    """Return the condition that an id begins so, in the form whose index the database has."""
+    if connection.dialect.name != "sqlite":
+        return task.c.task_id.startswith(text, autoescape=True)
+    return sa.and_(task.c.task_id >= text, task.c.task_id < text + "\U0010ffff")
 
 
 def why(connection: sa.Connection, task_id: str) -> list[dict[str, Any]]:

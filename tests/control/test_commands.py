@@ -41,6 +41,7 @@ MAY_CALL = {
     "link.list": EVERYBODY,
     "link.drain": ACTING,
     "link.resume": ACTING,
+    "link.test": ACTING,
     "restore.show": PEOPLE,
     "restore.release": ACTING,
     "alarm.list": EVERYBODY,
@@ -54,6 +55,14 @@ MAY_CALL = {
     "pool.plan": PEOPLE,
     "pool.run": ACTING,
     "pool.round": PEOPLE,
+    "user.list": "admin",
+    "user.add": "admin",
+    "user.passwd": "admin",
+    "user.change": "admin",
+    "user.log_out": "admin",
+    "user.own_password": PEOPLE,
+    "user.own_totp": PEOPLE,
+    "audit.list": PEOPLE,
 }
 """Written down a second time on purpose: a role that gets more must be meant."""
 
@@ -74,6 +83,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "link.list": {},
     "link.drain": {"bank": BANK.name},
     "link.resume": {"bank": BANK.name},
+    "link.test": {"bank": BANK.name},
     "restore.show": {},
     "restore.release": {"evidence": "statements of today"},
     "alarm.list": {},
@@ -87,6 +97,14 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "pool.plan": {"pool": "none"},
     "pool.run": {"pool": "main"},
     "pool.round": {"round_id": "none"},
+    "user.list": {},
+    "user.add": {"name": "wang", "role": "viewer", "password": "a-good-password"},
+    "user.passwd": {"name": "wang", "password": "a-good-password"},
+    "user.change": {"name": "wang", "disabled": True},
+    "user.log_out": {"name": "wang"},
+    "user.own_password": {"old_password": "x", "new_password": "a-good-password"},
+    "user.own_totp": {"password": "x"},
+    "audit.list": {},
 }
 
 
@@ -276,6 +294,13 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("slot.unlock", {"pin": 123456}, "pin"),
     ("alarm.list", {"all": "yes"}, "all"),
     ("alarm.list", {"limit": 501}, "limit"),
+    ("task.list", {"kind": "lost"}, "kind"),
+    ("task.list", {"find": "x" * 65}, "find"),
+    ("user.add", {"role": "finance"}, "role"),
+    ("user.add", {"name": "x" * 33}, "name"),
+    ("user.add", {"password": "x" * 201}, "password"),
+    ("user.own_totp", {"totp_token": "1" * 17}, "totp_token"),
+    ("audit.list", {"cursor": "x"}, "cursor"),
     ("session.heartbeat", {"seq": "1"}, "seq"),
 ]
 

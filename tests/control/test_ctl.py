@@ -679,7 +679,8 @@ def test_a_round_is_waited_for_over_a_restart_of_the_daemon(scene: Scene, ctl: C
     with started(scene, "pool", "run", "main", "--json") as process:
         until(
             lambda: (
-                ctl("pool", "list", "--json").value["pools"][0]["last_round"]["state"] == "running"
+                (ctl("pool", "list", "--json").value["pools"][0]["last_round"] or {}).get("state")
+                == "running"
             ),
             "the round runs",
         )

@@ -29,6 +29,7 @@ from fep.alarms.state import Alarm, AlarmKind, AlarmState, Severity
 from fep.control import commands, service, session
 from fep.control.commands import METHODS, Method, Role, Services
 from fep.control.config import ControlConfig
+from fep.control.user_commands import AUDIT_LIMIT_MAX
 from fep.domain import ids, order
 from fep.domain.clock import BusinessDate
 from fep.domain.errors import BodyError, FepError, KeySlotError
@@ -45,6 +46,7 @@ from fep.tasks.config import TasksConfig
 from fep.tasks.service import CHAIN_FIRST_MAX, CHAIN_LAST_MAX, EVIDENCE_CHARS_MIN
 from fep.tasks.state import FINAL, TRANSITIONS, Event, State
 from fep.tasks.task import Refused
+from fep.users.passwords import PASSWORD_CHARS_MAX
 from fep.wire import jsonrpc
 from tests.control.transcript import SCRIPTS
 
@@ -316,6 +318,7 @@ INSIDE = {
     "BACKUP_REFUSED": "of fep backup and restore",
     "ARCHIVE_CONFLICT": "of fep archive",
     "NO_REPLAY": "of fep replay",
+    "NOT_VERIFIED": "on the console's page alone",
     "STORE_NOT_YET": "at the start only, and tried again",
 }
 """Codes of errors that no session is answered with, and why not."""
@@ -787,7 +790,11 @@ def test_an_event_of_a_task_has_the_members_that_are_shown() -> None:
 # -- limits ----------------------------------------------------------------------------------------
 
 LIMITED = (jsonrpc, commands, session, service, ids, order, lane)
-ELSEWHERE = {"FOLLOWERS_MAX": FOLLOWERS_MAX}
+ELSEWHERE = {
+    "FOLLOWERS_MAX": FOLLOWERS_MAX,
+    "AUDIT_LIMIT_MAX": AUDIT_LIMIT_MAX,
+    "PASSWORD_CHARS_MAX": PASSWORD_CHARS_MAX,
+}
 NOT_SHOWN = {
     "CLIENT_REF_CHARS",
     "PROBE_SECONDS_MAX",

@@ -1,0 +1,141 @@
+"""The console's listener: HTTP on hypercorn's trio worker, each connection's handler guarded.
+
+hypercorn ends idle connections, half headers and long ones; bodies are limited by us, and so is
+the number of connections. What goes wrong in one connection ends that connection alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, cast
+
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import wrap_app
+
+from fep.console.app import make_app
+from fep.console.config import ConsoleConfig, ConsoleTls
+from fep.console.desk import Desk
+from fep.control.commands import Services
+from fep.domain.errors import ConfigError
+
+log = structlog.get_logger()
+
+CONNECTIONS_MAX: Final = 256
+IDLE_SECONDS_MAX: Final = 15.0
+"""Without a request, or in the middle of its header, a connection is ended."""
+HEADER_BYTES_MAX: Final = 16_384
+BACKLOG: Final = 128
+
+Stream = Any
+"""Plain or TLS; hypercorn takes both."""
+Guard = Callable[[Callable[[Any], Awaitable[None]]], Callable[[Any], Awaitable[None]]]
+
+
+async def run_console(
+    config: ConsoleConfig,
+    services: Services,
+    guard: Guard,
+    verify: Callable[[], Awaitable[dict[str, Any]]],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the console until cancelled; ``started()`` when it listens.
+
+    Args:
+        config: where, and for how long people stay logged in.
+        services: what the pages show and act on.
+        guard: the daemon's wrapper of connection handlers.
+        verify: looks at the whole store, in a process of its own.
+        task_status: trio's.
+
+    Raises:
+        ConfigError: it can't listen; the message says why.
+    """
+    assert config.listen is not None
+    context = None if config.tls is None else _tls_context(config.tls)
+    desk = Desk(services, verify, secure=context is not None)
+    listeners = await _listen(*config.listen)
+    sockets = [one.socket for one in listeners]
+    serve = _handler(wrap_app(cast("Any", make_app(desk)), 0, "asgi"), _server_config())
+    async with trio.open_nursery() as nursery:
+        try:
+            await nursery.start(desk.live.run)
+            nursery.start_soon(desk.checker.run)
+            if context is not None:
+                secure = [
+                    trio.SSLListener(one, context, https_compatible=True) for one in listeners
+                ]
+                await nursery.start(trio.serve_listeners, guard(serve), secure)
+            else:
+                await nursery.start(trio.serve_listeners, guard(serve), listeners)
+            scheme = "https" if context is not None else "http"
+            addresses = [f"{scheme}://{_address(one)}" for one in sockets]
+            services.console = addresses
+            log.info("console.listening", addresses=addresses)
+            task_status.started()
+            await trio.sleep_forever()
+        finally:
+            services.console = []
+            for one in sockets:
+                one.close()
+
+
+def _handler(app: Any, config: Config) -> Callable[[Stream], Awaitable[None]]:  # noqa: ANN401
+    context = WorkerContext(None)
+    places = trio.CapacityLimiter(CONNECTIONS_MAX)
+
+    async def handle(stream: Stream) -> None:
+        try:
+            places.acquire_on_behalf_of_nowait(stream)
+        except trio.WouldBlock:
+            return
+        try:
+            await TCPServer(app, config, context, ConnectionState({}), stream)
+        finally:
+            places.release_on_behalf_of(stream)
+
+    return handle
+
+
+def _server_config() -> Config:
+    config = Config()
+    config.keep_alive_timeout = IDLE_SECONDS_MAX
+    config.h11_max_incomplete_size = HEADER_BYTES_MAX
+    config.alpn_protocols = ["http/1.1"]
+    config.accesslog = config.errorlog = None
+    config.include_server_header = False
+    return config
+
+
+def _tls_context(files: ConsoleTls) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(files.certificate, files.key)
+    except (OSError, ssl.SSLError) as error:
+        msg = f"console: TLS files: {error}"
+        raise ConfigError(msg) from error
+    return context
+
+
+async def _listen(host: str, port: int) -> list[trio.SocketListener]:
+    try:
+        return await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
+    except (OSError, socket.gaierror) as error:
+        name = errno.errorcode.get(error.errno or 0, "")
+        msg = f"console {host}:{port}: {error.strerror or error} {name}".rstrip()
+        raise ConfigError(msg) from error
+
+
+def _address(sock: trio.socket.SocketType) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
