@@ -31,7 +31,13 @@ class CmbCdcAdapter:
     title: str = "招商银行 免前置 CloudDC"
     version: str = CARD.identity.version
     capabilities: frozenset[Kind] = frozenset(
-        {Kind.BALANCE, Kind.TRANSFER, Kind.TRANSFER_STATUS, Kind.STATEMENT}
+        {
+            Kind.BALANCE,
+            Kind.TRANSFER,
+            Kind.TRANSFER_STATUS,
+            Kind.STATEMENT,
+            Kind.RETURNED_PAYMENTS,
+        }
     )
     card: BehaviourCard = CARD
     options_class: type[Any] = CmbCdcOptions

@@ -31,7 +31,7 @@ from fep.adapters.api import BankProfile, Context, Draft, Outcome, Reply
 from fep.adapters.http import HttpFramer
 from fep.domain.clock import BusinessDate
 from fep.domain.errors import LocalProtocolError, RemoteProtocolError
-from fep.domain.order import Operation, StatementQuery
+from fep.domain.order import Lookup, Operation, StatementQuery
 from fep.wire.http import HttpResponse, RequestReader, request_bytes
 
 
@@ -94,6 +94,18 @@ class CmbCdcCodec:
             LocalProtocolError: a payment without its reference.
         """
         return self._draft(requests.request(operation, self.profile, context), context.now)
+
+    def prepare_lookup(self, lookup: Lookup, context: Context) -> Draft:
+        """Return the request for one page of payments that came back.
+
+        Raises:
+            BodyError: this bank can't carry it; nothing was sent.
+        """
+        return self._draft(requests.lookup_request(lookup, self.profile, context), context.now)
+
+    def looked_up(self, lookup: Lookup, reply: Reply) -> Outcome:
+        """Return what a reply means for the look-up it answers."""
+        return replies.looked_up(self.profile.card, lookup, reply)
 
     def seal(self, draft: Draft, signature: bytes | None) -> bytes:
         """Return the exact bytes to send; signed here, since each request is, the heartbeat too.

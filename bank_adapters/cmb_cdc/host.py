@@ -36,6 +36,9 @@ from bank_adapters.cmb_cdc.requests import (
     OTHER_BANK,
     PAYMENT,
     RENMINBI,
+    RETURNED,
+    RETURNED_ASKED,
+    RETURNED_TOLD,
     SAME_BANK,
     STATEMENT,
     STATUS,
@@ -77,6 +80,7 @@ TYPE: Final = "text/plain; charset=UTF-8"
 CLOCK_OFF: Final = dt.timedelta(hours=1)
 """How far sigtim may be from the bank's clock."""
 ROWS_MAX: Final = 200
+RETURNED_ROWS_MAX: Final = 50
 SUMMARY: Final = "DAYSUM"
 BAD_REQUEST: Final = 400
 FAULTS: Final[Mapping[str, str]] = {
@@ -413,6 +417,44 @@ def _statement(profile: HostProfile, message: Message) -> Tables:
     return {Y1: () if lost else (cursor,), Z1: (end,), Z2: tuple(page)}
 
 
+def _returned(profile: HostProfile, message: Message) -> Tables:
+    asked = _only(message, RETURNED_ASKED)
+    number = _number(asked, "accNbr")
+    if profile.book.account(profile.bank, number) is None:
+        raise _RefusedError(NO_ACCOUNT, "户口不存在")
+    first, last = _day(asked, "bgnDat"), _day(asked, "endDat")
+    if not first <= last:
+        raise _RefusedError(BAD_FIELD, "数据格式错误: endDat")
+    entries = [
+        one
+        for one in profile.book.entries(profile.bank, number, first, last)
+        if one.back and not one.debit
+    ]
+    begun = _count(asked, "ctnKey") if asked.get("ctnKey") else 1
+    page = entries[begun - 1 : begun - 1 + RETURNED_ROWS_MAX]
+    after = begun + len(page)
+    more = str(after) if after <= len(entries) else ""
+    rows = tuple(_returned_row(profile, one) for one in page)
+    return {RETURNED_ASKED: ({**asked, "ctnKey": more},), RETURNED_TOLD: rows}
+
+
+def _returned_row(profile: HostProfile, entry: BookEntry) -> Row:
+    payment = profile.book.payment(profile.bank, entry.client_ref)
+    at = entry.at if payment is None else payment.at
+    return {
+        "busNbr": "",
+        "crtAcc": entry.counterparty,
+        "crtBnk": entry.counterparty_bank_name,
+        "crtNam": entry.counterparty_name,
+        "eptDat": f"{to_shanghai(at):%Y%m%d}",
+        "reqNbr": entry.payment_ref,
+        "rtnDat": f"{to_shanghai(entry.at):%Y%m%d}",
+        "rtnNar": "收款人账号不存在",
+        "trsAmt": str(entry.amount),
+        "yurRef": entry.client_ref,
+    }
+
+
 def _summed(lines: list[Row]) -> list[Row]:
     debits = [row for row in lines if row["loanCode"] == "D"]
     if len(debits) < 2:
@@ -468,4 +510,5 @@ _QUERIES: Final[Mapping[str, Callable[[HostProfile, Message], Tables]]] = {
     BALANCE: _balances,
     STATUS: _status,
     STATEMENT: _statement,
+    RETURNED: _returned,
 }

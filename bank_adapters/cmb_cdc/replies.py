@@ -15,6 +15,9 @@ from bank_adapters.cmb_cdc.requests import (
     MORE,
     PAYMENT,
     RENMINBI,
+    RETURNED,
+    RETURNED_ASKED,
+    RETURNED_TOLD,
     Y1,
     Z1,
     Z2,
@@ -32,11 +35,14 @@ from fep.domain.order import (
     Balance,
     BalanceQuery,
     Direction,
+    Lookup,
     Operation,
     PaymentOrder,
     PaymentReceipt,
     PaymentState,
     PaymentStatus,
+    ReturnedPayment,
+    ReturnedPayments,
     Statement,
     StatementEntry,
     StatementQuery,
@@ -71,6 +77,48 @@ def outcome(card: BehaviourCard, operation: Operation, reply: Reply) -> Outcome:
     except ValueError as error:
         # One value that can't be read spoils the answer: a line left out would be a lie.
         return Unclear(UNREADABLE, str(error))
+
+
+def looked_up(card: BehaviourCard, lookup: Lookup, reply: Reply) -> Outcome:
+    """Return what a reply means for the look-up it answers."""
+    message = reply.content
+    if not isinstance(message, Message):
+        return Unclear(reply.code, reply.message)
+    if message.function != RETURNED:
+        return Unclear("WRONG_FUNCTION", f"the answer is to {message.function[:40]!r}")
+    if reply.code not in card.codes.ok:
+        return refused(card.codes, reply.code, reply.message)
+    try:
+        return Accepted(_returned(lookup, message), reply.code, reply.message)
+    except ValueError as error:
+        return Unclear(UNREADABLE, str(error))
+
+
+def _returned(lookup: Lookup, message: Message) -> ReturnedPayments:
+    entries = tuple(
+        ReturnedPayment(
+            client_ref=row.get("yurRef", ""),
+            bank_ref=row.get("reqNbr", ""),
+            amount=Cny.parse_loose(row.get("trsAmt", "")),
+            submitted_on=_day_or_none(row.get("eptDat", "")),
+            returned_on=_day_or_none(row.get("rtnDat", "")),
+            payee_account=row.get("crtAcc", ""),
+            payee_name=row.get("crtNam", ""),
+            payee_bank_name=row.get("crtBnk", ""),
+            reason=row.get("rtnNar", ""),
+        )
+        for row in message.rows(RETURNED_TOLD)
+    )
+    [again] = message.rows(RETURNED_ASKED) or ({},)
+    following = again.get("ctnKey", "")
+    if following and (following == lookup.cursor or not entries):
+        msg = "the list goes on, and the bank does not say where"
+        raise ValueError(msg)
+    return ReturnedPayments(entries, following)
+
+
+def _day_or_none(text: str) -> BusinessDate | None:
+    return BusinessDate(_day(text)) if text else None
 
 
 def payment_ref(reply: Reply) -> str:

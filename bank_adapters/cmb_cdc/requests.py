@@ -21,8 +21,10 @@ from fep.domain.errors import BodyError, LocalProtocolError
 from fep.domain.ids import AccountNumber
 from fep.domain.order import (
     BalanceQuery,
+    Lookup,
     Operation,
     PaymentOrder,
+    ReturnedQuery,
     StatementQuery,
     StatusQuery,
     Urgency,
@@ -32,6 +34,9 @@ BALANCE: Final = "NTQADINF"
 PAYMENT: Final = "BB1PAYOP"
 STATUS: Final = "BB1PAYQR"
 STATEMENT: Final = "trsQryByBreakPoint"
+RETURNED: Final = "BB1PAYQB"
+RETURNED_ASKED, RETURNED_TOLD = "bb1payqby1", "bb1payqbz1"
+"""Tables of BB1PAYQB; the answer's first one has the mark of the next page, ``ctnKey``."""
 X1, Y1, Z1, Z2 = (f"TRANSQUERYBYBREAKPOINT_{one}" for one in ("X1", "Y1", "Z1", "Z2"))
 
 RENMINBI: Final = "10"
@@ -39,6 +44,8 @@ SAME_BANK, OTHER_BANK = "Y", "N"
 MORE: Final = "Y"
 """ctnFlag of a page that is not the last."""
 CURSOR_CHARS_MAX: Final = 4096
+CONTINUE_CHARS_MAX: Final = 100
+"""Of ctnKey: our choice, its length is not known."""
 _NAME_BYTES_MAX: Final = 200
 _REFERENCE_CHARS_MAX: Final = 30
 _ACCOUNT_CHARS_MAX: Final = 35
@@ -98,6 +105,29 @@ def request(operation: Operation, profile: BankProfile, context: Context) -> Mes
         case _:
             assert_never(operation)
     return _message(function_of(operation), profile, context, tables)
+
+
+def lookup_request(lookup: Lookup, profile: BankProfile, context: Context) -> Message:
+    """Return the message that asks for one page of payments that came back.
+
+    Raises:
+        BodyError: it asks for something else, or for an account that is not ours.
+    """
+    if not isinstance(lookup, ReturnedQuery):
+        msg = "this bank tells no bank codes"
+        raise BodyError(msg)
+    row = {
+        "accNbr": _own(lookup.account, profile, "account"),
+        "bbkNbr": options_of(profile).branch,
+        "bgnDat": f"{lookup.first_day:%Y%m%d}",
+        "ctnKey": _text(lookup.cursor, "cursor", CONTINUE_CHARS_MAX, profile)
+        if lookup.cursor
+        else "",
+        "endDat": f"{lookup.last_day:%Y%m%d}",
+        "reqNbr": "",
+        "rsv50Z": "",
+    }
+    return _message(RETURNED, profile, context, {RETURNED_ASKED: (row,)})
 
 
 def _message(

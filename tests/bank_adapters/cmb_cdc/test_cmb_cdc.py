@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bank_adapters.cmb_cdc import ADAPTER
+from bank_adapters.cmb_cdc import host as cmb_cdc_host
 from bank_adapters.cmb_cdc.codec import CmbCdcCodec
 from bank_adapters.cmb_cdc.config import CARD, CmbCdcOptions
 from bank_adapters.cmb_cdc.decoder import DECODER
@@ -35,7 +36,16 @@ from bank_adapters.cmb_cdc.messages import (
     user_mark,
 )
 from bank_adapters.cmb_cdc.requests import Cursor, cursor_text, read_cursor
-from fep.adapters.api import Accepted, BankProfile, Context, Outcome, Rejected, Reply, Unclear
+from fep.adapters.api import (
+    Accepted,
+    BankProfile,
+    Context,
+    LookupCodec,
+    Outcome,
+    Rejected,
+    Reply,
+    Unclear,
+)
 from fep.adapters.card import override
 from fep.adapters.decode import lines
 from fep.adapters.host import BookAccount, Fault, Faults, HostProfile
@@ -48,11 +58,14 @@ from fep.domain.ids import AccountNumber, BankName, Sequence, TaskId, client_ref
 from fep.domain.money import Cny
 from fep.domain.order import (
     BalanceQuery,
+    BankCodeQuery,
     Operation,
     Payee,
     PaymentOrder,
     PaymentState,
     PaymentStatus,
+    ReturnedPayments,
+    ReturnedQuery,
     Statement,
     StatementQuery,
     StatusQuery,
@@ -552,3 +565,75 @@ def test_texts_in_clear_are_decoded_among_rubbish() -> None:
     assert found[1]["reference"] == BALANCE_ASKED.number
     assert found[3]["code"] == "SUC0000"
     assert found[3]["fields"]["x"] == [{"a": '"{}'}]
+
+
+# -- payments that came back -----------------------------------------------------------------------
+
+CAME_BACK = ReturnedQuery(OURS, DAY, DAY)
+
+
+def look_up(lookup: ReturnedQuery) -> Outcome:
+    one = codec()
+    draft = one.prepare_lookup(lookup, Context(NOW, NUMBERS.next(NOW), None))
+    answers = _open[-1].receive_data(one.seal(draft, None))  # type: ignore[attr-defined]
+    [reply] = one.framer().receive_data(b"".join(answer.data for answer in answers))
+    return one.looked_up(lookup, reply)
+
+
+def came_back(outcome: Outcome) -> ReturnedPayments:
+    assert isinstance(outcome, Accepted)
+    assert isinstance(outcome.result, ReturnedPayments)
+    return outcome.result
+
+
+def test_payments_that_came_back_are_listed_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cmb_cdc_host, "RETURNED_ROWS_MAX", 2)
+    assert isinstance(codec(), LookupCodec)
+    with bank("returned") as book:
+        assert came_back(look_up(CAME_BACK)) == ReturnedPayments(())
+        for number in range(3):
+            ask(attrs.evolve(ORDER, amount=Cny(100 + number)), number)
+        book.take_back(CMB, NOW + dt.timedelta(days=1))
+        asked = attrs.evolve(CAME_BACK, last_day=BusinessDate(DAY + dt.timedelta(days=2)))
+        first = came_back(look_up(asked))
+        last = came_back(look_up(attrs.evolve(asked, cursor=first.cursor)))
+    assert (len(first.entries), len(last.entries), last.cursor) == (2, 1, "")
+    found = first.entries + last.entries
+    assert {one.amount.fen for one in found} == {100, 101, 102}
+    assert {one.client_ref for one in found} == {
+        client_ref("E0001", TaskId(f"T{number}")) for number in range(3)
+    }
+    assert {(one.payee_account, one.submitted_on) for one in found} == {(PAYEE, DAY)}
+    assert all(one.returned_on and one.reason and one.bank_ref for one in found)
+
+
+ROW = {"yurRef": REF, "reqNbr": "0099", "trsAmt": "1.00"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (reply_of("BB1PAYQB", bb1payqbz1=(ROW,)), Accepted),
+        (reply_of("BB1PAYQB"), Accepted),
+        (reply_of("BB1PAYQB", bb1payqbz1=(ROW | {"trsAmt": "x"},)), Unclear),
+        (reply_of("BB1PAYQB", bb1payqbz1=(ROW | {"rtnDat": "2026"},)), Unclear),
+        (reply_of("BB1PAYQB", bb1payqby1=({"ctnKey": "3"},)), Unclear),
+        (reply_of("BB1PAYQB", bb1payqby1=({"ctnKey": ""}, {"ctnKey": "3"})), Unclear),
+        (reply_of("BB1PAYQR", bb1payqbz1=(ROW,)), Unclear),
+        (reply_of("BB1PAYQB", "ZZZ9999"), Unclear),
+    ],
+)
+def test_what_an_answer_to_a_list_means(reply: Reply, kind: type[Outcome]) -> None:
+    assert isinstance(codec().looked_up(CAME_BACK, reply), kind)
+
+
+def test_a_list_that_goes_on_where_it_was_has_no_end() -> None:
+    again = reply_of("BB1PAYQB", bb1payqbz1=(ROW,), bb1payqby1=({"ctnKey": "3"},))
+    assert came_back(codec().looked_up(CAME_BACK, again)).cursor == "3"
+    assert isinstance(codec().looked_up(attrs.evolve(CAME_BACK, cursor="3"), again), Unclear)
+
+
+def test_only_lists_of_our_accounts_are_asked_for() -> None:
+    for lookup in (attrs.evolve(CAME_BACK, account=AccountNumber("1")), BankCodeQuery("308", "")):
+        with pytest.raises(BodyError):
+            codec().prepare_lookup(lookup, Context(NOW, NUMBERS.next(NOW), None))
