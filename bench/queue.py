@@ -275,6 +275,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    # PostgreSQL's programs run as another user, and read what is written here.
+    os.umask(0o022)
     given = _parser().parse_args()
     quick = given.quick
     given.sync = given.sync or (["shim1ms"] if quick else ["shim1ms", "disk"])
