@@ -314,7 +314,9 @@ class Bank:
             self.sign_on()
             draft = codec.prepare_batch_status(query, self.rig.context())
             replies = self.exchange(self.rig.sealed(draft))
-            _hold(len(replies) == 1, f"{len(replies)} replies to one page")
+            _hold(len(replies) <= 1, f"{len(replies)} replies to one page")
+            if not replies:
+                return Unclear("NO_REPLY", "the page never came")
             found = codec.batch_status(query, replies[0])
             if not isinstance(found, Accepted):
                 return Unclear(found.code, found.message)

@@ -86,7 +86,7 @@ BREAKS: dict[str, Break] = {
     "any_bytes": changes(replies, "outcome", raises),
     "bounded_memory": holds_all,
     "codes_by_card": changes(
-        replies, "_refused", lambda _found, reply: Rejected(reply.code, "", Refusal.BUSINESS)
+        replies, "refused", lambda _codes, code, _said: Rejected(code, "", Refusal.BUSINESS)
     ),
     "booked_once": puts(host, "DUPLICATE", "SIM003"),
     "faults_stay_open": puts(replies, "payment_state", lambda *_: PaymentState.REJECTED),
