@@ -86,7 +86,7 @@ BREAKS: dict[str, Break] = {
     "any_bytes": changes(replies, "outcome", raises),
     "bounded_memory": holds_all,
     "codes_by_card": changes(
-        replies, "refused", lambda _codes, code, _said: Rejected(code, "", Refusal.BUSINESS)
+        replies, "refused", lambda _found, said: Rejected("SIM000", said, Refusal.BUSINESS)
     ),
     "booked_once": puts(host, "DUPLICATE", "SIM003"),
     "faults_stay_open": puts(replies, "payment_state", lambda *_: PaymentState.REJECTED),
