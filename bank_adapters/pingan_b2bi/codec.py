@@ -68,23 +68,24 @@ class PinganFramer:
         Raises:
             RemoteProtocolError: not a B2Bi stream, or a frame above the card's limit.
         """
-        found = (self._take(packet) for packet in self._cutter.receive_data(data))
-        return [reply for reply in found if reply is not None]
+        packets = self._cutter.receive_data(data)
+        return [reply for packet in packets for reply in self._take(packet)]
 
-    def _take(self, packet: Packet) -> Reply | None:
-        """Return the reply that a packet completes.
+    def _take(self, packet: Packet) -> list[Reply]:
+        """Return the reply that a packet completes, or those that there is no room to wait for.
 
-        Of answers that never end only so much is kept: the oldest is then told as it is, which
+        Of answers that never end only so much is kept: the oldest are then told as they are, which
         proves nothing.
         """
         number = packet.header.text("seq")
-        if packet.header.text("cont_flag") == replies.MORE_FOLLOWS:
-            self._begun.setdefault(number, []).append(packet)
-            self._held_bytes += len(packet.raw)
-            if len(self._begun) <= ANSWERS_BEGUN_MAX and self._held_bytes <= self._bytes_max:
-                return None
-            return replies.reply_of(self._taken(next(iter(self._begun))))
-        return replies.reply_of([*self._taken(number), packet])
+        if packet.header.text("cont_flag") != replies.MORE_FOLLOWS:
+            return [replies.reply_of([*self._taken(number), packet])]
+        self._begun.setdefault(number, []).append(packet)
+        self._held_bytes += len(packet.raw)
+        given_up = []
+        while len(self._begun) > ANSWERS_BEGUN_MAX or self._held_bytes > self._bytes_max:
+            given_up.append(replies.reply_of(self._taken(next(iter(self._begun)))))
+        return given_up
 
     def _taken(self, number: str) -> list[Packet]:
         packets = self._begun.pop(number, [])

@@ -146,6 +146,16 @@ def _joined(packets: Sequence[Packet]) -> Fields:
     return Fields(values, rows, frozenset().union(*(fields.contradictory for fields in read)))
 
 
+def _whole(reply: Reply) -> Answer | Unclear:
+    """Return what an answer says, or that it proves nothing: no XML, or its end never came."""
+    answer = reply.content
+    if not isinstance(answer, Answer):
+        return Unclear(reply.code or BAD_REPLY, reply.message or "the answer's body is not XML")
+    if answer.continued:
+        return Unclear(REPLY_CONTINUES, "another packet was to follow and did not come")
+    return answer
+
+
 def meaning(codes: Codes, code: str) -> Meaning:
     """Return what a code says; in no list, or in two of different meaning, it is unclear."""
     found = [one for one in Meaning if code in getattr(codes, one.value)]
@@ -154,9 +164,9 @@ def meaning(codes: Codes, code: str) -> Meaning:
 
 def outcome(profile: BankProfile, operation: Operation, reply: Reply) -> Outcome:
     """Return what the reply means for the operation; never raises on bad content."""
-    answer = reply.content
-    if not isinstance(answer, Answer):
-        return Unclear(reply.code or BAD_REPLY, reply.message or "the answer's body is not XML")
+    answer = _whole(reply)
+    if isinstance(answer, Unclear):
+        return answer
     try:
         return _outcome(profile, operation, reply, answer)
     except _MismatchError as error:
@@ -192,18 +202,15 @@ def _outcome(profile: BankProfile, operation: Operation, reply: Reply, answer: A
 
 def looked_up(codes: Codes, lookup: Lookup, reply: Reply) -> Outcome:
     """Return what the reply means for the look-up; never raises on bad content."""
-    answer, said = reply.content, meaning(codes, reply.code)
-    if not isinstance(answer, Answer):
-        return Unclear(reply.code or BAD_REPLY, reply.message or "the answer's body is not XML")
+    answer, said = _whole(reply), meaning(codes, reply.code)
+    if isinstance(answer, Unclear):
+        return answer
     if said is Meaning.NO_RECORD:
         empty = BankCodes(()) if isinstance(lookup, BankCodeQuery) else ReturnedPayments(())
         return Accepted(empty, reply.code, reply.message)
     if said is not Meaning.OK:
         return _not_done(reply, said, moves_money=False)
     try:
-        if answer.continued:
-            msg = "another packet was to follow and did not come"
-            raise UnreadableError(msg)  # noqa: TRY301
         match lookup:
             case BankCodeQuery():
                 _expect_trade(reply, messages.BANK_CODES)
@@ -222,9 +229,9 @@ def looked_up(codes: Codes, lookup: Lookup, reply: Reply) -> Outcome:
 
 def batch_taken(codes: Codes, order: BatchOrder, reference: ClientRef, reply: Reply) -> Outcome:
     """Return what the answer to a 4018 means: taken over at most, never done."""
-    answer, said = reply.content, meaning(codes, reply.code)
-    if not isinstance(answer, Answer):
-        return Unclear(reply.code or BAD_REPLY, reply.message or "the answer's body is not XML")
+    answer, said = _whole(reply), meaning(codes, reply.code)
+    if isinstance(answer, Unclear):
+        return answer
     if said is not Meaning.OK:
         return _not_done(reply, said, moves_money=True)
     try:
@@ -242,9 +249,9 @@ def batch_taken(codes: Codes, order: BatchOrder, reference: ClientRef, reply: Re
 
 def batch_status(card: BehaviourCard, query: BatchQuery, reply: Reply) -> Outcome:
     """Return what a page of 4015 says of the batch's rows; never raises on bad content."""
-    answer, said = reply.content, meaning(card.codes, reply.code)
-    if not isinstance(answer, Answer):
-        return Unclear(reply.code or BAD_REPLY, reply.message or "the answer's body is not XML")
+    answer, said = _whole(reply), meaning(card.codes, reply.code)
+    if isinstance(answer, Unclear):
+        return answer
     if said is Meaning.NO_RECORD and not query.cursor:
         none = PaymentStatus(PaymentState.NO_RECORD, reply.code, reply.message)
         found = BatchStatus(dict.fromkeys(range(len(query.order.rows)), none))
@@ -253,8 +260,6 @@ def batch_status(card: BehaviourCard, query: BatchQuery, reply: Reply) -> Outcom
         return Unclear(reply.code, "there is no further page, and one was to come")
     if said is not Meaning.OK:
         return _not_done(reply, said, moves_money=False)
-    if answer.continued:
-        return Unclear(REPLY_CONTINUES, "cont_flag 1: more of this page follows")
     try:
         _expect_trade(reply, messages.BATCH_STATUS)
         return Accepted(_batch_page(card, query, answer.fields), reply.code, reply.message)
@@ -452,8 +457,6 @@ def _statement(
     if said is not Meaning.OK:
         return _not_done(reply, said, moves_money=False)
     fields = answer.fields
-    if answer.continued:
-        return Unclear(REPLY_CONTINUES, "more of this page was to follow and did not come")
     cursor = _cursor(query, reply, answer)
     _expect_text(fields, "AcctNo", query.account)
     _expect_number(fields, "PageNo", cursor.page)

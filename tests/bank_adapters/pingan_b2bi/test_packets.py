@@ -14,15 +14,17 @@ from bank_adapters.pingan_b2bi import ADAPTER
 from bank_adapters.pingan_b2bi.codec import ANSWERS_BEGUN_MAX
 from bank_adapters.pingan_b2bi.frames import Attachment, Cutter, encode
 from bank_adapters.pingan_b2bi.host import FAULTS, FILE
+from bank_adapters.pingan_b2bi.replies import REPLY_CONTINUES, reply_of
 from fep.adapters.api import Accepted, Outcome, Reply, Unclear
 from fep.adapters.decode import lines
 from fep.adapters.host import Faults
 from fep.domain.errors import RemoteProtocolError
 from fep.domain.ids import ClientRef
-from fep.domain.order import Statement, StatementQuery
+from fep.domain.order import Operation, Statement, StatementQuery, StatusQuery, Sweep
 from tests.bank_adapters.pingan_b2bi.samples import (
     INSIDE,
     PAYER,
+    REF,
     TODAY,
     Bank,
     answer,
@@ -35,6 +37,10 @@ QUERY = StatementQuery(PAYER, TODAY, TODAY)
 ROW = (
     "<list><AcctDate>20260105</AcctDate><TxTime>090000</TxTime><BussSeqNo>{0}</BussSeqNo>"
     "<CcyCode>RMB</CcyCode><TranAmount>{0}.00</TranAmount><DcFlag>D</DcFlag></list>"
+)
+
+DONE = result(
+    ThirdVoucher=REF, TranAmount="1000.50", Amount="1000.50", UnionFlag="1", hostFlowNo="1"
 )
 
 
@@ -126,7 +132,47 @@ def test_an_answer_that_never_ends_holds_no_more_than_a_frame_may_have() -> None
     for reply in found:
         told = codec().outcome(QUERY, reply)
         assert isinstance(told, Unclear)
-        assert told.code == "REPLY_CONTINUES"
+        assert told.code == REPLY_CONTINUES
+
+
+def test_small_answers_begun_make_no_room_for_a_large_one_that_never_ends() -> None:
+    small, large = packet(1, more=True), packet(*range(30), more=True, seq="L")
+    bytes_max = 2 * len(large)
+    framer = codec({"limits": {"frame_bytes_max": bytes_max}}).framer()
+    held = 0
+    for number in range(8):
+        assert framer.receive_data(packet(1, more=True, seq=str(number))) == []
+        held += len(small)
+    for _ in range(8):
+        held += len(large) - sum(len(one.raw) for one in framer.receive_data(large))
+        assert held <= bytes_max
+
+
+@pytest.mark.parametrize(
+    ("operation", "data"),
+    [
+        (INSIDE, answer("4004", xml=DONE, cont_flag="1")),
+        (attrs.evolve(INSIDE, sweep=Sweep.DOWN), answer("4052", xml=DONE, cont_flag="1")),
+        (
+            StatusQuery(REF, INSIDE, TODAY),
+            answer("4005", xml=result(OrigThirdVoucher=REF, Stt="30"), cont_flag="1"),
+        ),
+        (StatusQuery(REF, INSIDE, TODAY), answer("4005", "MA0103", cont_flag="1")),
+        (INSIDE, answer("4004", "2778", cont_flag="1")),
+    ],
+)
+def test_a_payment_s_answer_that_never_ended_proves_nothing(
+    operation: Operation, data: bytes
+) -> None:
+    """Whole, each of these would end a payment, or say that the bank took it."""
+    whole, unended = (
+        reply_of(Cutter(1 << 20).receive_data(one))
+        for one in (data[:193] + b"0" + data[194:], data)
+    )
+    assert not isinstance(codec().outcome(operation, whole), Unclear)
+    told = codec().outcome(operation, unended)
+    assert isinstance(told, Unclear)
+    assert told.code == REPLY_CONTINUES
 
 
 def test_of_many_that_never_end_the_oldest_is_told() -> None:
