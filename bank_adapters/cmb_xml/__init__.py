@@ -34,6 +34,7 @@ class CmbXmlAdapter:
             Kind.BATCH_TRANSFER,
             Kind.TRANSFER_STATUS,
             Kind.STATEMENT,
+            Kind.RETURNED_PAYMENTS,
         }
     )
     card: BehaviourCard = CARD

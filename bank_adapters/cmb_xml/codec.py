@@ -16,7 +16,14 @@ from fep.adapters.card import Signer
 from fep.domain.clock import BusinessDate
 from fep.domain.errors import BodyError, LocalProtocolError, RemoteProtocolError
 from fep.domain.ids import ClientRef
-from fep.domain.order import BatchOrder, BatchQuery, Operation, PaymentOrder, StatementQuery
+from fep.domain.order import (
+    BatchOrder,
+    BatchQuery,
+    Lookup,
+    Operation,
+    PaymentOrder,
+    StatementQuery,
+)
 
 UNREADABLE: Final = "UNREADABLE"
 """Our code of a frame whose XML can't be read; it matches no request and is stored."""
@@ -101,6 +108,18 @@ class CmbXmlCodec:
         message = requests.request(operation, self.profile, context)
         by_slot = self.profile.card.signing.by is Signer.SLOT
         return self._draft(message, signed=by_slot and isinstance(operation, PaymentOrder))
+
+    def prepare_lookup(self, lookup: Lookup, context: Context) -> Draft:
+        """Return NTQRYSTN for one week.
+
+        Raises:
+            BodyError: this bank can't carry it; the message names the member.
+        """
+        return self._draft(requests.lookup_request(lookup, self.profile, context), signed=False)
+
+    def looked_up(self, lookup: Lookup, reply: Reply) -> Outcome:
+        """Return which of a week's payments came back."""
+        return replies.looked_up(self.profile.card, lookup, reply)
 
     def prepare_batch(self, order: BatchOrder, context: Context) -> Draft:
         """Return one DCPAYMNT with all rows.

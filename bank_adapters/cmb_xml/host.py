@@ -26,11 +26,13 @@ from bank_adapters.cmb_xml.messages import (
     encode,
     take_signature,
 )
-from bank_adapters.cmb_xml.replies import REVERSAL
+from bank_adapters.cmb_xml.replies import REVERSAL, STATUS_ROW
 from bank_adapters.cmb_xml.requests import (
     BALANCE,
     OTHER_BANK,
     PAYMENT,
+    PAYMENTS,
+    PAYMENTS_DAYS_MAX,
     PROBE,
     RENMINBI,
     SAME_BANK,
@@ -169,7 +171,7 @@ class CmbXmlHostConnection:
     def _odd(self, block: Block) -> Block:
         """Return a row with what this bank's are known to have now and then."""
         fields, faults = dict(block.fields), self._profile.faults
-        if "REQSTS" in fields and block.name == "NTSTLLSTZ" and faults.draw("suspicious"):
+        if "REQSTS" in fields and block.name == STATUS_ROW and faults.draw("suspicious"):
             fields |= {"REQSTS": "WRF", "RTNFLG": ""}
         if faults.draw("trailing_blanks"):
             fields = {name: f"{value}  " for name, value in fields.items()}
@@ -421,7 +423,18 @@ def _status_row(payment: BookPayment, business_code: str) -> Block:
         "TRSAMT": str(payment.amount),
         "YURREF": payment.client_ref,
     }
-    return Block("NTSTLLSTZ", fields)
+    return Block(STATUS_ROW, fields)
+
+
+def _payments(profile: HostProfile, message: Message) -> tuple[Block, ...]:
+    row = _one(message, "NTQRYSTNY1")
+    first, last = _span(row)
+    code = _need(row, "BUSCOD")
+    _need(row, "BUSMOD")
+    if (last - first).days >= PAYMENTS_DAYS_MAX:
+        raise _RefusedError(BAD_FORMAT, f"日期跨度不能超过{PAYMENTS_DAYS_MAX}天")
+    found = profile.book.submitted(profile.bank, first, last)
+    return tuple(_status_row(one, code) for one in found)
 
 
 def _statement(profile: HostProfile, message: Message) -> tuple[Block, ...]:
@@ -472,4 +485,5 @@ _QUERIES: Final[Mapping[str, Callable[[HostProfile, Message], tuple[Block, ...]]
     BALANCE: _balances,
     STATUS: _status,
     STATEMENT: _statement,
+    PAYMENTS: _payments,
 }

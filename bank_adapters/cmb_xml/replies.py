@@ -12,22 +12,27 @@ from collections.abc import Mapping
 from typing import Final, assert_never
 
 from bank_adapters.cmb_xml.messages import Message
-from bank_adapters.cmb_xml.requests import PAYMENT, RENMINBI, function_of
+from bank_adapters.cmb_xml.requests import PAYMENT, PAYMENTS, RENMINBI, function_of, week_of
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply, Unclear
 from fep.adapters.card import BehaviourCard, States
 from fep.adapters.meaning import payment_state, refused
 from fep.domain.clock import BusinessDate, from_bank
+from fep.domain.errors import BodyError
 from fep.domain.ids import ClientRef, batch_refs
 from fep.domain.money import Cny
 from fep.domain.order import (
     Balance,
     BalanceQuery,
     Direction,
+    Lookup,
     Operation,
     PaymentOrder,
     PaymentReceipt,
     PaymentState,
     PaymentStatus,
+    ReturnedPayment,
+    ReturnedPayments,
+    ReturnedQuery,
     Statement,
     StatementEntry,
     StatementQuery,
@@ -36,6 +41,7 @@ from fep.domain.order import (
 
 FINISHED: Final = "FIN"
 PAYMENT_ROW: Final = "NTQPAYRQZ"
+STATUS_ROW: Final = "NTSTLLSTZ"
 REVERSAL: Final = "*"
 """RSVFLG of a line that takes an earlier one back (冲账)."""
 
@@ -64,6 +70,47 @@ def outcome(card: BehaviourCard, operation: Operation, reply: Reply) -> Outcome:
             return refused(card.codes, reply.code, reply.message)
         case _:
             assert_never(operation)
+
+
+def looked_up(card: BehaviourCard, lookup: Lookup, reply: Reply) -> Outcome:
+    """Return what an answer to NTQRYSTN says of the account's payments that came back."""
+    message = reply.content
+    if not isinstance(message, Message):
+        return Unclear(reply.code, reply.message)
+    if message.function != PAYMENTS or not isinstance(lookup, ReturnedQuery):
+        return Unclear("WRONG_FUNCTION", f"the answer is to {message.function!r}")
+    if reply.code not in card.codes.ok:
+        return refused(card.codes, reply.code, reply.message)
+    try:
+        entries = tuple(
+            _returned(row)
+            for row in message.rows(STATUS_ROW)
+            if payment_state(card.states, state_key(row)) is PaymentState.RETURNED
+            # The list is of all accounts that this user pays from.
+            and row.get("DBTACC", "") in {"", lookup.account}
+        )
+        _, last = week_of(lookup)
+    except (BodyError, ValueError) as error:
+        return Unclear("UNREADABLE", str(error))
+    following = "" if last == lookup.last_day else str(int(lookup.cursor or "0") + 1)
+    return Accepted(ReturnedPayments(entries, following), reply.code, reply.message)
+
+
+def _returned(row: Row) -> ReturnedPayment:
+    _check_currency(row)
+    day = row.get("OPRDAT", "")
+    return ReturnedPayment(
+        client_ref=row.get("YURREF", ""),
+        bank_ref=row.get("REQNBR", ""),
+        amount=Cny.parse_loose(row.get("TRSAMT", "")),
+        submitted_on=BusinessDate(_date(day)) if day else None,
+        # The list does not tell when it came back.
+        returned_on=None,
+        payee_account=row.get("CRTACC", ""),
+        payee_name=row.get("CRTNAM", ""),
+        payee_bank_name="",
+        reason=row.get("RTNNAR", ""),
+    )
 
 
 def payment_ref(reply: Reply) -> str:
@@ -181,9 +228,9 @@ def status(states: States, query: StatusQuery, message: Message) -> PaymentStatu
     Raises:
         ValueError: it tells of others, or can't be read.
     """
-    rows = [row for row in message.rows("NTSTLLSTZ") if row.get("YURREF") == query.client_ref]
+    rows = [row for row in message.rows(STATUS_ROW) if row.get("YURREF") == query.client_ref]
     if not rows:
-        if message.rows("NTSTLLSTZ"):
+        if message.rows(STATUS_ROW):
             msg = "the answer tells of other payments only"
             raise ValueError(msg)
         return PaymentStatus(PaymentState.NO_RECORD)

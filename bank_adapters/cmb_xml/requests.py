@@ -13,13 +13,15 @@ from bank_adapters.cmb_xml.config import BANK_CLASS, CmbXmlOptions
 from bank_adapters.cmb_xml.messages import CORRELATION, DATA_XML, Block, Message
 from fep.adapters.api import BankProfile, Context
 from fep.domain.account import Account
-from fep.domain.clock import business_date
+from fep.domain.clock import BusinessDate, business_date
 from fep.domain.errors import BodyError, LocalProtocolError
 from fep.domain.ids import AccountNumber
 from fep.domain.order import (
     BalanceQuery,
+    Lookup,
     Operation,
     PaymentOrder,
+    ReturnedQuery,
     StatementQuery,
     StatusQuery,
     Urgency,
@@ -30,6 +32,8 @@ BALANCE: Final = "GetAccInfo"
 PAYMENT: Final = "DCPAYMNT"
 STATUS: Final = "NTQRYSTY"
 STATEMENT: Final = "GetTransInfo"
+PAYMENTS: Final = "NTQRYSTN"
+"""Lists all payments of some days, by their submission."""
 
 RENMINBI: Final = "10"
 """CCYNBR of renminbi."""
@@ -39,6 +43,9 @@ STATUS_REACH_DAYS: Final = 90
 """How far back NTQRYSTY looks."""
 STATUS_DOUBT_DAYS: Final = 3
 """On both sides of our date: seven days in all, the most that NTQRYSTY takes."""
+
+PAYMENTS_DAYS_MAX: Final = 7
+"""Of one NTQRYSTN."""
 
 _TEXT_BYTES_MAX: Final = 62
 _LONG_NAME_BYTES_MAX: Final = 200
@@ -92,6 +99,46 @@ def request(operation: Operation, profile: BankProfile, context: Context) -> Mes
         case _:
             assert_never(operation)
     return message_of(function_of(operation), profile, context, *blocks)
+
+
+def lookup_request(lookup: Lookup, profile: BankProfile, context: Context) -> Message:
+    """Return the message that lists a week's payments, for those that came back to be picked.
+
+    Raises:
+        BodyError: it asks for something else, for an account that is not ours, or its cursor is
+            not one of ours.
+    """
+    if not isinstance(lookup, ReturnedQuery):
+        msg = "this bank tells no bank codes"
+        raise BodyError(msg)
+    _own_account(lookup.account, profile, "account")
+    options = _options(profile)
+    first, last = week_of(lookup)
+    fields = {
+        "BUSCOD": options.buscod,
+        "BUSMOD": options.busmod,
+        "BGNDAT": _date(first),
+        "ENDDAT": _date(last),
+    }
+    return message_of(PAYMENTS, profile, context, Block("NTQRYSTNY1", fields))
+
+
+def week_of(lookup: ReturnedQuery) -> tuple[BusinessDate, BusinessDate]:
+    """Return the days that are asked at once: from the cursor on, no more than the bank lists.
+
+    Raises:
+        BodyError: the cursor is not one of ours.
+    """
+    weeks = {
+        str(at): BusinessDate(lookup.first_day + at * PAYMENTS_DAYS_MAX * _DAY)
+        for at in range((lookup.last_day - lookup.first_day).days // PAYMENTS_DAYS_MAX + 1)
+    }
+    first = weeks.get(lookup.cursor or "0")
+    if first is None:
+        msg = f"cursor {lookup.cursor[:40]!r} is not of this bank"
+        raise BodyError(msg)
+    last = first + (PAYMENTS_DAYS_MAX - 1) * _DAY
+    return first, BusinessDate(min(last, lookup.last_day))
 
 
 def message_of(function: str, profile: BankProfile, context: Context, *blocks: Block) -> Message:

@@ -159,6 +159,12 @@ class Book(Protocol):
         """Return the payment of a reference, or None."""
         ...
 
+    def submitted(
+        self, bank: BankName, first: BusinessDate, last: BusinessDate
+    ) -> list[BookPayment]:
+        """Return the bank's payments that were made on these days (Asia/Shanghai), oldest first."""
+        ...
+
     def entries(
         self, bank: BankName, number: AccountNumber, first: BusinessDate, last: BusinessDate
     ) -> list[BookEntry]:
@@ -379,6 +385,12 @@ class ForgetfulBook:
     def payment(self, bank: BankName, client_ref: str) -> BookPayment | None:
         """Return the payment of a reference."""
         return self.inner.payment(bank, client_ref)
+
+    def submitted(
+        self, bank: BankName, first: BusinessDate, last: BusinessDate
+    ) -> list[BookPayment]:
+        """Return the bank's payments of these days."""
+        return self.inner.submitted(bank, first, last)
 
 
 class HostConnection(Protocol):

@@ -362,6 +362,17 @@ class SqliteBook:
         """Return the payment of a reference, or None."""
         return self._payment(bank, client_ref)
 
+    def submitted(
+        self, bank: BankName, first: BusinessDate, last: BusinessDate
+    ) -> list[BookPayment]:
+        """Return the bank's payments that were made on these days (Asia/Shanghai), oldest first."""
+        begin, end = _midnight(first), _midnight(last) + dt.timedelta(days=1)
+        rows = self._db.execute(
+            "select * from payment where bank = ? and at >= ? and at < ? order by id",
+            (bank, to_text(begin), to_text(end)),
+        )
+        return [_payment(row) for row in rows]
+
     def entries(
         self, bank: BankName, number: AccountNumber, first: BusinessDate, last: BusinessDate
     ) -> list[BookEntry]:

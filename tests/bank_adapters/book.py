@@ -40,6 +40,12 @@ class MemoryBook:
     def payment(self, bank: BankName, client_ref: str) -> BookPayment | None:
         return self.payments.get((bank, client_ref))
 
+    def submitted(
+        self, bank: BankName, first: BusinessDate, last: BusinessDate
+    ) -> list[BookPayment]:
+        made = [one for one in self.payments.values() if one.bank == bank]
+        return [one for one in made if first <= business_date(one.at) <= last]
+
     def entries(
         self, bank: BankName, number: AccountNumber, first: BusinessDate, last: BusinessDate
     ) -> list[BookEntry]:

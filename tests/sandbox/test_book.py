@@ -167,8 +167,11 @@ def test_days_are_shanghai_days(book: SqliteBook) -> None:
     day = dt.date(2026, 1, 5)
 
     def references(first: dt.date, last: dt.date) -> list[str]:
-        lines = book.entries(NORTH, AccountNumber("1001"), BusinessDate(first), BusinessDate(last))
-        return [line.client_ref for line in lines]
+        days = BusinessDate(first), BusinessDate(last)
+        found = [one.client_ref for one in book.entries(NORTH, AccountNumber("1001"), *days)]
+        assert [one.client_ref for one in book.submitted(NORTH, *days)] == found
+        assert book.submitted(SOUTH, *days) == []
+        return found
 
     after = day + dt.timedelta(days=1)
     assert references(day, day) == ["LATE"]
