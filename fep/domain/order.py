@@ -486,8 +486,8 @@ def _payment(payer: AccountNumber, given: Mapping[str, object], where: str) -> P
 
 
 def _pool_sweep(params: object) -> PaymentOrder:
-    names = frozenset({"parent", "child", "direction", "amount", "currency"})
-    given = _members(params, "params", names, frozenset())
+    needed = frozenset({"parent", "child", "direction", "amount"})
+    given = _members(params, "params", needed, frozenset({"currency"}))
     parent = _members(given["parent"], "parent", frozenset({"account"}), frozenset())
     child = _members(given["child"], "child", frozenset({"account"}), frozenset())
     top = _account(parent["account"], "parent.account")
@@ -495,9 +495,7 @@ def _pool_sweep(params: object) -> PaymentOrder:
     if top == below:
         msg = "parent.account and child.account are the same"
         raise BodyError(msg)
-    if given["currency"] != "CNY":
-        msg = "currency must be 'CNY', the only one supported"
-        raise BodyError(msg)
+    _check_currency(given.get("currency", "CNY"))
     if given["direction"] not in ("up", "down"):
         msg = "direction must be 'up' or 'down'"
         raise BodyError(msg)

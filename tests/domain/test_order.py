@@ -382,6 +382,8 @@ def test_a_sweep_moves_from_child_to_parent_or_back() -> None:
     assert (up.payer, up.payee.account) == ("99000000000202", "99000000000101")
     assert (down.payer, down.payee.account) == (up.payee.account, up.payer)
     assert up.amount == down.amount == Cny(29)
+    bare = {name: value for name, value in SWEEP.items() if name != "currency"}
+    assert parse_body(Kind.POOL_SWEEP, bare) == up
 
 
 @pytest.mark.parametrize(
