@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 import tomli_w
 
+from fep.adapters import registry
 from fep.adapters.card import Signer
+from fep.adapters.host import own_faults
 from fep.alarms.state import MEANINGS, AlarmState, Severity
 from fep.alarms.state import TRANSITIONS as ALARM
 from fep.control.commands import Role
@@ -359,6 +361,15 @@ def _shape(text: str) -> dict[str, Any]:
         "lists": len(re.findall(r"^(?:\d\.|-) ", _prose(text), re.MULTILINE)),
         "spans of code": sorted(set(SPAN.findall(_prose(text)))),
     }
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_a_bank_s_page_names_its_faults_and_all_kinds_if_any(name: str) -> None:
+    page = (ROOT / "docs" / "banks" / f"{name}.md").read_text("utf-8")
+    for fault in own_faults(registry.host(name)):
+        assert f"`{fault}`" in page
+    listed = {one.value for one in Kind} & set(re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE))
+    assert listed in (set(), {one.value for one in registry.adapter(name).capabilities})
 
 
 def test_both_readmes_say_the_same() -> None:
