@@ -368,7 +368,9 @@ def test_a_bank_s_page_names_its_faults_and_all_kinds_if_any(name: str) -> None:
     page = (ROOT / "docs" / "banks" / f"{name}.md").read_text("utf-8")
     for fault in own_faults(registry.host(name)):
         assert f"`{fault}`" in page
-    listed = {one.value for one in Kind} & set(re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE))
+    listed = {one.value for one in Kind} & set(
+        re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE)
+    )
     assert listed in (set(), {one.value for one in registry.adapter(name).capabilities})
 
 

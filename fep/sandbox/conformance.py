@@ -35,6 +35,7 @@ from fep.adapters.api import (
     BatchCodec,
     Context,
     Draft,
+    LookupCodec,
     Outcome,
     Refusal,
     Rejected,
@@ -66,19 +67,25 @@ from fep.domain.money import Cny
 from fep.domain.order import (
     Balance,
     BalanceQuery,
+    BankCodeQuery,
+    BankCodes,
     BatchOrder,
     BatchQuery,
     BatchStatus,
     Kind,
+    Lookup,
     Operation,
     Payee,
     PaymentOrder,
     PaymentReceipt,
     PaymentState,
     PaymentStatus,
+    ReturnedPayments,
+    ReturnedQuery,
     Statement,
     StatementQuery,
     StatusQuery,
+    Sweep,
 )
 from fep.sandbox.book import SqliteBook
 from fep.sandbox.scene import BankPlan, Scene
@@ -95,6 +102,8 @@ FRAME_BYTES: Final = 64 * 1024
 HELD_FACTOR: Final = 2
 LINES: Final = 45
 """Payments whose lines a statement must tell, over several pages at most banks."""
+RETURNS: Final = 3
+"""Payments that came back, of which a list must tell."""
 SPAN_DAYS: Final = 100
 """Longest statement that a client may ask for."""
 PAYMENTS: Final = 8
@@ -113,6 +122,17 @@ NOW: Final = dt.datetime(2026, 1, 5, 9, 1, 0, tzinfo=SHANGHAI).astimezone(dt.UTC
 DAY: Final = BusinessDate(dt.date(2026, 1, 5))
 ORDER: Final = PaymentOrder(OURS, Payee(PAYEE, HOLDERS[PAYEE]), Cny(100_050), purpose="货款")
 BATCH: Final = BatchOrder(tuple(attrs.evolve(ORDER, amount=Cny(100 + at)) for at in range(3)))
+SWEEPS: Final = (
+    PaymentOrder(PAYEE, Payee(OURS, ""), Cny(70_050), sweep=Sweep.UP),
+    PaymentOrder(OURS, Payee(PAYEE, ""), Cny(70_050), sweep=Sweep.DOWN),
+)
+"""From the child to the parent, and back."""
+LOOKUPS: Final[Mapping[Kind, Lookup]] = {
+    Kind.RETURNED_PAYMENTS: ReturnedQuery(
+        OURS, BusinessDate(DAY - dt.timedelta(days=28)), BusinessDate(DAY + dt.timedelta(days=1))
+    ),
+    Kind.BANK_CODE_LOOKUP: BankCodeQuery("308", ""),
+}
 OPEN_FAULTS: Final = (
     Fault.SILENT_BEFORE_BOOKING,
     Fault.SILENT_AFTER_BOOKING,
@@ -216,6 +236,20 @@ class Rig:
             return BalanceQuery(OURS), StatementQuery(OURS, DAY, DAY)
         return (BalanceQuery(OURS),)
 
+    @property
+    def lookups(self) -> tuple[Lookup, ...]:
+        """Look-ups that the adapter has."""
+        return tuple(one for kind, one in LOOKUPS.items() if kind in self.adapter.capabilities)
+
+    @property
+    def lookup_codec(self) -> LookupCodec:
+        """The codec of an adapter that has look-ups."""
+        codec = self.codec
+        if not isinstance(codec, LookupCodec):
+            msg = "it declares look-ups, and its codec carries none"
+            raise _FailedError(msg)
+        return codec
+
     def reference(self, number: int) -> ClientRef:
         """Return the reference of a payment, as the engine makes it."""
         task, dedupe = TaskId(f"T{number}"), self.card.dedupe
@@ -291,6 +325,29 @@ class Bank:
         assert isinstance(told, Accepted)
         assert isinstance(told.result, PaymentStatus)
         return told.result.state
+
+    def look_up(self, lookup: Lookup) -> Reply:
+        """Return the bank's only reply to one page of a look-up."""
+        self.sign_on()
+        draft = self.rig.lookup_codec.prepare_lookup(lookup, self.rig.context())
+        replies = self.exchange(self.rig.sealed(draft))
+        _hold(len(replies) == 1, f"{len(replies)} replies to one {type(lookup).__name__}")
+        return replies[0]
+
+    def listed(self, lookup: Lookup) -> list[Any]:
+        """Return what a look-up finds, all pages together, as the engine asks."""
+        entries: list[Any] = []
+        for _ in range(LINES):
+            found = self.rig.lookup_codec.looked_up(lookup, self.look_up(lookup))
+            _hold(isinstance(found, Accepted), f"a look-up is answered with {found}")
+            assert isinstance(found, Accepted)
+            assert isinstance(found.result, ReturnedPayments | BankCodes)
+            entries += found.result.entries
+            if not found.result.cursor:
+                return entries
+            lookup = attrs.evolve(lookup, cursor=found.result.cursor)
+        msg = "the pages never end"
+        raise _FailedError(msg)
 
     def send(
         self, order: BatchOrder = BATCH, number: int = 1, *, badly: bool = False
@@ -391,6 +448,7 @@ EXEMPT: Final[Mapping[str, str]] = {
     "statements": "statement",
     "batches": "batch_transfer",
     "batches_stay_open": "batch_transfer",
+    "sweeps": "pool_sweep",
 }
 """The rule of ``quality.toml`` that may say that the bank has nothing of what a check tries."""
 
@@ -476,6 +534,7 @@ def any_bytes(rig: Rig) -> str:
         answers = [bank.answer(one)[1] for one in (ORDER, rig.status(), *rig.queries)]
         if Kind.BATCH_TRANSFER in rig.adapter.capabilities:
             answers += [reply.raw for reply in bank.send(number=2)]
+        answers += [bank.look_up(one).raw for one in rig.lookups]
     rng = random.Random(SEED)
     operations = (ORDER, rig.status(), *rig.queries)
     for _ in range(NOISES):
@@ -495,6 +554,8 @@ def any_bytes(rig: Rig) -> str:
             if isinstance(rig.codec, BatchCodec):
                 rig.codec.batch_taken(BATCH, rig.reference(1), reply)
                 rig.codec.batch_status(BatchQuery(rig.reference(1), BATCH, DAY), reply)
+            for lookup in rig.lookups:
+                rig.lookup_codec.looked_up(lookup, reply)
             rig.codec.alive(reply)
         with_garbage = list(lines(rig.adapter.name, rig.adapter.decoder, data))
         json.dumps(with_garbage)
@@ -583,17 +644,21 @@ def booked_once(rig: Rig) -> str:
 
 def faults_stay_open(rig: Rig) -> str:
     """After a fault a payment is unclear, and its status query tells what the book has."""
+    _stay_open(rig, ORDER)
+    return f"{len(OPEN_FAULTS)} faults"
+
+
+def _stay_open(rig: Rig, order: PaymentOrder) -> None:
     for fault in OPEN_FAULTS:
         with rig.bank(fault) as bank:
-            for reply in bank.replies(ORDER):
-                found = rig.codec.outcome(ORDER, reply)
+            for reply in bank.replies(order):
+                found = rig.codec.outcome(order, reply)
                 _hold(isinstance(found, Unclear), f"{fault} is answered with {found}")
             booked = bank.booked
             _hold(booked == int("after" in fault), f"{fault} booked {booked} times")
-            state = bank.state()
+            state = bank.state(order=order)
             wanted = PaymentState.SUCCEEDED if booked else PaymentState.NO_RECORD
             _hold(state is wanted, f"after {fault} it is told as {state}, not {wanted}")
-    return f"{len(OPEN_FAULTS)} faults"
 
 
 def faults_of_its_own(rig: Rig) -> str:
@@ -780,6 +845,83 @@ def batches_stay_open(rig: Rig) -> str:
     return f"{len(OPEN_FAULTS) + 1 + len(own)} faults"
 
 
+def sweeps(rig: Rig) -> str:
+    """The bank's own pooling trade moves just that money once, and is told as any payment is."""
+    done = PaymentState.SUCCEEDED
+    for order in SWEEPS:
+        with rig.bank() as bank:
+            bank.answer(order, badly=True)
+            _hold(rig.card.signing.by is Signer.ADAPTER or bank.booked == 0, "booked unsigned")
+        with rig.bank() as bank:
+            [reply] = bank.replies(order)
+            found = rig.codec.outcome(order, reply)
+            _hold(isinstance(found, Accepted), f"a sweep is answered with {found}")
+            bears = rig.codec.payment_ref(reply)
+            _hold(bears in {"", rig.reference(1)}, f"the answer bears {bears!r}")
+            payer, payee = (
+                bank.book.account(BANK, one) for one in (order.payer, order.payee.account)
+            )
+            assert payer is not None
+            assert payee is not None
+            moved = OPENING - payer.balance, payee.balance - OPENING
+            _hold(moved == (order.amount, order.amount), f"{order.sweep} moved {moved}")
+            again = bank.ask(order)
+            _hold(bank.booked == 1, f"the same reference was booked {bank.booked} times")
+            _hold(not isinstance(again, Rejected), f"a repeat is told as a refusal: {again}")
+            state = bank.state(order=order)
+            _hold(state is done, f"what was booked is told as {state}")
+            other = attrs.evolve(order, amount=Cny(order.amount.fen + 1))
+            [told] = bank.replies(rig.status(order=other))
+            closed = rig.codec.outcome(rig.status(order=other), told)
+            is_done = (
+                isinstance(closed, Accepted)
+                and isinstance(closed.result, PaymentStatus)
+                and closed.result.state is done
+            )
+            _hold(not is_done, "a sweep of another amount proves this one")
+        _stay_open(rig, order)
+        with rig.bank(Fault.LANDED) as bank:
+            bank.ask(order)
+            state = bank.state(order=order)
+            _hold(state is PaymentState.PROCESSING, f"landed is told as {state}")
+    return f"both ways, {len(OPEN_FAULTS)} faults"
+
+
+def look_ups(rig: Rig) -> str:
+    """What came back is listed, each once, and nothing else; what proves nothing lists nothing."""
+    if not rig.lookups:
+        return "the adapter has none"
+    codec = rig.lookup_codec
+    for lookup in rig.lookups:
+        with rig.bank(Fault.RETURNED) as bank:
+            _hold(isinstance(lookup, BankCodeQuery) or not bank.listed(lookup), "none was sent yet")
+            for number in range(RETURNS):
+                bank.replies(attrs.evolve(ORDER, amount=Cny(100 + number)), number)
+            bank.book.take_back(BANK, NOW + dt.timedelta(days=1))
+            # What is taken back later is not in the list.
+            bank.replies(attrs.evolve(ORDER, amount=Cny(7)), RETURNS)
+            entries = bank.listed(lookup)
+            if isinstance(lookup, BankCodeQuery):
+                wrong = [one.code for one in entries if not one.code.startswith(lookup.bank_class)]
+                _hold(not wrong, f"asked for {lookup.bank_class}, told {wrong}")
+            else:
+                amounts = sorted(one.amount.fen for one in entries)
+                wanted = [100 + number for number in range(RETURNS)]
+                _hold(amounts == wanted, f"{wanted} came back, told are {amounts}")
+                refs = {one.client_ref for one in entries} - {""}
+                known = {rig.reference(number) for number in range(RETURNS)}
+                _hold(refs <= known, f"they bear {refs - known}")
+            reply = bank.look_up(lookup)
+            for code in [*sorted(rig.card.codes.unclear), UNLISTED, ""]:
+                found = codec.looked_up(lookup, attrs.evolve(reply, code=code))
+                _hold(isinstance(found, Unclear), f"{code!r} is not unclear but {found}")
+            for code in sorted(rig.card.codes.throttled):
+                found = codec.looked_up(lookup, attrs.evolve(reply, code=code))
+                by_throttle = isinstance(found, Rejected) and found.why is Refusal.THROTTLED
+                _hold(by_throttle, f"{code} is not told as throttled: {found}")
+    return ", ".join(type(one).__name__ for one in rig.lookups)
+
+
 def statements(rig: Rig) -> str:
     """All lines come, each once, over as many pages as there are; spans keep to the card."""
     with rig.bank() as bank:
@@ -875,6 +1017,8 @@ CHECKS: Final[tuple[Callable[[Rig], str], ...]] = (
     signatures,
     batches,
     batches_stay_open,
+    sweeps,
+    look_ups,
     statements,
     correlations,
     secrets_hidden,
@@ -995,6 +1139,8 @@ def conform(name: str, *, daemon: bool = True) -> Iterator[Result]:
         for check in CHECKS:
             if Kind.BATCH_TRANSFER not in adapter.capabilities:
                 exempt[EXEMPT[batches.__name__]] = "the adapter has no batches"
+            if Kind.POOL_SWEEP not in adapter.capabilities:
+                exempt[EXEMPT[sweeps.__name__]] = "the adapter has no pooling trade"
             if check is statements and Kind.STATEMENT not in adapter.capabilities:
                 exempt[EXEMPT[check.__name__]] = "the adapter reads no statements"
             if (why := exempt.get(EXEMPT.get(check.__name__, ""))) is not None:

@@ -6,20 +6,23 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import pytest
 
 from bank_adapters.boc_b2e.codec import BocB2eCodec
 from bank_adapters.ccb_wlpt import codec, host, messages, replies
 from bank_adapters.cmb_cdc import replies as cdc_replies
 from bank_adapters.cmb_xml import batches as cmb_batches
+from bank_adapters.cmb_xml import host as cmb_host
 from bank_adapters.cmb_xml import replies as cmb_replies
 from bank_adapters.pingan_b2bi import host as pingan_host
+from bank_adapters.pingan_b2bi import messages as pingan_messages
 from bank_adapters.pingan_b2bi import replies as pingan_replies
 from fep.adapters import decode, registry
 from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Reply
 from fep.adapters.host import BookedState
 from fep.domain.money import Cny
-from fep.domain.order import Balance, PaymentState, Statement
+from fep.domain.order import Balance, PaymentState, ReturnedPayments, Statement
 from fep.sandbox import conformance
 from fep.sandbox.conformance import CHECKS, conform
 
@@ -106,7 +109,22 @@ def refused(outcome: Outcome, _reply: Reply) -> Outcome:
     return outcome if isinstance(outcome, Accepted) else Rejected(outcome.code, outcome.message)
 
 
-BATCH_BREAKS: list[tuple[str, str, Break]] = [
+def as_refused(outcome: Outcome, reply: Reply) -> Outcome:
+    """As an adapter that takes whatever it does not know for a refusal."""
+    return outcome if isinstance(outcome, Accepted) else Rejected(reply.code, "")
+
+
+def as_business(reply: Reply, *_: object, **_more: object) -> Outcome:
+    return Rejected(reply.code, "")
+
+
+def without_the_next_page(outcome: Outcome, _reply: Reply) -> Outcome:
+    if isinstance(outcome, Accepted) and isinstance(outcome.result, ReturnedPayments):
+        return attrs.evolve(outcome, result=ReturnedPayments(outcome.result.entries))
+    return outcome
+
+
+PART_BREAKS: list[tuple[str, str, Break]] = [
     ("cmb_xml", "batches", puts(cmb_replies, "_difference", lambda *_: "")),
     ("cmb_xml", "batches", changes(cmb_batches, "taken", refused)),
     ("cmb_xml", "batches", puts(cmb_batches, "_place", lambda _query: 0)),
@@ -118,12 +136,21 @@ BATCH_BREAKS: list[tuple[str, str, Break]] = [
         "batches_stay_open",
         puts(pingan_replies, "_state", lambda *_: PaymentState.REJECTED),
     ),
+    ("pingan_b2bi", "sweeps", puts(pingan_messages, "SWEEP_UP", pingan_messages.SWEEP_DOWN)),
+    ("pingan_b2bi", "sweeps", puts(pingan_replies, "_expect", lambda *_: None)),
+    ("pingan_b2bi", "sweeps", puts(pingan_host, "DUPLICATE", ("2778", ""))),
+    ("pingan_b2bi", "sweeps", puts(pingan_replies, "_not_done", as_business)),
+    ("pingan_b2bi", "look_ups", changes(pingan_replies, "looked_up", as_refused)),
+    ("cmb_xml", "look_ups", changes(cmb_replies, "looked_up", without_the_next_page)),
+    ("cmb_xml", "look_ups", puts(cmb_host, "PAYMENTS_DAYS_MAX", 6)),
+    ("cmb_xml", "look_ups", puts(cmb_replies, "state_key", lambda _row: "FIN+B")),
+    ("cmb_cdc", "look_ups", changes(cdc_replies, "_returned", lambda *_: ReturnedPayments(()))),
 ]
 """Adapter, check, and what breaks the adapter."""
 
 
-@pytest.mark.parametrize(("name", "check", "breaks"), BATCH_BREAKS)
-def test_a_broken_batch_is_found(
+@pytest.mark.parametrize(("name", "check", "breaks"), PART_BREAKS)
+def test_what_only_some_banks_have_is_found_broken(
     name: str, check: str, breaks: Break, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breaks(monkeypatch)
@@ -135,7 +162,7 @@ def test_every_check_has_a_break() -> None:
     assert set(BREAKS) == {check.__name__ for check in CHECKS} - {
         "sessions",
         "faults_of_its_own",
-        *(check for _, check, _ in BATCH_BREAKS),
+        *(check for _, check, _ in PART_BREAKS),
     }
 
 
