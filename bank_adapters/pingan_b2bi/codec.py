@@ -268,7 +268,7 @@ class PinganCodec:
         return replies.outcome(self._profile, operation, reply)
 
     def payment_ref(self, reply: Reply) -> str:
-        """Return the ThirdVoucher of an answer to 4004 or 4018, or empty."""
+        """Return the ThirdVoucher of an answer to 4004, 4018 or 4052, or empty."""
         return replies.payment_ref(reply)
 
     def split(self, query: StatementQuery, today: BusinessDate) -> list[StatementQuery]:

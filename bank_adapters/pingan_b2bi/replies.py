@@ -7,8 +7,9 @@ answer's header speaks of the query, its ``Stt`` of the payment. Nothing here ra
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Final, assert_never
 
 import attrs
@@ -146,14 +147,24 @@ def _joined(packets: Sequence[Packet]) -> Fields:
     return Fields(values, rows, frozenset().union(*(fields.contradictory for fields in read)))
 
 
-def _whole(reply: Reply) -> Answer | Unclear:
-    """Return what an answer says, or that it proves nothing: no XML, or its end never came."""
+def _read(reply: Reply, meant: Callable[[Answer], Outcome]) -> Outcome:
+    """Return what a reply means; without XML, or without its end, it proves nothing.
+
+    Args:
+        reply: the bank's.
+        meant: reads a whole answer; raises where it can't.
+    """
     answer = reply.content
     if not isinstance(answer, Answer):
         return Unclear(reply.code or BAD_REPLY, reply.message or "the answer's body is not XML")
     if answer.continued:
         return Unclear(REPLY_CONTINUES, "another packet was to follow and did not come")
-    return answer
+    try:
+        return meant(answer)
+    except _MismatchError as error:
+        return Unclear(REPLY_MISMATCH, str(error))
+    except (UnreadableError, BodyError) as error:
+        return Unclear(BAD_REPLY, str(error))
 
 
 def meaning(codes: Codes, code: str) -> Meaning:
@@ -164,15 +175,7 @@ def meaning(codes: Codes, code: str) -> Meaning:
 
 def outcome(profile: BankProfile, operation: Operation, reply: Reply) -> Outcome:
     """Return what the reply means for the operation; never raises on bad content."""
-    answer = _whole(reply)
-    if isinstance(answer, Unclear):
-        return answer
-    try:
-        return _outcome(profile, operation, reply, answer)
-    except _MismatchError as error:
-        return Unclear(REPLY_MISMATCH, str(error))
-    except (UnreadableError, BodyError) as error:
-        return Unclear(BAD_REPLY, str(error))
+    return _read(reply, partial(_outcome, profile, operation, reply))
 
 
 def payment_ref(reply: Reply) -> str:
@@ -202,56 +205,54 @@ def _outcome(profile: BankProfile, operation: Operation, reply: Reply, answer: A
 
 def looked_up(codes: Codes, lookup: Lookup, reply: Reply) -> Outcome:
     """Return what the reply means for the look-up; never raises on bad content."""
-    answer, said = _whole(reply), meaning(codes, reply.code)
-    if isinstance(answer, Unclear):
-        return answer
+    return _read(reply, partial(_looked_up, codes, lookup, reply))
+
+
+def _looked_up(codes: Codes, lookup: Lookup, reply: Reply, answer: Answer) -> Outcome:
+    said = meaning(codes, reply.code)
     if said is Meaning.NO_RECORD:
         empty = BankCodes(()) if isinstance(lookup, BankCodeQuery) else ReturnedPayments(())
         return Accepted(empty, reply.code, reply.message)
     if said is not Meaning.OK:
         return _not_done(reply, said, moves_money=False)
-    try:
-        match lookup:
-            case BankCodeQuery():
-                _expect_trade(reply, messages.BANK_CODES)
-                found: BankCodes | ReturnedPayments = _bank_codes(answer)
-            case ReturnedQuery():
-                _expect_trade(reply, messages.RETURNED)
-                found = _returned(lookup, answer)
-            case _:
-                assert_never(lookup)
-    except _MismatchError as error:
-        return Unclear(REPLY_MISMATCH, str(error))
-    except (UnreadableError, BodyError) as error:
-        return Unclear(BAD_REPLY, str(error))
+    match lookup:
+        case BankCodeQuery():
+            _expect_trade(reply, messages.BANK_CODES)
+            found: BankCodes | ReturnedPayments = _bank_codes(answer)
+        case ReturnedQuery():
+            _expect_trade(reply, messages.RETURNED)
+            found = _returned(lookup, answer)
+        case _:
+            assert_never(lookup)
     return Accepted(found, reply.code, reply.message)
 
 
 def batch_taken(codes: Codes, order: BatchOrder, reference: ClientRef, reply: Reply) -> Outcome:
     """Return what the answer to a 4018 means: taken over at most, never done."""
-    answer, said = _whole(reply), meaning(codes, reply.code)
-    if isinstance(answer, Unclear):
-        return answer
+    return _read(reply, partial(_batch_taken, codes, order, reference, reply))
+
+
+def _batch_taken(
+    codes: Codes, order: BatchOrder, reference: ClientRef, reply: Reply, answer: Answer
+) -> Outcome:
+    said = meaning(codes, reply.code)
     if said is not Meaning.OK:
         return _not_done(reply, said, moves_money=True)
-    try:
-        _expect_trade(reply, messages.BATCH)
-        if answer.fields.get("ThirdVoucher") != reference:
-            msg = "the answer does not bear the batch's ThirdVoucher"
-            raise _MismatchError(msg)  # noqa: TRY301
-    except _MismatchError as error:
-        return Unclear(REPLY_MISMATCH, str(error))
-    except UnreadableError as error:
-        return Unclear(BAD_REPLY, str(error))
+    _expect_trade(reply, messages.BATCH)
+    if answer.fields.get("ThirdVoucher") != reference:
+        msg = "the answer does not bear the batch's ThirdVoucher"
+        raise _MismatchError(msg)
     receipt = PaymentReceipt(reference, order.amount)
     return Accepted(receipt, reply.code, reply.message, final=False)
 
 
 def batch_status(card: BehaviourCard, query: BatchQuery, reply: Reply) -> Outcome:
     """Return what a page of 4015 says of the batch's rows; never raises on bad content."""
-    answer, said = _whole(reply), meaning(card.codes, reply.code)
-    if isinstance(answer, Unclear):
-        return answer
+    return _read(reply, partial(_batch_status, card, query, reply))
+
+
+def _batch_status(card: BehaviourCard, query: BatchQuery, reply: Reply, answer: Answer) -> Outcome:
+    said = meaning(card.codes, reply.code)
     if said is Meaning.NO_RECORD and not query.cursor:
         none = PaymentStatus(PaymentState.NO_RECORD, reply.code, reply.message)
         found = BatchStatus(dict.fromkeys(range(len(query.order.rows)), none))
@@ -260,13 +261,8 @@ def batch_status(card: BehaviourCard, query: BatchQuery, reply: Reply) -> Outcom
         return Unclear(reply.code, "there is no further page, and one was to come")
     if said is not Meaning.OK:
         return _not_done(reply, said, moves_money=False)
-    try:
-        _expect_trade(reply, messages.BATCH_STATUS)
-        return Accepted(_batch_page(card, query, answer.fields), reply.code, reply.message)
-    except _MismatchError as error:
-        return Unclear(REPLY_MISMATCH, str(error))
-    except (UnreadableError, BodyError) as error:
-        return Unclear(BAD_REPLY, str(error))
+    _expect_trade(reply, messages.BATCH_STATUS)
+    return Accepted(_batch_page(card, query, answer.fields), reply.code, reply.message)
 
 
 def _batch_page(card: BehaviourCard, query: BatchQuery, fields: Fields) -> BatchStatus:

@@ -57,6 +57,7 @@ from fep.keys.errors import (
 )
 from fep.keys.piv import PinAccepted, PinAnswer, PinCounter, PinRefused
 from fep.keys.signatures import (
+    CardKey,
     Certificate,
     algorithm_of,
     check_algorithm,
@@ -181,7 +182,8 @@ class Pkcs11Device:
         self._acquired = False
         self._token: Token | None = None
         self._session = 0
-        self._certificate: Certificate | None = None
+        self._public: CardKey | None = None
+        """The bound certificate's key."""
         self._key_id: bytes | None = None
         self._key: int | None = None
         self._mechanism = 0
@@ -214,18 +216,20 @@ class Pkcs11Device:
         seen = self._library.token(self._token.slot_id)
         if seen is None or not fits(self._binding, seen):
             raise TokenAbsentError("the token went while it was being read")
-        self._certificate, self._key_id = None, None
+        self._public, self._key_id = None, None
+        bound: Certificate | None = None
         other: Certificate | None = None
         template = {CKA_CLASS: CKO_CERTIFICATE, CKA_CERTIFICATE_TYPE: CKC_X_509}
         for one in self._library.find(self._session, template):
             der = self._library.attribute(self._session, one, CKA_VALUE) or b""
             if fingerprint(der) == self._binding.certificate_sha256:
-                self._certificate = parse_certificate(der)
+                bound = parse_certificate(der)
+                self._public = bound.card_key
                 self._key_id = self._library.attribute(self._session, one, CKA_ID)
                 break
             other = other or _certificate(der)
         wants_pin = bool(seen.flags & CKF_LOGIN_REQUIRED)
-        return Identity(seen.serial, self._certificate or other, wants_pin=wants_pin)
+        return Identity(seen.serial, bound or other, wants_pin=wants_pin)
 
     def pin_counter(self) -> PinCounter:
         """Return what the token's flags tell of the tries left; that spends none."""
@@ -250,12 +254,12 @@ class Pkcs11Device:
             CardDataError: there is none, more than one, or none that signs as we do.
         """
         assert self._token is not None
-        assert self._certificate is not None
+        assert self._public is not None
         self._after_login = _counter(self._flags())
         self._key = self._find_key()
         always = self._library.attribute(self._session, self._key, CKA_ALWAYS_AUTHENTICATE)
         self._asks_each_time = bool(always and any(always))
-        algorithm = algorithm_of(self._certificate.card_key)
+        algorithm = algorithm_of(self._public)
         usable = [
             one
             for one in _MECHANISMS[algorithm]
@@ -271,9 +275,9 @@ class Pkcs11Device:
 
         The PIN is sent only to a key that wants it for each signature (CKA_ALWAYS_AUTHENTICATE).
         """
-        assert self._certificate is not None
+        assert self._public is not None
         assert self._key is not None
-        public = self._certificate.card_key
+        public = self._public
         check_algorithm(public, algorithm)
         block = data if self._mechanism in _HASHES_ITSELF else token_block(public, data)
         self._library.sign_init(self._session, self._mechanism, self._key)
@@ -292,7 +296,7 @@ class Pkcs11Device:
     def close(self) -> None:
         """End the session, which logs out, and let go of the token; raises nothing."""
         token, self._token = self._token, None
-        self._key = self._certificate = None
+        self._key = self._public = None
         if not self._acquired:
             return
         self._acquired = False

@@ -29,6 +29,8 @@ def bench(name: str, *arguments: str) -> tuple[str, dict[str, Any]]:
         text=True,
         timeout=SECONDS_MAX,
         check=False,
+        # Its peers run as other users, whatever mask it is started with.
+        umask=0o077,
     )
     assert done.returncode == 0, done.stderr
     *_, last = done.stdout.splitlines()

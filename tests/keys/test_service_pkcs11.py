@@ -14,6 +14,8 @@ import pytest
 import structlog
 import trio
 import trio.testing
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from fep.adapters.card import SignAlgorithm
@@ -50,7 +52,7 @@ from fep.keys.service import KeyRing, Slot
 from fep.keys.signatures import verifies
 from fep.keys.state import SlotState
 from tests.keys.bench import PIN, Bench, pin_file, ring_of, until
-from tests.keys.files import PrivateKey, certificate_of, ec_key, rsa_key
+from tests.keys.files import PrivateKey, certificate_of, ec_key, rsa_key, sm2_pair
 from tests.keys.softhsm import LIBRARY, NOW, Faults, Hsm, HsmToken
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +153,20 @@ async def test_a_token_without_a_mechanism_of_ours_is_a_fault(
             await slot.unlock(PIN)
         await until(lambda: bench.kinds(slot.name) == {AlarmKind.KEY_FAULT})
         assert "no mechanism" in bench.cause(AlarmKind.KEY_FAULT, slot.name)
+
+
+async def test_an_sm2_certificate_is_a_fault_before_any_pin_is_sent(
+    hsm: Hsm, faults: Faults, tmp_path: Path
+) -> None:
+    der = x509.load_pem_x509_certificate(sm2_pair()[1]).public_bytes(serialization.Encoding.DER)
+    hsm.make_empty("one")
+    hsm.add("one", "01", rsa_key(), der)
+    token = HsmToken("one", hsm.serial("one"), rsa_key(), der)
+    async with ring_of(tmp_path, [token.slot(pin_file(tmp_path), faults.path)]) as bench:
+        slot = await bench.state(SlotState.FAULT)
+        await until(lambda: bench.kinds(slot.name) == {AlarmKind.KEY_FAULT})
+        assert "SM2 keys are for software slots" in bench.cause(AlarmKind.KEY_FAULT, slot.name)
+        assert faults.calls("Login") == 0
 
 
 async def test_of_several_keys_that_of_the_certificate_or_the_named_one_signs(

@@ -16,12 +16,12 @@ from fep.adapters.api import (
     Context,
     Draft,
     Outcome,
-    Refusal,
     Rejected,
     Reply,
     Unclear,
 )
 from fep.adapters.card import BehaviourCard, States
+from fep.adapters.meaning import payment_refused, payment_state, refused
 from fep.domain.clock import BusinessDate, from_text
 from fep.domain.errors import BodyError, LocalProtocolError, RemoteProtocolError
 from fep.domain.ids import AccountNumber, ClientRef
@@ -257,7 +257,7 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: M
         case StatementQuery() if empty:
             return Accepted(Statement(()), reply.code, reply.message)
     if reply.code not in card.codes.ok:
-        return _refused(card, reply)
+        return refused(card.codes, reply.code, reply.message)
     match operation:
         case BalanceQuery():
             return Accepted(_balance(operation, message), reply.code, reply.message)
@@ -270,24 +270,10 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: M
             assert_never(operation)
 
 
-def _refused(card: BehaviourCard, reply: Reply) -> Outcome:
-    codes = card.codes
-    if reply.code in codes.throttled:
-        return Rejected(reply.code, reply.message, Refusal.THROTTLED)
-    if reply.code in codes.permission:
-        return Rejected(reply.code, reply.message, Refusal.PERMISSION)
-    if reply.code in codes.refused:
-        return Rejected(reply.code, reply.message)
-    return Unclear(reply.code, reply.message)
-
-
 def _payment(card: BehaviourCard, order: PaymentOrder, reply: Reply, message: Message) -> Outcome:
     if reply.code not in card.codes.ok:
-        refused = _refused(card, reply)
-        throttled = isinstance(refused, Rejected) and refused.why is Refusal.THROTTLED
-        # "Too often" may have been said of a payment that was taken.
-        return Unclear(reply.code, reply.message) if throttled else refused
-    state = _state(card.states, text(message, "state"))
+        return payment_refused(card.codes, reply.code, reply.message)
+    state = payment_state(card.states, text(message, "state"))
     receipt = PaymentReceipt(ClientRef(reply.correlation), order.amount, text(message, "bank_ref"))
     match state:
         case PaymentState.SUCCEEDED | PaymentState.PROCESSING:
@@ -299,16 +285,6 @@ def _payment(card: BehaviourCard, order: PaymentOrder, reply: Reply, message: Me
             return Unclear(text(message, "state"), reply.message)
 
 
-def _state(states: States, state: str) -> PaymentState:
-    if state in states.intermediate:
-        return PaymentState.PROCESSING
-    if state in states.returned:
-        return PaymentState.RETURNED
-    if state in states.final_bad:
-        return PaymentState.REJECTED
-    return PaymentState.SUCCEEDED if state in states.final_ok else PaymentState.UNKNOWN
-
-
 def _status(states: States, query: StatusQuery, message: Message) -> PaymentStatus:
     if text(message, "of") != query.client_ref:
         msg = "the answer tells of another payment"
@@ -318,7 +294,7 @@ def _status(states: States, query: StatusQuery, message: Message) -> PaymentStat
     if facts != (order.payer, order.payee.account, str(order.amount)):
         return PaymentStatus(PaymentState.UNKNOWN, "MISMATCH", "another payment has this reference")
     bank_ref = text(message, "bank_ref")
-    return PaymentStatus(_state(states, state), state, text(message, "reason"), bank_ref)
+    return PaymentStatus(payment_state(states, state), state, text(message, "reason"), bank_ref)
 
 
 def _balance(query: BalanceQuery, message: Message) -> Balance:
