@@ -77,12 +77,16 @@ class Iso20022Options:
     purpose_default: str = attrs.field(default="转账", validator=validators.min_len(1))
     """Purpose (用途, RmtInf/Ustrd) of payments that come without one."""
     submit_path: str = attrs.field(default="/payments", validator=_PATH)
+    """Where payments (pain.001) are posted."""
     status_path: str = attrs.field(default="/payments/{reference}/status", validator=_PATH)
+    """Where a payment's status (pain.002) is got, by our reference."""
     balance_path: str = attrs.field(default="/accounts/{account}/balance", validator=_PATH)
+    """Where a balance report (camt.052) is got."""
     statement_path: str = attrs.field(
         default="/accounts/{account}/statement?from={first}&to={last}&page={page}",
         validator=_PATH,
     )
+    """Where statements (camt.053) are got, by days and page."""
     probe_path: str = attrs.field(default="", validator=validators.matches_re(r"(/[!-~]{0,300})?"))
     """What is got as heartbeat; empty: the balance of the first account of ours."""
     balance_age_max_s: int = attrs.field(default=900, validator=validators.ge(1))

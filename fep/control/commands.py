@@ -15,6 +15,7 @@ import attrs
 import msgspec
 
 from fep.alarms.service import Alarms
+from fep.control import config_commands as settings
 from fep.control import probe
 from fep.control import user_commands as people
 from fep.control.audit import Audit
@@ -101,6 +102,7 @@ class Services:
     check_config: Callable[[], Awaitable[list[str]]]
     apply_config: Callable[[str], Awaitable[dict[str, Any]]]
     """Takes who applies it; returns what changed."""
+    settings: settings.Settings
     closed: Callable[[], str] | None = None
     """Says why no session opens at this moment; None: they open."""
     machines: Machines | None = None
@@ -302,6 +304,7 @@ async def perform(services: Services, caller: Caller, method: str, params: msgsp
     if not row.acts or caller.role not in PEOPLE:
         return await _do(services, caller, method, params)
     about = msgspec.to_builtins(params)
+    about.pop("text", None)  # of a configuration: its versions have it
     doer = Doer(caller.name, caller.role.value, caller.origin)
     act = partial(_do, services, caller, method, params)
     return await services.audit.recorded(doer, method, about, act)
@@ -553,6 +556,42 @@ METHODS: Final[dict[str, Method]] = {
     "config.check": Method(NoParams, PEOPLE, "faults of the file on disk", _config_check),
     "config.apply": Method(
         NoParams, ADMINS, "take the file on disk into force", _config_apply, acts=True
+    ),
+    "config.draft": Method(
+        settings.DraftParams, ADMINS, "what a changed file would mean", settings.config_draft
+    ),
+    "config.try": Method(
+        settings.TryParams, ADMINS, "reach a bank of a draft", settings.config_try
+    ),
+    "config.save": Method(
+        settings.SaveParams,
+        ADMINS,
+        "write the file and take it into force",
+        settings.config_save,
+        acts=True,
+    ),
+    "config.confirm": Method(
+        settings.ConfirmConfigParams,
+        ADMINS,
+        "keep a version that is in force for a time",
+        settings.config_confirm,
+        acts=True,
+    ),
+    "config.rollback": Method(
+        settings.RollbackParams,
+        ADMINS,
+        "take an earlier version into force",
+        settings.config_rollback,
+        acts=True,
+    ),
+    "config.versions": Method(
+        settings.VersionsParams, ADMINS, "every version, newest first", settings.config_versions
+    ),
+    "config.version": Method(
+        settings.VersionParams, ADMINS, "one version with its text", settings.config_version
+    ),
+    "config.adapters": Method(
+        NoParams, ADMINS, "what each adapter wants to be told", settings.config_adapters
     ),
     "events.follow": Method(FollowParams, PEOPLE, "then `event` notifications"),
     "events.unfollow": Method(NoParams, PEOPLE, "no more `event` notifications"),

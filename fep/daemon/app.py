@@ -12,7 +12,7 @@ import math
 import os
 import random
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -34,6 +34,8 @@ from fep.control.service import Guard, run_control
 from fep.daemon import config as configuration
 from fep.daemon import notify
 from fep.daemon.config import BankConfig, Config, ConfigFaultsError
+from fep.daemon.difference import difference
+from fep.daemon.settings import Settings, Site
 from fep.daemon.store_section import database_of
 from fep.daemon.supervisor import guarded, supervise
 from fep.domain.account import Account
@@ -268,6 +270,15 @@ class Daemon:
         self.pools = PoolService(
             config.pools, self._accounts, self.tasks, self.alarms, clock, guarded_store
         )
+        site = Site(
+            path=config.path,
+            machine=config.enterprise.fep_number,
+            in_force=lambda: self.config,
+            slots=self.ring.slots.keys,
+            links=self.links.values,
+            apply=self._apply,
+        )
+        self.settings = Settings(site, self._store, clock)
         self.services = Services(
             tasks=self.tasks,
             ring=self.ring,
@@ -283,6 +294,7 @@ class Daemon:
             show_config=lambda: configuration.redacted(self.config),
             check_config=self._check_config,
             apply_config=self.apply,
+            settings=self.settings,
             machines=self.machines,
             machine_name=config.enterprise.fep_number,
         )
@@ -340,6 +352,8 @@ class Daemon:
                 await lanes.start(self._supervised, "pooling", self.pools.run)
             else:
                 lanes.start_soon(partial(self._pool_in_turns, self.machines))
+            await self.settings.load()
+            await lanes.start(self._supervised, "settings", self.settings.run)
             async with trio.open_nursery() as faces:
                 addresses = await faces.start(
                     self._outside.faces, self.config.control, self.services, guarded
@@ -544,6 +558,11 @@ class Daemon:
         """
         if self._lanes_nursery is None:
             raise ProtocolRefusal("BAD_STATE", "the daemon is still starting; nothing was changed")
+        applied = await self._apply(who)
+        await self.settings.noted(self.config, who)
+        return applied
+
+    async def _apply(self, who: str) -> dict[str, Any]:
         async with self._reloading:
             try:
                 new = await trio.to_thread.run_sync(configuration.load, self.config.path)
@@ -554,47 +573,26 @@ class Daemon:
             return await self._take_into_force(new, who)
 
     async def _take_into_force(self, new: Config, who: str) -> dict[str, Any]:
-        old = self.config
-        before = {bank.name: bank for bank in old.banks}
+        found = difference(self.config, new, self.ring.slots)
         after = {bank.name: bank for bank in new.banks}
-        restart = [
-            part
-            for part, same in (
-                ("slot", old.slots == new.slots),
-                ("control", old.control == new.control),
-                ("console", old.console == new.console),
-                ("enterprise", old.enterprise == new.enterprise),
-                ("state_dir", old.state_dir == new.state_dir),
-                ("store", old.store == new.store),
-                ("tasks", old.tasks == new.tasks),
-            )
-            if not same
-        ]
-        waiting = {
-            name
-            for name, bank in after.items()
-            if bank.slot is not None and bank.slot not in self.ring.slots
-        }
-        removed = sorted(before.keys() - after.keys())
-        changed = sorted(
-            name
-            for name in after.keys() - waiting
-            if name not in before or before[name].digest != after[name].digest
-        )
+        _try_secrets(new, [after[name] for name in found.changed])
         self._accounts.clear()
         self._accounts.update(new.accounts)
         self.pools.configure(new.pools, self._accounts)
-        for name in (*removed, *changed):
+        for name in (*found.removed, *found.changed):
             if name in self._units:
                 await self._end_unit(name)
-        for name in (*removed, *(name for name in changed if after[name].slot is None)):
+        for name in (
+            *found.removed,
+            *(name for name in found.changed if after[name].slot is None),
+        ):
             self.links.pop(name, None)
             if self.tasks.sharing is not None:
                 self.tasks.sharing.forget_foreign(name)
             if name in self.tasks.lanes:
                 await self.tasks.remove_lane(name)
         assert self._lanes_nursery is not None
-        for name in changed:
+        for name in found.changed:
             self._make(after[name])
             await self.tasks.keep_drained()
             if name in self._units:
@@ -607,17 +605,11 @@ class Daemon:
             "config.applied",
             who=who,
             configuration=new.digest,
-            changed=changed,
-            removed=removed,
-            restart_needed=restart,
+            changed=list(found.changed),
+            removed=list(found.removed),
+            restart_needed=list(found.restart),
         )
-        return {
-            "configuration": new.digest,
-            "changed": changed,
-            "removed": removed,
-            "unchanged": sorted(after.keys() - set(changed) - waiting),
-            "restart_needed": restart,
-        }
+        return {"configuration": new.digest, **found.value()}
 
     # -- health -------------------------------------------------------------------------------
 
@@ -639,6 +631,22 @@ class Daemon:
         if keys:
             parts.append(f"keys not ready: {', '.join(keys)}")
         return "; ".join(parts)
+
+
+def _try_secrets(new: Config, banks: Iterable[BankConfig]) -> None:
+    """Make each bank's codec once with its secrets, before anything is ended for it.
+
+    Raises:
+        ProtocolRefusal: BAD_STATE, a secret is not there or is refused; nothing was changed.
+    """
+    for bank in banks:
+        if bank.slot is None:
+            continue
+        try:
+            bank.adapter.open(bank.profile(new.accounts, bank.read_secrets()))
+        except (FepError, ValueError) as error:
+            msg = f"nothing was changed: bank {bank.name}: {error}"
+            raise ProtocolRefusal("BAD_STATE", msg) from error
 
 
 async def _while_held(

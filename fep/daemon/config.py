@@ -67,11 +67,16 @@ __all__ = [
     "Enterprise",
     "Fault",
     "check",
+    "check_toml",
+    "digest_of",
     "load",
+    "parse",
+    "read_text",
     "redacted",
     "secret_faults",
 ]
 
+DIGEST_CHARS: Final = 12
 FILE_BYTES_MAX: Final = 4 * 1024 * 1024
 ENTERPRISE_CHARS_MAX: Final = 64
 INTEGER_DIGITS_MAX: Final = sys.int_info.default_max_str_digits
@@ -113,6 +118,8 @@ class Config:
     accounts: Mapping[AccountNumber, Account]
     pools: tuple[PoolConfig, ...]
     raw: Mapping[str, Any] = attrs.field(repr=False)
+    text: str = attrs.field(repr=False, default="")
+    """The file itself."""
 
 
 def load(path: Path) -> Config:
@@ -121,16 +128,32 @@ def load(path: Path) -> Config:
     Raises:
         ConfigFaultsError: it can't be used; all faults at once, in the order of the file.
     """
-    data, text = _read(path)
+    return parse(path, read_text(path))
+
+
+def parse(path: Path, text: str) -> Config:
+    """Return the configuration that a text would be at a path; nothing is read there.
+
+    Raises:
+        ConfigFaultsError: it can't be used; all faults at once, in the order of the text.
+    """
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data) > FILE_BYTES_MAX:
+        raise ConfigFaultsError([_whole(path, f"is larger than {FILE_BYTES_MAX} bytes")])
     reader = Reader(path, text)
     try:
         raw = _toml(path, text)
-        config = _config(reader, raw, path, hashlib.sha256(data).hexdigest()[:12])
+        config = _config(reader, raw, path, digest_of(data))
     except RecursionError as error:
         raise ConfigFaultsError([_whole(path, "is nested too deeply")]) from error
     if reader.faults:
         raise ConfigFaultsError(reader.faults)
-    return config
+    return attrs.evolve(config, text=text)
+
+
+def digest_of(data: bytes) -> str:
+    """Return what a file is known by."""
+    return hashlib.sha256(data).hexdigest()[:DIGEST_CHARS]
 
 
 def check(path: Path) -> list[Fault]:
@@ -209,7 +232,21 @@ def _hidden(name: str, value: Any) -> Any:  # noqa: ANN401 - any TOML value
     return value if isinstance(value, str | int | float) else str(value)
 
 
-def _read(path: Path) -> tuple[bytes, str]:
+def check_toml(path: Path, text: str) -> None:
+    """Read a text as TOML only.
+
+    Raises:
+        ConfigFaultsError: it is none.
+    """
+    _toml(path, text)
+
+
+def read_text(path: Path) -> str:
+    """Return what a file says.
+
+    Raises:
+        ConfigFaultsError: it can't be read, is too large, or is not UTF-8.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(FILE_BYTES_MAX + 1)
@@ -218,7 +255,7 @@ def _read(path: Path) -> tuple[bytes, str]:
     if len(data) > FILE_BYTES_MAX:
         raise ConfigFaultsError([_whole(path, f"is larger than {FILE_BYTES_MAX} bytes")])
     try:
-        return data, data.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         before = data[data.rfind(b"\n", 0, error.start) + 1 : error.start].decode("utf-8")

@@ -1,4 +1,4 @@
-"""Where each key of a TOML text stands, for error messages; tomllib gives values only. Pure.
+"""Where each key of a TOML text stands; tomllib gives values only. Pure.
 
 The text was read by ``tomllib`` before, so it is valid TOML 1.0 and the scan need not check.
 """
@@ -21,6 +21,20 @@ class Position:
     column: int
 
 
+@attrs.define
+class Block:
+    """A header with the pairs below it, up to the next header; the first one has no header."""
+
+    path: Path
+    """Of the table: ``("bank", 0, "options")``."""
+    start: int
+    """Where the header begins."""
+    end: int
+    """Where the header, or the last pair, ends: before a comment behind it."""
+    pairs: list[tuple[Path, int, int]] = attrs.Factory(list)
+    """Each pair's path, where its key begins and its value ends."""
+
+
 _SPACE: Final = " \t"
 _BLANK: Final = " \t\r\n"
 _BARE_END: Final = " \t\r\n=.]#,}{[\"'"
@@ -31,6 +45,8 @@ class _Scanner:
         self.text = text
         self.at = 0
         self.found: dict[Path, int] = {}
+        self.values: dict[Path, tuple[int, int]] = {}
+        self.blocks = [Block((), 0, 0)]
         self._lengths: dict[Path, int] = {}
 
     def scan(self) -> None:
@@ -39,10 +55,14 @@ class _Scanner:
             self._skip(_BLANK)
             if self.at >= len(self.text):
                 return
+            start, block = self.at, self.blocks[-1]
             if self.text[self.at] == "[":
                 table = self._header()
+                self.blocks.append(Block(table, start, self.at))
             else:
-                self._pair(table)
+                path = self._pair(table)
+                block.end = self.at
+                block.pairs.append((path, start, self.at))
 
     def _header(self) -> Path:
         start = self.at
@@ -68,7 +88,7 @@ class _Scanner:
         self.found.setdefault(path, start)
         return path
 
-    def _pair(self, table: Path) -> None:
+    def _pair(self, table: Path) -> Path:
         path = table
         for name, at in self._key():
             path = (*path, name)
@@ -76,6 +96,7 @@ class _Scanner:
         self._skip(_SPACE)
         self.at += 1  # the equals sign
         self._value(path)
+        return path
 
     def _key(self) -> list[tuple[str, int]]:
         names = []
@@ -98,7 +119,7 @@ class _Scanner:
 
     def _value(self, path: Path) -> None:
         self._skip(_SPACE)
-        first = self.text[self.at]
+        start, first = self.at, self.text[self.at]
         if first in "\"'":
             self._string()
         elif first == "[":
@@ -108,6 +129,8 @@ class _Scanner:
         else:
             while self.at < len(self.text) and self.text[self.at] not in ",]}#\r\n":
                 self.at += 1
+            self.at = start + len(self.text[start : self.at].rstrip(_SPACE))
+        self.values[path] = (start, self.at)
 
     def _array(self, path: Path) -> None:
         self.at += 1
@@ -173,6 +196,9 @@ class Positions:
         scanner = _Scanner(text)
         scanner.scan()
         self._found = scanner.found
+        self.values = scanner.values
+        """Where the value of each key begins and ends, inner ones too."""
+        self.blocks = scanner.blocks
         self._text = text
         self._lines = text.split("\n")
 

@@ -273,6 +273,25 @@ console_session: Final = sa.Table(
 )
 """Who is logged in. ``digest`` is of the browser's cookie: who reads the store can't use it."""
 
+configuration: Final = sa.Table(
+    "configuration",
+    metadata,
+    sa.Column("machine", sa.Text, primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("how", sa.Text, nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("before", sa.BigInteger),
+    sa.Column("confirm_until", sa.Text),
+    sa.Column("ended_by", sa.Text, nullable=False, server_default=""),
+    sa.Column("reason", sa.Text, nullable=False, server_default=""),
+    sa.Column("text", sa.LargeBinary, nullable=False),
+)
+"""Every configuration that was in force on a machine; ``fep/daemon/versions.py`` says of what."""
+
 shared: Final = sa.MetaData()
 """What only a store of several machines has."""
 
@@ -341,7 +360,18 @@ def _add_console(connection: sa.Connection) -> None:
     connection.exec_driver_sql("CREATE INDEX console_session_name ON console_session (name)")
 
 
-STEPS: Final[tuple[Step, ...]] = (_add_payment_rows, _add_console)
+def _add_configurations(connection: sa.Connection) -> None:
+    of_bytes = "BYTEA" if connection.dialect.name == "postgresql" else "BLOB"
+    connection.exec_driver_sql(
+        "CREATE TABLE configuration (machine TEXT NOT NULL, number BIGINT NOT NULL,"
+        " digest TEXT NOT NULL, at TEXT NOT NULL, who TEXT NOT NULL, how TEXT NOT NULL,"
+        " note TEXT NOT NULL, state TEXT NOT NULL, before BIGINT, confirm_until TEXT,"
+        " ended_by TEXT DEFAULT '' NOT NULL, reason TEXT DEFAULT '' NOT NULL,"
+        f" text {of_bytes} NOT NULL, PRIMARY KEY (machine, number))"
+    )
+
+
+STEPS: Final[tuple[Step, ...]] = (_add_payment_rows, _add_console, _add_configurations)
 """The first brings a file of version 1 to version 2, and so on; ``metadata`` is what the last one
 leaves. A released version's step is never changed: ``tests/store/versions`` has a file of each.
 Each step is written in the words of both databases."""

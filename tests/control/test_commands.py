@@ -49,6 +49,14 @@ MAY_CALL = {
     "config.show": PEOPLE,
     "config.check": PEOPLE,
     "config.apply": "admin",
+    "config.draft": "admin",
+    "config.try": "admin",
+    "config.save": "admin",
+    "config.confirm": "admin",
+    "config.rollback": "admin",
+    "config.versions": "admin",
+    "config.version": "admin",
+    "config.adapters": "admin",
     "events.follow": PEOPLE,
     "events.unfollow": PEOPLE,
     "pool.list": PEOPLE,
@@ -91,6 +99,14 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "config.show": {},
     "config.check": {},
     "config.apply": {},
+    "config.draft": {},
+    "config.try": {"text": "", "bank": BANK.name},
+    "config.save": {"text": "", "base": "0123456789ab"},
+    "config.confirm": {"version": 1},
+    "config.rollback": {"version": 1},
+    "config.versions": {},
+    "config.version": {"version": 1},
+    "config.adapters": {},
     "events.follow": {},
     "events.unfollow": {},
     "pool.list": {},
@@ -154,6 +170,7 @@ def test_every_method_is_looked_at() -> None:
 
 def test_what_changes_something_outlives_its_client() -> None:
     asking = {"get", "list", "why", "show", "check", "plan", "round", "status"}
+    asking |= {"draft", "try", "versions", "version", "adapters"}
     for name, row in METHODS.items():
         if row.handle is not None:
             assert row.acts == (name.rpartition(".")[2] not in asking), name
@@ -296,6 +313,12 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("alarm.list", {"limit": 501}, "limit"),
     ("task.list", {"kind": "lost"}, "kind"),
     ("task.list", {"find": "x" * 65}, "find"),
+    ("config.draft", {"edits": [{"edit": "slot"}]}, "edit"),
+    ("config.draft", {"text": "x" * 400_001}, "text"),
+    ("config.save", {"base": "x" * 13}, "base"),
+    ("config.save", {"confirm_s": 1}, "confirm_s"),
+    ("config.version", {"version": 0}, "version"),
+    ("config.versions", {"limit": 501}, "limit"),
     ("user.add", {"role": "finance"}, "role"),
     ("user.add", {"name": "x" * 33}, "name"),
     ("user.add", {"password": "x" * 201}, "password"),

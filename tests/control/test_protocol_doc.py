@@ -221,6 +221,7 @@ TYPES = {
     msgspec.inspect.LiteralType: "string",
     msgspec.inspect.StructType: "object",
     msgspec.inspect.RawType: "object",
+    msgspec.inspect.ListType: "list of objects",
 }
 
 
@@ -255,6 +256,8 @@ def test_parameters_are_as_in_the_code(name: str, row: Method) -> None:
             assert default == "required"
         elif field.default is None:
             assert default == "none"
+        elif field.default is msgspec.NODEFAULT:
+            assert json.loads(default.strip("`")) == field.default_factory()
         else:
             assert json.loads(default.strip("`")) == field.default
         for bound in bounds:
