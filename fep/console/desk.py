@@ -23,6 +23,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 
 from fep.console import shown
 from fep.console.checker import Checker, Verify
+from fep.console.drafts import Drafts
 from fep.console.live import Live
 from fep.console.throttle import Throttle
 from fep.console.words import CATALOGUE, LANGUAGES, preferred, translated
@@ -68,6 +69,7 @@ class Desk:
         self.cookie = COOKIE_SECURE if secure else COOKIE
         self.throttle = Throttle()
         self.checker = Checker(verify)
+        self.drafts = Drafts()
         self.templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(TEMPLATES),
             autoescape=True,

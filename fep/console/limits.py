@@ -9,7 +9,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-BODY_BYTES_MAX: Final = 256 * 1024
+BODY_BYTES_MAX: Final = 512 * 1024
 BODY_SECONDS_MAX: Final = 5.0
 
 POLICY: Final = (

@@ -239,6 +239,33 @@ def _config_apply(desk: Desk) -> int:
     return desk.answer(desk.call("config.apply"), show.changes)
 
 
+def _config_versions(desk: Desk) -> int:
+    limit = desk.given.limit or LIST_LIMIT_DEFAULT
+    return desk.answer(desk.call("config.versions", limit=limit), show.versions)
+
+
+def _config_version(desk: Desk) -> int:
+    value = desk.call("config.version", version=desk.given.version)
+    return desk.answer(value, lambda one: show.text(one["text"]))
+
+
+def _config_diff(desk: Desk) -> int:
+    value = desk.call("config.version", version=desk.given.version)
+    return desk.answer(value, lambda one: show.text("\n".join([*one["difference"], ""]).lstrip()))
+
+
+def _config_rollback(desk: Desk) -> int:
+    given = desk.given
+    value = desk.call("config.rollback", version=given.version, note=given.note)
+    return desk.answer(value, show.changes)
+
+
+def _config_confirm(desk: Desk) -> int:
+    number = desk.given.version
+    value = desk.call("config.confirm", version=number)
+    return desk.say(value, f"version {number} stays in force 已确认保留")
+
+
 def _call(desk: Desk) -> int:
     print(_json(desk.ask(desk.given.method, desk.given.params, PLAN_SECONDS)))
     return 0
@@ -439,6 +466,7 @@ _TASK: Final = _arg("task_id", metavar="ID", help="the task's id")
 _POOL: Final = _arg("pool", metavar="POOL", help="the pool's name")
 _BANK: Final = _arg("bank", metavar="BANK", help="the bank's name")
 _USER: Final = _arg("name", metavar="NAME", help="the user's name")
+_VERSION: Final = _arg("version", type=int, metavar="NUMBER", help="as config versions has it")
 _ROLE: Final = _arg("role", choices=["viewer", "operator", "admin"], help="what the user may do")
 _JSON_HELP: Final = "a JSON object, or - to read it from standard input"
 
@@ -565,6 +593,21 @@ COMMANDS: Final[dict[str, Command]] = {
     "config show": Command(_config_show, "the configuration in force"),
     "config check": Command(_config_check, "faults of the file on disk; exit 1 if there are any"),
     "config apply": Command(_config_apply, "take the file on disk into force"),
+    "config versions": Command(
+        _config_versions,
+        "every configuration that was in force, newest first 配置版本",
+        [_arg("--limit", type=_limit, metavar="NUMBER", help="at most 500")],
+    ),
+    "config version": Command(_config_version, "the text of a version", [_VERSION]),
+    "config diff": Command(_config_diff, "what a version would change in the file", [_VERSION]),
+    "config rollback": Command(
+        _config_rollback,
+        "take an earlier version into force 回退",
+        [_VERSION, _arg("--note", default="", metavar="TEXT", help="why")],
+    ),
+    "config confirm": Command(
+        _config_confirm, "keep a version that is in force for a time 确认", [_VERSION]
+    ),
     "events": Command(
         _events,
         "follow the log until Ctrl-C 跟踪事件",

@@ -571,6 +571,34 @@ def changes(value: Value) -> None:
             line(f"{heading}: {', '.join(value[name])}")
 
 
+VERSIONS: Final = (
+    _number("version, 版本", "version"),
+    _time("time, 时间", "at"),
+    Column("who, 操作人", "who"),
+    Column("from, 来源", "how"),
+    _state("state, 状态", "state"),
+    Column("digest, 摘要", "digest"),
+    Column("note, 备注", "told"),
+)
+
+
+def versions(value: Value) -> None:
+    """Print the versions of the configuration, and which one waits to be confirmed."""
+    rows = [
+        one | {"told": one["note"] + (f"\n{one['reason']}" if "reason" in one else "")}
+        for one in value["versions"]
+    ]
+    _list(VERSIONS, rows, "no versions 没有版本")
+    if pending := value.get("pending"):
+        number, left = pending["version"], span(pending["left_s"])
+        line(f"version {number} goes back in {left}: fepctl config confirm {number} 待确认")
+
+
+def text(value: str) -> None:
+    """Print a text as it is."""
+    sys.stdout.write(value)
+
+
 def event(record: Value) -> None:
     """Print one record of the log as a line: time, level, event, then its members."""
     rest = {name: value for name, value in record.items() if name not in ("ts", "level", "event")}

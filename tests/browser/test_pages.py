@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -244,3 +245,95 @@ def test_a_session_that_ends_leads_to_the_login(console: Site) -> None:
     console.forget("chen")
     console.errors[:] = [one for one in console.errors if "401" not in one]
     assert set(PEOPLE) >= {"chen"}
+
+
+@pytest.mark.req("FEP-11", "FEP-13", "FEP-14", "FEP-15", "FEP-16", "FEP-17", "FEP-19", "FEP-20")
+def test_an_administrator_adds_a_bank_by_keys_alone_and_rolls_back(console: Site) -> None:
+    page = console.page("wang")
+    before = console.scene.config.read_text("utf-8")
+    table = tomllib.loads(before)["bank"][0]
+    go(page, "f", "/config")
+    expect(page.locator("h1")).to_have_text("配置")
+    console.shot(page, "config")
+
+    press = page.keyboard.press
+
+    def until_focused(name: str) -> None:
+        """Go on with Tab until a field has the focus, as a person does."""
+        wanted = page.locator(f"[name='{name}']").first
+        for _ in range(40):
+            if wanted.evaluate("one => one === document.activeElement"):
+                return
+            press("Tab")
+        raise AssertionError(name)
+
+    def at_button(text: str) -> None:
+        for _ in range(60):
+            found = page.evaluate("() => document.activeElement.textContent.trim()")
+            if found == text:
+                return
+            press("Tab")
+        raise AssertionError(text)
+
+    until_focused("adapter")
+    while page.locator("[name=adapter]").input_value() != "pingan_b2bi":
+        press("ArrowDown")
+    at_button("新增银行")
+    press("Enter")
+    page.wait_for_url(re.compile("/config/bank"))
+    fields = {
+        "name": "pingan-3",
+        "class": table["class"],
+        "direct_connect_number": table["direct_connect_number"],
+        "host": table["host"],
+        "port": str(table["port"]),
+    }
+    for name, value in fields.items():
+        until_focused(name)
+        page.keyboard.type(value)
+    until_focused("slot")
+    page.keyboard.type(table["slot"])
+    until_focused("o.corp_code")
+    page.keyboard.type(table["options"]["corp_code"])
+    until_focused("accounts")
+    page.keyboard.type("88000000000001, 云阶示例贸易有限公司")
+    console.shot(page, "config-bank")
+    at_button("核对变更")
+    press("Enter")
+    expect(page.locator("h1")).to_have_text("核对变更")
+    expect(page.locator(".diff .more").first).to_be_visible()
+    expect(page.locator("dd").nth(2)).to_contain_text(QUIET.name)
+    at_button("测试 pingan-3 的连接")
+    press("Enter")
+    expect(page.get_by_role("status")).to_contain_text("可达")
+    console.shot(page, "config-review")
+    at_button("应用")
+    press("Enter")
+    page.wait_for_url(re.compile("/config$"))
+    expect(page.locator("#pending")).to_contain_text("暂时生效")
+    expect(page.locator("#pending")).to_contain_text("pingan-3: 就绪")
+    console.shot(page, "config-pending")
+    at_button("确认保留此版本")
+    press("Enter")
+    expect(page.get_by_role("status").first).to_contain_text("已确认保留")
+    go(page, "b", "/banks")
+    expect(page.locator("tbody tr", has_text="pingan-3").first).to_contain_text("就绪")
+    # And back to what was before, by the list of versions.
+    go(page, "f", "/config")
+    page.get_by_role("link", name="1", exact=True).press("Enter")
+    expect(page.locator("h1")).to_have_text("版本 1")
+    console.shot(page, "config-version")
+    at_button("恢复此版本")
+    press("Enter")
+    expect(page.locator("h1")).to_have_text("核对变更")
+    expect(page.locator(".pill.bad")).to_have_text("pingan-3")
+    at_button("应用")
+    press("Enter")
+    page.wait_for_url(re.compile("/config$"))
+    assert console.scene.config.read_text("utf-8") == before
+    at_button("确认保留此版本")
+    press("Enter")
+    expect(page.locator("#pending")).to_have_text("")
+    go(page, "b", "/banks")
+    expect(page.locator("tbody tr", has_text=QUIET.name).first).to_be_visible()
+    expect(page.locator("tbody tr", has_text="pingan-3")).to_have_count(0)

@@ -50,17 +50,31 @@ ACTS = [
     "/alarms/acknowledge",
     "/audit/verify",
 ]
-ADMINISTERS = ["/users", "/users/vera"]
+ADMINISTERS = [
+    "/users",
+    "/users/vera",
+    "/config/bank",
+    "/config/remove",
+    "/config/enterprise",
+    "/config/text",
+    "/config/test",
+    "/config/apply",
+    "/config/confirm",
+    "/config/take-back",
+    "/config/versions/1",
+]
+CONFIGURES = ["/config", "/config/file", "/config/bank", "/config/text", "/config/versions/1"]
 
 
 def test_every_route_is_named_here() -> None:
     named = {*READS, *ADMINISTERS, "/slots/none/unlock", "/tasks/T1", "/logout", "/login", "/keep"}
-    named |= {*ACTS, "/live", "/pictures", "/audit/check", "/me/password", "/me/totp"}
+    named |= {*CONFIGURES, *ACTS, "/live", "/pictures", "/audit/check", "/me/password", "/me/totp"}
     known = {
         path.replace("{bank}", BANK.name)
         .replace("{slot}", "none")
         .replace("{task_id}", "T1")
         .replace("{name}", "vera")
+        .replace("{number}", "1")
         for page in PAGES
         for path, _, _ in page.routes
     }
@@ -70,7 +84,15 @@ def test_every_route_is_named_here() -> None:
 async def test_nobody_sees_or_does_anything_without_a_login(console: Console) -> None:
     stranger = console.browser()
     await stranger.get("/login")
-    for path in [*READS, "/users", "/live", "/pictures", "/audit/check", "/no-such-page"]:
+    for path in [
+        *READS,
+        *CONFIGURES,
+        "/users",
+        "/live",
+        "/pictures",
+        "/audit/check",
+        "/no-such-page",
+    ]:
         answer = await stranger.get(path)
         assert (answer.status_code, answer.headers["location"].split("?")[0]) == (303, "/login")
     for path in [*ACTS, *ADMINISTERS, "/logout", "/me/password", "/me/totp"]:
@@ -92,7 +114,9 @@ async def test_each_role_may_do_its_own(console: Console, logs: Logs) -> None:
             answer = await person.post(path)
             assert (answer.status_code == 403) == (role != "admin"), (role, path)
         assert ((await person.get("/users")).status_code == 200) == (role == "admin")
-    assert len(logs.named("authz.denied")) == len(ACTS) + 2 * len(ADMINISTERS) + 2
+        for path in CONFIGURES:
+            assert ((await person.get(path)).status_code == 403) == (role != "admin"), (role, path)
+    assert len(logs.named("authz.denied")) == (len(ACTS) + 2 * len([*ADMINISTERS, *CONFIGURES]) + 2)
     drained = await people["operator"].post(f"/banks/{BANK.name}/drain")
     assert (drained.status_code, drained.headers["location"]) == (303, "/banks")
     assert console.rig.daemon.tasks.lanes[BankName(BANK.name)].drained
@@ -366,7 +390,7 @@ async def test_odd_requests_are_answered(console: Console) -> None:
 
 async def test_every_answer_bears_the_policy(console: Console) -> None:
     person = await console.person("anna")
-    for path in [*READS, "/users", "/static/console.js", "/no-such-page", "/login"]:
+    for path in [*READS, *CONFIGURES, "/users", "/static/console.js", "/no-such-page", "/login"]:
         headers = (await person.get(path)).headers
         assert headers["content-security-policy"] == limits.POLICY
         assert headers["x-content-type-options"] == "nosniff"

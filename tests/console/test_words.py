@@ -30,6 +30,7 @@ PROGRAM |= {"pcsc", "pkcs11", "software", "active", "disabled", *desk.THEMES}
 PROGRAM |= {"file", "archives", "chain", "tasks", "archive chain", "references", "payments"}
 PROGRAM |= {"strays", "pools", "alarms"}
 CODES = {"BAD_REQUEST", "BAD_STATE", "KEY_UNAVAILABLE", "NOT_FOUND", "NOT_PERMITTED"}
+CODES |= {"CONFIG_CHANGED", "CONFIG_NOT_EDITABLE", "CONFIG_NOT_WRITABLE"}
 CODES |= {"STORE_BUSY", "STORE_FULL", "UNKNOWN_BANK"}
 HEADINGS = re.compile(r'\("([A-Z][^"]+)", task')
 

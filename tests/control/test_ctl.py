@@ -436,6 +436,29 @@ def test_config_show_is_the_file_without_its_secrets(scene: Scene, ctl: Ctl):
     assert value["config"]["mode"] == "demo"
 
 
+def test_config_versions_and_the_way_back(scene: Scene, ctl: Ctl):
+    good = scene.config.read_text("utf-8")
+    first = ctl("config", "versions", "--json").value["versions"][0]["version"]
+    scene.config.write_text(good.replace("workers = 4", "workers = 3", 1), "utf-8")
+    try:
+        assert ctl("config", "apply").status == 0
+        shown = ctl("config", "versions")
+        assert shown.out.split()[:3] == ["version", "time", "who"]
+        assert f"{first + 1} " in shown.out
+        assert ctl("config", "version", str(first)).out == good
+        assert "+workers = 4" in ctl("config", "diff", str(first)).out.splitlines()
+        number = str(first + 1)
+        refused = ctl("config", "confirm", number)
+        assert (refused.status, "waits for no confirmation" in refused.err) == (1, True)
+    finally:
+        back = ctl("config", "rollback", str(first), "--note", "as it was")
+    assert back.status == 0
+    assert scene.config.read_text("utf-8") == good
+    assert ctl("config", "versions", "--json").value["versions"][0]["note"] == "as it was"
+    missing = ctl("config", "version", "999")
+    assert (missing.status, "no version 999" in missing.err) == (1, True)
+
+
 def test_config_check_and_apply(scene: Scene, ctl: Ctl):
     good = scene.config.read_text("utf-8")
     assert ctl("config", "check") == Ran(0, "no faults 没有错误\n", "")

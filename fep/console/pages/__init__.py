@@ -9,6 +9,7 @@ from fep.console.pages import (
     alarms,
     audit,
     banks,
+    config,
     login,
     me,
     overview,
@@ -26,9 +27,10 @@ PAGES: Final[tuple[Page, ...]] = (
     alarms.PAGE,
     accounts.PAGE,
     audit.PAGE,
+    config.PAGE,
     users.PAGE,
     me.PAGE,
     login.PAGE,
 )
-"""A page with a ``key`` stands in the navigation for those who may come to it; one more page (the
-administrator's, for the configuration) is one more row here."""
+"""A page with a ``key`` stands in the navigation for those who may come to it; one more page is one
+more row here."""
