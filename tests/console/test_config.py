@@ -43,7 +43,7 @@ def fields_of(text: str) -> dict[str, str]:
         assert one is not None
         said = re.search(r'value="([^"]*)"', one[1])
         found[field] = html.unescape(said[1] if said else one[2])
-    for name, inner in re.findall(
+    for field, inner in re.findall(
         r'<textarea [^>]*name="([^"]+)"[^>]*>(.*?)</textarea>', text, re.DOTALL
     ):
         found[field] = html.unescape(inner)
