@@ -55,6 +55,7 @@ PAGES: Final = {
     "alarms": "/alarms",
     "accounts": "/accounts",
     "audit": "/audit",
+    "config": "/config",
 }
 
 

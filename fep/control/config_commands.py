@@ -180,7 +180,7 @@ class Settings(Protocol):
         """
         ...
 
-    def adapters(self) -> list[dict[str, Any]]:
+    async def adapters(self) -> list[dict[str, Any]]:
         """Return what each installed adapter wants to be told."""
         ...
 
@@ -224,4 +224,4 @@ async def config_version(services: Services, _caller: Caller, params: VersionPar
 
 async def config_adapters(services: Services, _caller: Caller, _params: Any) -> Any:  # noqa: ANN401
     """Answer config.adapters."""
-    return {"adapters": services.settings.adapters()}
+    return {"adapters": await services.settings.adapters()}

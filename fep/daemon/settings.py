@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +34,7 @@ from fep.control.config_commands import (
 )
 from fep.daemon import config as configuration
 from fep.daemon import versions
-from fep.daemon.config import Config, ConfigFaultsError
+from fep.daemon.config import Config, ConfigFaultsError, Fault
 from fep.daemon.difference import difference
 from fep.daemon.edit import Edit
 from fep.daemon.versions import Version, VersionEvent, VersionState
@@ -49,6 +49,8 @@ log = structlog.get_logger()
 AGAIN_SECONDS: Final = 10.0
 """What could not be taken back is tried again after this time."""
 DIFF_LINES_MAX: Final = 2000
+TEXTS_KEPT: Final = 4
+"""Texts whose reading is remembered: with a thousand accounts one takes 60 ms."""
 ITSELF: Final = "fep"
 """Who takes back what nobody confirmed."""
 _STANDING: Final = (VersionState.BEGUN, VersionState.UNCONFIRMED, VersionState.KEPT)
@@ -97,6 +99,7 @@ class Settings:
         self._store = database
         self._clock = clock
         self._saving = trio.Lock()
+        self._judged = lru_cache(TEXTS_KEPT)(partial(_judged, site.path))
         self._pending: _Pending | None = None
         self._came = trio.Event()
 
@@ -189,12 +192,11 @@ class Settings:
             "faults": [],
             "warnings": [],
         }
-        try:
-            config = configuration.parse(path, text)
-        except ConfigFaultsError as error:
+        config = self._judged(text)
+        if isinstance(config, tuple):
             found["faults"] = [
                 {"line": one.line, "column": one.column, "key": one.key, "message": one.message}
-                for one in error.faults
+                for one in config
             ]
             return found
         found["warnings"] = configuration.secret_faults(config)
@@ -388,8 +390,13 @@ class Settings:
         diff = await trio.to_thread.run_sync(_diff, disk, text)
         return {**version.value(), "text": text, "difference": diff}
 
-    def adapters(self) -> list[dict[str, Any]]:
+    async def adapters(self) -> list[dict[str, Any]]:
         """Return what each installed adapter wants to be told."""
+        return await trio.to_thread.run_sync(lambda: self._adapters)
+
+    @cached_property
+    def _adapters(self) -> list[dict[str, Any]]:
+        # What is installed does not change while we run, and looking takes a tenth of a second.
         shown = []
         for name in registry.names():
             try:
@@ -416,8 +423,11 @@ class Settings:
             return await trio.to_thread.run_sync(configuration.read_text, self._site.path)
 
     async def _parsed(self, text: str) -> Config:
+        found = await trio.to_thread.run_sync(self._judged, text)
+        if isinstance(found, Config):
+            return found
         with _told_as_state():
-            return await trio.to_thread.run_sync(configuration.parse, self._site.path, text)
+            raise ConfigFaultsError(list(found))
 
     async def _newest(self, *states: VersionState) -> Version | None:
         read = partial(_newest, self._site.machine, states)
@@ -468,6 +478,14 @@ class Settings:
     def _forget(self, pending: _Pending) -> None:
         self._pending = None
         pending.over.set()
+
+
+def _judged(path: Path, text: str) -> Config | tuple[Fault, ...]:
+    """Return the configuration that a text is, or what is wrong with it."""
+    try:
+        return configuration.parse(path, text)
+    except ConfigFaultsError as error:
+        return tuple(error.faults)
 
 
 def edited(text: str, edit: ConfigEdit, path: Path) -> str:

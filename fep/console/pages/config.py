@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 import trio
 from starlette.responses import Response
 
 from fep.adapters import registry
+from fep.adapters.api import BankAdapter
 from fep.adapters.forms import Field, fields_of
 from fep.console.desk import ADMIN, Visit, need
 from fep.console.drafts import Draft
@@ -29,6 +31,7 @@ VERSIONS_SHOWN: Final = 30
 CONFIRM_SECONDS: Final = (300, 60, 900, 3600, 0)
 """How long a version may be in force unconfirmed; 0: it stays. The first is offered."""
 NEW: Final = ""
+TEXTS_KEPT: Final = 4
 
 _KEYS: Final[Mapping[str, type]] = {
     "name": str,
@@ -113,7 +116,7 @@ async def bank(visit: Visit) -> Response:
     table = _table((await visit.ask("config.draft"))["text"])
     name = query.get("name", NEW)
     if name == NEW:
-        adapter = registry.adapter(_known(query.get("adapter", "")))
+        adapter = await _adapter(query.get("adapter", ""))
         given: dict[str, Any] = {
             "adapter": adapter.name,
             "version": adapter.version,
@@ -124,7 +127,7 @@ async def bank(visit: Visit) -> Response:
     found = next((one for one in _rows(table, "bank") if one.get("name") == name), None)
     if found is None:
         raise ProtocolRefusal("NOT_FOUND", name)
-    adapter = registry.adapter(_known(str(found.get("adapter"))))
+    adapter = await _adapter(str(found.get("adapter")))
     texts = _texts(found, fields_of(adapter.options_class))
     texts["accounts"] = "\n".join(
         ", ".join(
@@ -142,7 +145,7 @@ async def put_bank(visit: Visit) -> Response:
     form = await visit.form()
     texts = {key: value for key, value in form.items() if isinstance(value, str) and key != "csrf"}
     was = texts.get("was", NEW)
-    adapter = registry.adapter(_known(texts.get("adapter", "")))
+    adapter = await _adapter(texts.get("adapter", ""))
     fields = fields_of(adapter.options_class)
     table = _table((await visit.ask("config.draft"))["text"])
     present = next((one for one in _rows(table, "bank") if one.get("name") == was), {})
@@ -167,7 +170,7 @@ async def _form(
     texts: Mapping[str, str],
     shown: Mapping[str, Any] | None = None,
 ) -> Response:
-    adapter = registry.adapter(texts["adapter"])
+    adapter = await _adapter(texts["adapter"])
     wrong, others = ({}, []) if shown is None else _faults(shown, texts.get("name", ""))
     return visit.page(
         "config_bank.html",
@@ -322,7 +325,9 @@ async def bring_back(visit: Visit) -> Response:
 # -- forms and tables ----------------------------------------------------------------------------
 
 
-def _table(text: str) -> dict[str, Any]:
+@lru_cache(TEXTS_KEPT)
+def _table(text: str) -> Mapping[str, Any]:
+    """Return what a text says; with a thousand accounts reading it takes 30 ms."""
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, ValueError, RecursionError):
@@ -334,10 +339,12 @@ def _rows(table: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     return [one for one in rows if isinstance(one, dict)] if isinstance(rows, list) else []
 
 
-def _known(adapter: str) -> str:
-    if adapter not in registry.names():
-        raise ProtocolRefusal("NOT_FOUND", f"adapter {adapter!r}; {', '.join(registry.names())}")
-    return adapter
+async def _adapter(name: str) -> BankAdapter:
+    try:
+        # The first time its package is loaded.
+        return await trio.to_thread.run_sync(registry.adapter, name)
+    except (registry.UnknownAdapterError, registry.BrokenAdapterError) as error:
+        raise ProtocolRefusal("NOT_FOUND", str(error.args[0])) from error
 
 
 def _number(text: str) -> int:
