@@ -1,4 +1,4 @@
-"""The ``fep`` command: run, check-config, host, demo, adapters, and what keeps the store."""
+"""The ``fep`` command: run, check-config, install-service, host, demo, and what keeps the store."""
 
 from __future__ import annotations
 
@@ -75,6 +75,21 @@ def _parser() -> argparse.ArgumentParser:
         "--secrets", action="store_true", help="also look at the files of keys, PINs and tokens"
     )
     check.set_defaults(command=_check)
+
+    install = commands.add_parser(
+        "install-service", help="make a systemd service of this fep, or take it away again"
+    )
+    install.add_argument(
+        "--prefix", type=Path, metavar="DIR", help="the environment whose bin/fep it runs: this one"
+    )
+    install.add_argument("--root", type=Path, metavar="DIR", help="into an image of a machine")
+    install.add_argument("--dry-run", action="store_true", help="change nothing, show what would")
+    either = install.add_mutually_exclusive_group()
+    either.add_argument("--enable", action="store_true", help="start it now and with the machine")
+    either.add_argument(
+        "--uninstall", action="store_true", help="remove it; configuration and state are kept"
+    )
+    install.set_defaults(command=_install)
 
     adapters = commands.add_parser("adapters", help="list the installed bank adapters")
     adapters.add_argument("name", nargs="?", help="show what this one keeps of the quality rules")
@@ -187,6 +202,12 @@ def _check(given: argparse.Namespace) -> int:
         f"{len(found.accounts)} accounts, {len(found.pools)} pools (configuration {found.digest})"
     )
     return 0
+
+
+def _install(given: argparse.Namespace) -> int:
+    from fep.daemon.install import install_service  # noqa: PLC0415
+
+    return install_service(given)
 
 
 def _adapters(given: argparse.Namespace) -> int:
