@@ -296,12 +296,8 @@ def _why_closed(image: Image, path: PurePosixPath) -> str:
 
 
 def _shipped(name: str) -> bytes:
-    """Return one of the package's files: beside this module, or in a checkout where git has it."""
-    beside = Path(__file__).parent / "service" / name
-    if beside.is_file():
-        return beside.read_bytes()
-    folder = "config" if name.endswith(".toml") else "systemd"
-    return (Path(fep.__file__).parent.parent / folder / name).read_bytes()
+    """Return one of the package's files; in a checkout they are links to where git has them."""
+    return (Path(__file__).parent / "systemd" / name).read_bytes()
 
 
 def _put(image: Image, file: File) -> bool:
