@@ -226,3 +226,34 @@ def test_uninstalled_it_is_gone_and_the_payments_are_not(seen: Notes) -> None:
     assert seen["load"] == "not-found"
     assert (seen["config"], seen["store"]) == (True, True)
     assert '"sound":true' in seen["sound"]["out"]
+
+
+@pytest.mark.step("installed_again")
+def test_installed_without_a_configuration_it_waits_for_one(seen: Notes) -> None:
+    assert seen["example"]["status"] == 0, seen["example"]["err"]
+    assert "not started: /etc/fep/fep.toml is still the example" in seen["example"]["out"]
+    assert seen["idle"] == "inactive"
+    assert seen["faulty"]["status"] == 1
+    assert "nonsense" in seen["faulty"]["err"]
+
+
+@pytest.mark.step("installed_again")
+def test_installed_again_it_starts_with_the_tasks_it_had(seen: Notes) -> None:
+    assert seen["right"]["status"] == 0, seen["right"]["err"]
+    assert "systemd finds no fault" in seen["right"]["out"]
+    assert seen["active"] == "active"
+    assert seen["enabled"] == ["enabled", "enabled"]
+    assert set(seen["states"].values()) == {"succeeded"}
+
+
+@pytest.mark.step("installed_again")
+def test_a_second_install_changes_nothing_and_disturbs_nobody(seen: Notes) -> None:
+    assert seen["again"]["status"] == 0
+    assert "written" not in seen["again"]["out"]
+    assert seen["same_process"] is True
+
+
+@pytest.mark.step("installed_again")
+def test_only_root_installs(seen: Notes) -> None:
+    assert seen["stranger"]["status"] == 1
+    assert "only root can install a service" in seen["stranger"]["err"]

@@ -32,6 +32,7 @@ SHARE = Path("/share")
 NOTES = SHARE / "notes.json"
 CONFIG = Path("/etc/fep/fep.toml")
 SOCKET = "unix:/run/fep-control.sock"
+COMMAND = "/opt/fep/bin/fep"
 BOOK = Path("/var/lib/bank/book.sqlite")
 STUCK = Path("/run/stuck-pid")
 """A daemon whose number stands here stops in the middle of its loop (``stuck_bank.py``)."""
@@ -419,13 +420,39 @@ def gone() -> Notes:
         "load": shown()["LoadState"],
         "config": CONFIG.exists(),
         "store": Path("/var/lib/private/fep/fep.sqlite").exists(),
-        "sound": run("/opt/fep/bin/fep", "verify-store", "--json"),
+        "sound": run(COMMAND, "verify-store", "--json"),
+    }
+
+
+def installed_again() -> Notes:
+    """Installed on the machine itself: first with no configuration, then with the site's own."""
+    own = CONFIG.read_text("utf-8")
+    CONFIG.unlink()
+    example = run(COMMAND, "install-service", "--enable")
+    idle = shown()["ActiveState"]
+    CONFIG.write_text(own + "\n[nonsense]\n", "utf-8")
+    faulty = run(COMMAND, "install-service", "--enable")
+    CONFIG.write_text(own, "utf-8")
+    right = run(COMMAND, "install-service", "--enable")
+    main = pid()
+    again = run("fep", "install-service", "--enable")
+    return {
+        "example": example,
+        "idle": idle,
+        "faulty": faulty,
+        "right": right,
+        "active": shown()["ActiveState"],
+        "enabled": run("systemctl", "is-enabled", "fep.service", "fep.socket")["out"].split(),
+        "again": again,
+        "same_process": pid() == main,
+        "states": wait_all({"PLAIN-1": "", "STOP-SLOW-1": ""}, "succeeded"),
+        "stranger": run("fep", "install-service", user="stranger"),
     }
 
 
 STEPS = (
     started, status_line, credentials, socket_rights, console, payments, reloads, killed, stuck,
-    stopped, never_given_up, not_ready, gone,
+    stopped, never_given_up, not_ready, gone, installed_again,
 )  # fmt: skip
 
 
