@@ -205,6 +205,8 @@ def _configuration(scene: Scene) -> dict[str, Any]:
 def main(directory: Path) -> None:
     """Make the machine's files, install the service into them, and become the machine."""
     tree, parts, share = directory / "tree", directory / "parts", directory / "share"
+    # What systemd-nspawn notes of its machines is not left behind on this one.
+    _do("mount", "-t", "tmpfs", "tmpfs", "/run")
     _do("mount", "-t", "tmpfs", "-o", TREE_SIZE, "tmpfs", str(tree))
     for name in ("upper", "scratch", "top"):
         (tree / name).mkdir()

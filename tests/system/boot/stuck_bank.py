@@ -7,6 +7,7 @@ a file is prepared for ever. The event loop stands still then, as it would by su
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import attrs
@@ -26,7 +27,7 @@ class StuckCodec(PinganCodec):
     def prepare(self, operation: Operation, context: Context) -> Draft:
         """Return the draft, or never."""
         while STUCK.exists() and STUCK.read_text("utf-8") == str(os.getpid()):
-            pass
+            time.sleep(1.0)
         return super().prepare(operation, context)
 
 
