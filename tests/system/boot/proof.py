@@ -180,6 +180,7 @@ def started() -> Notes:
         "uid": owner,
         "known": [entry.pw_name for entry in pwd.getpwall() if entry.pw_uid == owner],
         "process_status": Path(f"/proc/{main}/status").read_text("utf-8"),
+        "oom": Path(f"/proc/{main}/oom_score_adj").read_text("utf-8").strip(),
         "ready": run("fepctl", "ready"),
         "config": CONFIG.read_text("utf-8") == PLAN["config"],
     }
@@ -187,7 +188,13 @@ def started() -> Notes:
 
 def status_line() -> Notes:
     """What ``systemctl status`` shows."""
-    line = wait("a status line", lambda: shown()["StatusText"])
+    # It is refreshed as often as the watchdog is fed.
+    line = wait(
+        "a line without complaints",
+        lambda: (
+            text if "0 alarms" in (text := shown()["StatusText"]) and "down" not in text else ""
+        ),
+    )
     return {"line": line, "page": run("systemctl", "status", "--no-pager", "fep.service")["out"]}
 
 
