@@ -48,6 +48,16 @@ HARDENED = [
     "PrivateUsers=no",
 ]
 
+STAYS_UP = [
+    "Restart=on-failure",
+    "StartLimitIntervalSec=0",
+    "WatchdogSec=30s",
+    "OOMPolicy=stop",
+    "OOMScoreAdjust=-500",
+    "LogRateLimitIntervalSec=0",
+]
+"""What keeps the service, and its log, whatever happens to it."""
+
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -82,6 +92,11 @@ def test_the_service_is_locked_down(units: Path) -> None:
     assert told.returncode == 0, told.stdout + told.stderr
     lines = unit.read_text("utf-8").splitlines()
     assert [one for one in HARDENED if one not in lines] == []
+
+
+def test_the_service_is_never_given_up(units: Path) -> None:
+    lines = (units / "fep.service").read_text("utf-8").splitlines()
+    assert [one for one in STAYS_UP if one not in lines] == []
 
 
 def test_the_group_of_the_socket_is_made() -> None:

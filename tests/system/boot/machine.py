@@ -105,9 +105,9 @@ def boot(directory: Path) -> dict[str, Any]:
     """
     if os.geteuid():
         raise NoBootError("a machine can be booted by root only: run the tests as root")
-    for command in ("unshare", "systemd-nspawn"):
-        if shutil.which(command) is None:
-            msg = f"{command} is not installed; requirements/debian.txt lists what is needed"
+    for needed in ("unshare", "systemd-nspawn"):
+        if shutil.which(needed) is None:
+            msg = f"{needed} is not installed; requirements/debian.txt lists what is needed"
             raise NoBootError(msg)
     (directory / "share").mkdir()
     (directory / "tree").mkdir()
@@ -165,19 +165,22 @@ def _gather(directory: Path) -> None:
     config = tomli_w.dumps(_configuration(scene))
     (parts / "fep.toml").write_text(config, "utf-8")
     token = scene.token.read_text("utf-8").strip()
-    plan = {
+    told = {
         "enterprise": ENTERPRISE,
         "config": config,
         "token": token,
         "password": secrets.token_hex(16),
         "finance": f"tcp:{FINANCE}",
         "console": f"http://{CONSOLE}",
-        "payments": {
-            bank: transfer(scene, *[one for one in scene.accounts if one.bank == bank][:2], "1.00")
-            for bank in PORTS
-        },
+        "payments": {bank: _payment(scene, bank) for bank in PORTS},
     }
-    (parts / "plan.json").write_text(json.dumps(plan), "utf-8")
+    (parts / "plan.json").write_text(json.dumps(told), "utf-8")
+
+
+def _payment(scene: Scene, bank: str) -> dict[str, Any]:
+    """Return the body of a payment between the two accounts at a bank."""
+    payer, payee = (one for one in scene.accounts if one.bank == bank)
+    return transfer(scene, payer, payee, "1.00")
 
 
 def _configuration(scene: Scene) -> dict[str, Any]:

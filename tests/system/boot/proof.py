@@ -134,10 +134,11 @@ def booked(names: dict[str, str]) -> dict[str, int]:
 
 def wait_all(names: dict[str, str], state: str) -> dict[str, str]:
     """Wait until all of these tasks are in a state."""
-    return wait(
+    found: dict[str, str] = wait(
         f"{sorted(names)} {state}",
-        lambda: found if set((found := states(names)).values()) == {state} else {},
+        lambda: now if set((now := states(names)).values()) == {state} else {},
     )
+    return found
 
 
 @contextlib.contextmanager
@@ -180,7 +181,6 @@ def started() -> Notes:
         "uid": owner,
         "known": [entry.pw_name for entry in pwd.getpwall() if entry.pw_uid == owner],
         "process_status": Path(f"/proc/{main}/status").read_text("utf-8"),
-        "oom": Path(f"/proc/{main}/oom_score_adj").read_text("utf-8").strip(),
         "ready": run("fepctl", "ready"),
         "config": CONFIG.read_text("utf-8") == PLAN["config"],
     }
@@ -416,10 +416,11 @@ def not_ready() -> Notes:
     """``fepctl ready`` when a bank is down."""
     wait("ready", all_ready)
     run("systemctl", "stop", "bank-cmb.service")
-    return wait(
+    found: Notes = wait(
         "not ready",
-        lambda: found if (found := run("fepctl", "ready"))["status"] else {},
+        lambda: now if (now := run("fepctl", "ready"))["status"] else {},
     )
+    return found
 
 
 def gone() -> Notes:
