@@ -388,12 +388,11 @@ def _say_next(image: Image, given: argparse.Namespace, *, is_own: bool, changed:
             "next: systemd-creds encrypt --name=NAME - /etc/fep/NAME.cred for each secret it "
             "names, and systemctl edit fep to load them"
         )
+        print(f"next: usermod -aG {GROUP} NAME for each person who may use fepctl")
     if not given.enable:
         print("next: fep install-service --enable")
     elif changed and is_own and image.is_this_machine:
         print("next: systemctl restart fep, if it ran before this")
-    if not is_own:
-        print(f"next: usermod -aG {GROUP} NAME for each person who may use fepctl")
 
 
 # -- uninstall --------------------------------------------------------------------------------

@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from cryptography.hazmat.primitives.asymmetric import rsa
 
-from fep.sandbox.scene import BANKS, HostProcess, Scene
+from fep.sandbox.scene import BANKS, HostProcess, Scene, write_secret
+from tests.keys.bench import PIN
+from tests.keys.softhsm import LIBRARY, Hsm
 from tests.system.work import ENTERPRISE, transfer
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
@@ -36,7 +39,7 @@ FINANCE, CONSOLE = "127.0.0.1:7071", "127.0.0.1:8200"
 PORTS = {"pingan": 17070, "cmb": 17080}
 ADAPTERS = {"pingan": "stuck_bank"}
 """Whose defect is needed; the other bank has its adapter as it is."""
-WATCHDOG_SECONDS = 3
+WATCHDOG_SECONDS = 5
 CREDENTIALS = "/run/credentials/fep.service"
 PREFIX = "/opt/fep"
 
@@ -177,6 +180,25 @@ def _gather(directory: Path) -> None:
     (parts / "plan.json").write_text(json.dumps(told), "utf-8")
 
 
+def _more_keys(parts: Path) -> list[dict[str, Any]]:
+    """Return slots that no bank uses: foreign code that the sandbox must let in, and a PIN."""
+    write_secret(parts / "sm2-1", f"{secrets.randbelow(1 << 255) + 1:064x}")
+    write_secret(parts / "hsm-1-pin", PIN)
+    hsm = Hsm(parts / "hsm")
+    token = hsm.make("hsm-1", rsa.generate_private_key(65537, 2048))
+    binding = {"serial": token.serial, "certificate_sha256": token.fingerprint}
+    return [
+        {"name": "sm2-1", "backend": "software", "key": {"credential": "sm2-1"}},
+        {
+            "name": "hsm-1",
+            "backend": "pkcs11",
+            "module": str(LIBRARY),
+            "token": binding,
+            "pin": {"credential": "hsm-1-pin"},
+        },
+    ]
+
+
 def _payment(scene: Scene, bank: str) -> dict[str, Any]:
     """Return the body of a payment between the two accounts at a bank."""
     payer, payee = (one for one in scene.accounts if one.bank == bank)
@@ -196,6 +218,7 @@ def _configuration(scene: Scene) -> dict[str, Any]:
     config["console"] = {"listen": CONSOLE}
     for slot in config["slot"]:
         slot["key"] = {"credential": slot["name"]}
+    config["slot"] += _more_keys(scene.directory)
     for bank in config["bank"]:
         bank["heartbeat_s"] = 30.0
         bank["adapter"] = ADAPTERS.get(bank["name"], bank["adapter"])
@@ -279,6 +302,8 @@ def _environment(top: Path, wheel: Path) -> None:
         "stuck_bank-1.dist-info/entry_points.txt",
         "[fep.bank_adapters]\nstuck_bank = stuck_bank:ADAPTER\n",
     )
+    # As pip does: the sandbox can't write where the code is, and would compile at every start.
+    _do(sys.executable, "-m", "compileall", "-q", "-s", str(top), "-p", "/", str(site))
     points = configparser.ConfigParser()
     points.read(next(site.glob("fep-*.dist-info/entry_points.txt")))
     for name, where in points["console_scripts"].items():
@@ -298,7 +323,14 @@ def _site(top: Path, parts: Path) -> None:
     book = top / "var/lib/bank"
     book.mkdir(parents=True)
     shutil.copy(parts / "book.sqlite", book)
-    hidden = {f"ukey-{name}": f"ukey-{name}.pem" for name in PORTS} | {"finance-token": "token"}
+    shutil.copytree(parts / "hsm/tokens", top / "srv/hsm")
+    _do("chmod", "-R", "a+rwX", str(top / "srv/hsm"))
+    _write(top, "etc/fep/softhsm2.conf", "directories.tokendir = /srv/hsm\n")
+    hidden = {f"ukey-{name}": f"ukey-{name}.pem" for name in PORTS} | {
+        "finance-token": "token",
+        "sm2-1": "sm2-1",
+        "hsm-1-pin": "hsm-1-pin",
+    }
     lines = [
         f"ExecStart=/usr/bin/systemd-creds encrypt --name={name} /opt/proof/{file} "
         f"/etc/fep/{name}.cred"
@@ -309,6 +341,7 @@ def _site(top: Path, parts: Path) -> None:
         shutil.copy(parts / f"ukey-{name}.crt", top / "etc/fep")
         dropin.append(f"LoadCredential=ukey-{name}.crt:/etc/fep/ukey-{name}.crt")
     dropin += [f"WatchdogSec={WATCHDOG_SECONDS}s", "RestartSec=200ms"]
+    dropin += ["Environment=SOFTHSM2_CONF=/etc/fep/softhsm2.conf", "ReadWritePaths=/srv/hsm"]
     units = "etc/systemd/system"
     _write(top, f"{units}/fep.service.d/site.conf", "\n".join(["[Service]", *dropin, ""]))
     _write(top, f"{units}/secrets.service", SECRETS_UNIT.format(lines="\n".join(lines)))

@@ -37,6 +37,12 @@ BOOK = Path("/var/lib/bank/book.sqlite")
 STUCK = Path("/run/stuck-pid")
 """A daemon whose number stands here stops in the middle of its loop (``stuck_bank.py``)."""
 PLAN: dict[str, Any] = json.loads((Path(__file__).parent / "plan.json").read_text("utf-8"))
+CARD_SLOT = f"""
+[[slot]]
+name = "card-1"
+backend = "pcsc"
+card = {{ guid = "{"ab" * 16}", certificate_sha256 = "{"cd" * 32}" }}
+"""
 STEP_SECONDS_MAX = 40.0
 POLL_SECONDS = 0.1
 AT_ONCE = 12
@@ -191,9 +197,7 @@ def status_line() -> Notes:
     # It is refreshed as often as the watchdog is fed.
     line = wait(
         "a line without complaints",
-        lambda: (
-            text if "0 alarms" in (text := shown()["StatusText"]) and "down" not in text else ""
-        ),
+        lambda: text if (text := shown()["StatusText"]).endswith("0 alarms") else "",
     )
     return {"line": line, "page": run("systemctl", "status", "--no-pager", "fep.service")["out"]}
 
@@ -205,8 +209,9 @@ def credentials() -> Notes:
     return {
         "names": sorted(one.name for one in folder.iterdir()),
         "slots": found["slots"],
-        "encrypted": {
-            one.name: b"PRIVATE" in one.read_bytes() for one in CONFIG.parent.glob("*.cred")
+        "plain": {
+            one.name: (folder / one.stem).read_bytes() in one.read_bytes()
+            for one in CONFIG.parent.glob("*.cred")
         },
         "stranger": run("cat", str(folder / "finance-token"), user="stranger"),
     }
@@ -392,26 +397,6 @@ def _causes(names: dict[str, str]) -> dict[str, list[str]]:
         }
 
 
-def never_given_up() -> Notes:
-    """It can't start, over and over; then what was wrong is put right, and nobody starts it."""
-    faulty = CONFIG.read_text("utf-8") + "\n[nonsense]\n"
-    with ThreadPoolExecutor(1) as pool:
-        with configured(faulty):
-            asked = run("systemctl", "restart", "fep.service")
-            first = int(shown()["NRestarts"])
-            # Somebody waits at the socket all the while.
-            waiting = pool.submit(_asked)
-            wait("failed starts", lambda: int(shown()["NRestarts"]) >= first + FAILED_STARTS)
-            between = shown()["ActiveState"], shown("fep.socket")["ActiveState"]
-        answer = waiting.result()
-    return {
-        "asked": asked,
-        "between": between,
-        "answer": answer,
-        "after": shown()["ActiveState"],
-    }
-
-
 def not_ready() -> Notes:
     """``fepctl ready`` when a bank is down."""
     wait("ready", all_ready)
@@ -421,6 +406,32 @@ def not_ready() -> Notes:
         lambda: now if (now := run("fepctl", "ready"))["status"] else {},
     )
     return found
+
+
+def never_given_up() -> Notes:
+    """It can't start, over and over; then what was wrong is put right, and nobody starts it."""
+    own = CONFIG.read_text("utf-8")
+    with ThreadPoolExecutor(1) as pool, configured(own + CARD_SLOT):
+        with configured(own + "\n[nonsense]\n"):
+            asked = run("systemctl", "restart", "fep.service")
+            first = int(shown()["NRestarts"])
+            # Somebody waits at the socket all the while.
+            waiting = pool.submit(_asked)
+            wait("failed starts", lambda: int(shown()["NRestarts"]) >= first + FAILED_STARTS)
+            between = shown()["ActiveState"], shown("fep.socket")["ActiveState"]
+        answer = waiting.result()
+        # The right file has one slot more: a card in a reader that this machine has not.
+        card = wait(
+            "readers", lambda: one if (one := status()["slots"]["card-1"]) == "no_reader" else ""
+        )
+    return {
+        "asked": asked,
+        "between": between,
+        "answer": answer,
+        "after": shown()["ActiveState"],
+        "card": card,
+        "pcscd": shown("pcscd.service")["ActiveState"],
+    }
 
 
 def gone() -> Notes:
@@ -474,7 +485,7 @@ def installed_again() -> Notes:
 
 STEPS = (
     started, status_line, credentials, socket_rights, console, payments, reloads, killed, stuck,
-    stopped, never_given_up, not_ready, gone, installed_again,
+    stopped, not_ready, never_given_up, gone, installed_again,
 )  # fmt: skip
 
 
