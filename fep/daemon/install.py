@@ -28,6 +28,7 @@ from fep.daemon.service_files import (
     GROUP,
     SHIPPED,
     SYSUSERS_FILE,
+    TMPFILES_FILE,
     UNIT_FOLDER,
     UNITS,
     Act,
@@ -208,6 +209,7 @@ def _install(image: Image, given: argparse.Namespace) -> int:
     for name in COMMANDS:
         _put_link(image, COMMAND_FOLDER / name, folder / name)
     image.must("systemd-sysusers", SYSUSERS_FILE.name)
+    image.must("systemd-tmpfiles", "--create", TMPFILES_FILE.name)
     if image.is_this_machine:
         image.must("systemctl", "daemon-reload")
     faults = [] if image.dry else _verify(image)
@@ -402,7 +404,8 @@ def _uninstall(image: Image) -> int:
     there = [name for name in UNITS if image.read(UNIT_FOLDER / name) is not None]
     if there:
         image.must("systemctl", "disable", *(["--now"] if image.is_this_machine else []), *there)
-    ours: Sequence[PurePosixPath] = [*(UNIT_FOLDER / name for name in UNITS), SYSUSERS_FILE]
+    units = [UNIT_FOLDER / name for name in UNITS]
+    ours: Sequence[PurePosixPath] = [*units, SYSUSERS_FILE, TMPFILES_FILE]
     for path in ours:
         for one in (path, path.with_name(path.name + OLD)):
             _remove(image, one)
@@ -415,7 +418,7 @@ def _uninstall(image: Image) -> int:
         image.must("systemctl", "daemon-reload")
     print(
         f"kept: {CONFIG_FILE.parent} with the configuration and secrets, drop-ins in "
-        f"{UNIT_FOLDER}/fep.service.d, the group {GROUP}, and the state in /var/lib/fep: "
+        f"{UNIT_FOLDER}/fep.service.d, the groups, and the state in /var/lib/fep: "
         "the store, in which every task and payment is"
     )
     return 0

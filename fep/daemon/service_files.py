@@ -1,7 +1,7 @@
 """What ``fep install-service`` puts on a machine, and what becomes of what is there. No I/O.
 
-Source: systemd.unit(5), systemd.exec(5) and sysusers.d(5) of systemd 252. What an administrator
-installs by hand stands below ``/etc``, not ``/usr/lib``, which is for packages.
+Source: systemd.unit(5), systemd.exec(5), sysusers.d(5) and tmpfiles.d(5) of systemd 252. What an
+administrator installs by hand stands below ``/etc``, not ``/usr/lib``, which is for packages.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import attrs
 UNITS: Final = ("fep.service", "fep.socket")
 UNIT_FOLDER: Final = PurePosixPath("/etc/systemd/system")
 SYSUSERS_FILE: Final = PurePosixPath("/etc/sysusers.d/fep.conf")
+TMPFILES_FILE: Final = PurePosixPath("/etc/tmpfiles.d/fep.conf")
 CONFIG_FILE: Final = PurePosixPath("/etc/fep/fep.toml")
 COMMAND_FOLDER: Final = PurePosixPath("/usr/local/bin")
 COMMANDS: Final = ("fep", "fepctl")
 GROUP: Final = "fep-ops"
-SHIPPED: Final = (*UNITS, "fep.sysusers.conf", "fep.toml")
+SHIPPED: Final = (*UNITS, "fep.sysusers.conf", "fep.tmpfiles.conf", "fep.toml")
 """The names of the files that are part of the package."""
 SHIPPED_COMMAND: Final = "/opt/fep/bin/fep"
 """Where the shipped unit has the program."""
@@ -72,6 +73,7 @@ def files(shipped: Mapping[str, bytes], folder: PurePosixPath) -> list[File]:
         for name in UNITS
     ]
     found.append(File(SYSUSERS_FILE, shipped["fep.sysusers.conf"]))
+    found.append(File(TMPFILES_FILE, shipped["fep.tmpfiles.conf"]))
     found.append(File(CONFIG_FILE, shipped["fep.toml"], is_sites=True))
     return found
 

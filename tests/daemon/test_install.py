@@ -20,6 +20,7 @@ ALL = [
     f"{UNITS}/fep.service",
     f"{UNITS}/fep.socket",
     "etc/sysusers.d/fep.conf",
+    "etc/tmpfiles.d/fep.conf",
     "etc/fep/fep.toml",
     "usr/local/bin/fep",
     "usr/local/bin/fepctl",
@@ -77,10 +78,17 @@ def test_all_is_installed_and_found_good_by_systemd(
     assert "the units are checked: systemd finds no fault" in said
     assert "next: edit /etc/fep/fep.toml" in said
     # Whatever the umask: the service's own user reads them.
-    for name in ALL[:4]:
+    for name in ALL[:5]:
         assert stat.S_IMODE((image / name).stat().st_mode) == 0o644
-        assert stat.S_IMODE((image / name).parent.stat().st_mode) == 0o755
-    assert "fep-ops:" in (image / "etc/group").read_text("utf-8")
+        folder = (image / name).parent
+        assert stat.S_IMODE(folder.stat().st_mode) == (0o2775 if folder.name == "fep" else 0o755)
+    groups = dict(
+        line.split(":")[0:3:2] for line in (image / "etc/group").read_text("utf-8").splitlines()
+    )
+    assert {"fep-ops", "fep-config"} <= set(groups)
+    # An administrator's page may write the configuration, by the service's group.
+    assert (image / "etc/fep").stat().st_gid == int(groups["fep-config"])
+    assert (image / "etc/fep/fep.toml").stat().st_uid == 0
     assert (image / "etc/fep/fep.toml").read_bytes() == (ROOT / "config/fep.toml").read_bytes()
     assert str((image / "usr/local/bin/fepctl").readlink()) == "/opt/fep/bin/fepctl"
     # Nothing half-written, and nothing that was not told of.

@@ -94,9 +94,10 @@ def test_the_units_run_the_programs_own_path_and_no_other() -> None:
         "/etc/systemd/system/fep.service",
         "/etc/systemd/system/fep.socket",
         "/etc/sysusers.d/fep.conf",
+        "/etc/tmpfiles.d/fep.conf",
         "/etc/fep/fep.toml",
     ]
-    assert [one.is_sites for one in made] == [False, False, False, True]
+    assert [one.is_sites for one in made] == [False, False, False, False, True]
     service = made[0].content.decode()
     assert SHIPPED_COMMAND not in service
     runs = [line for line in service.splitlines() if line.startswith("Exec")]

@@ -99,12 +99,23 @@ def test_the_service_is_never_given_up(units: Path) -> None:
     assert [one for one in STAYS_UP if one not in lines] == []
 
 
-def test_the_group_of_the_socket_is_made() -> None:
+def test_the_groups_of_socket_and_configuration_are_made() -> None:
     told = run("systemd-sysusers", "--dry-run", UNITS / "fep.sysusers.conf")
     assert told.returncode == 0, told.stderr
-    group = re.search("^SocketGroup=(.+)$", (UNITS / "fep.socket").read_text("utf-8"), re.MULTILINE)
-    assert group is not None
-    assert f"g {group[1]} -" in (UNITS / "fep.sysusers.conf").read_text("utf-8").splitlines()
+    text = "".join((UNITS / name).read_text("utf-8") for name in ("fep.socket", "fep.service"))
+    (socket,) = re.findall("^SocketGroup=(.+)$", text, re.MULTILINE)
+    (service,) = re.findall("^SupplementaryGroups=(.+)$", text, re.MULTILINE)
+    made = (UNITS / "fep.sysusers.conf").read_text("utf-8").splitlines()
+    assert {f"g {socket} -", f"g {service} -"} <= set(made)
+
+
+def test_the_folder_of_the_configuration_is_writable_for_the_service() -> None:
+    service = (UNITS / "fep.service").read_text("utf-8")
+    (group,) = re.findall("^SupplementaryGroups=(.+)$", service, re.MULTILINE)
+    (mode,) = re.findall("^ConfigurationDirectoryMode=(.+)$", service, re.MULTILINE)
+    (folder,) = re.findall("^ReadWritePaths=(.+)$", service, re.MULTILINE)
+    lines = (UNITS / "fep.tmpfiles.conf").read_text("utf-8").splitlines()
+    assert f"d {folder} {mode} root {group} -" in lines
 
 
 def test_units_and_example_speak_of_the_same_socket_and_secrets() -> None:

@@ -161,6 +161,18 @@ def test_a_reload_of_a_faulty_file_is_refused_and_changes_nothing(seen: Notes) -
     assert any("must be a whole number" in line for line in seen["told"])
 
 
+@pytest.mark.step("saved")
+def test_an_administrator_can_save_the_configuration_from_the_sandbox(seen: Notes) -> None:
+    assert seen["written"] == [True, True]
+    assert [one["changed"] for one in seen["answers"]] == [["cmb", "pingan"]] * 2
+    # The service wrote it, whoever owned it before; others read it, and write nothing there.
+    assert (seen["mode"], seen["group"]) == ("0o644", "fep-config")
+    assert seen["owner"] >= 61184
+    assert seen["restart"]["status"] == 0
+    assert seen["stranger"]["status"] != 0
+    assert seen["told"] == []
+
+
 @pytest.mark.step("killed")
 def test_after_kill_9_the_next_process_answers_all_who_connected_meanwhile(seen: Notes) -> None:
     assert [one for one in seen["answers"] if "refused" in one] == []
@@ -221,7 +233,7 @@ def test_a_start_that_fails_over_and_over_is_not_given_up(seen: Notes) -> None:
     assert seen["asked"]["status"] != 0, "who restarts it by hand is told at once"
     assert seen["between"] == ["activating", "active"]
     assert "uptime_s" in seen["answer"], seen["answer"]
-    assert seen["after"] == "active"
+    assert seen["after"] is True
 
 
 @pytest.mark.step("not_ready")

@@ -303,6 +303,34 @@ def reloads() -> Notes:
     }
 
 
+def saved() -> Notes:
+    """An administrator saves the configuration through the daemon, before and after a restart."""
+    own = CONFIG.read_text("utf-8")
+    other = own.replace("workers = 4", "workers = 2")
+    answers = [_save(other)]
+    written = CONFIG.read_text("utf-8") == other
+    status = CONFIG.stat()
+    again = run("systemctl", "restart", "fep.service")
+    answers.append(_save(own))
+    return {
+        "answers": answers,
+        "written": [written, CONFIG.read_text("utf-8") == own],
+        "mode": oct(status.st_mode & 0o777),
+        "owner": status.st_uid,
+        "group": CONFIG.parent.group(),
+        "restart": again,
+        "stranger": run("touch", str(CONFIG.parent / "new"), user="stranger"),
+        "told": [line for line in journal().splitlines() if "ConfigurationDirectory" in line],
+    }
+
+
+def _save(text: str) -> Notes:
+    with operator() as client:
+        base = client.call("status")["configuration"]
+        found: Notes = client.call("config.save", {"text": text, "base": base, "note": "a test"})
+    return found
+
+
 def killed() -> Notes:
     """kill -9 with payments at a bank that does not answer, and clients that connect meanwhile."""
     wait("ready", all_ready)
@@ -368,16 +396,17 @@ def stopped() -> Notes:
         began = time.monotonic()
         wait("stopped", lambda: shown()["ActiveState"] == "inactive")
         seconds = time.monotonic() - began
-        unit, before = shown(), booked(quick | slow)
+        ended, before = shown(), booked(quick | slow)
     wait("the slow bank's bookings", lambda: set(booked(slow).values()) == {1})
     # Nobody starts it: the next connect does.
     socket_unit = shown("fep.socket")["ActiveState"]
     woken = _asked()
-    now = shown()
+    # It answers a moment before it says that all of it is up.
+    now = wait("active", lambda: unit if (unit := shown())["ActiveState"] == "active" else None)
     return {
         "seconds": seconds,
-        "result": unit["Result"],
-        "exit": unit["ExecMainStatus"],
+        "result": ended["Result"],
+        "exit": ended["ExecMainStatus"],
         "booked_at_stop": before,
         "socket": socket_unit,
         "woken": woken,
@@ -428,7 +457,7 @@ def never_given_up() -> Notes:
         "asked": asked,
         "between": between,
         "answer": answer,
-        "after": shown()["ActiveState"],
+        "after": wait("active", lambda: shown()["ActiveState"] == "active"),
         "card": card,
         "pcscd": shown("pcscd.service")["ActiveState"],
     }
@@ -484,7 +513,7 @@ def installed_again() -> Notes:
 
 
 STEPS = (
-    started, status_line, credentials, socket_rights, console, payments, reloads, killed, stuck,
+    started, status_line, credentials, socket_rights, console, payments, reloads, saved, killed, stuck,
     stopped, not_ready, never_given_up, gone, installed_again,
 )  # fmt: skip
 
