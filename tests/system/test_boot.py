@@ -130,6 +130,8 @@ def test_the_console_works_in_the_sandbox(seen: Notes) -> None:
     # Passwords are hashed by foreign code, which must not need writable and executable memory.
     assert (seen["login"], seen["wrong"], seen["right"]) == (200, 401, 303)
     assert seen["overview"] == [200, True]
+    # Its page of the configuration does not complain that the file can't be written.
+    assert seen["settings"] == [200, False]
     assert seen["static"] == [200, "text/css; charset=utf-8"]
 
 

@@ -240,6 +240,7 @@ def console() -> Notes:
         wrong = http.post("/login", data=fields | {"password": "not-the-right-one"})
         right = http.post("/login", data=fields | {"password": PLAN["password"]})
         overview = http.get("/")
+        settings = http.get("/config")
         style = http.get("/static/console.css")
         (csrf,) = mark.findall(http.get("/me").text)[:1]
         asked = http.post("/audit/verify", data={"csrf": csrf})
@@ -253,6 +254,7 @@ def console() -> Notes:
         "wrong": wrong.status_code,
         "right": right.status_code,
         "overview": (overview.status_code, "pingan" in overview.text),
+        "settings": (settings.status_code, 'class="fault"' in settings.text),
         "static": (style.status_code, style.headers["content-type"]),
         "asked": asked.status_code,
         "check": check,
@@ -440,14 +442,19 @@ def not_ready() -> Notes:
 def never_given_up() -> Notes:
     """It can't start, over and over; then what was wrong is put right, and nobody starts it."""
     own = CONFIG.read_text("utf-8")
-    with ThreadPoolExecutor(1) as pool, configured(own + CARD_SLOT):
+    with (
+        ThreadPoolExecutor(1) as pool,
+        configured(own + CARD_SLOT),
+        socket.socket(socket.AF_UNIX) as early,
+    ):
         with configured(own + "\n[nonsense]\n"):
             asked = run("systemctl", "restart", "fep.service")
             first = int(shown()["NRestarts"])
-            # Somebody waits at the socket all the while.
-            waiting = pool.submit(_asked)
+            # Somebody waits at the socket all the while, and somebody else comes late.
+            early.connect("/run/fep-control.sock")
             wait("failed starts", lambda: int(shown()["NRestarts"]) >= first + FAILED_STARTS)
             between = shown()["ActiveState"], shown("fep.socket")["ActiveState"]
+            waiting = pool.submit(_asked)
         answer = waiting.result()
         # The right file has one slot more: a card in a reader that this machine has not.
         card = wait(
