@@ -14,8 +14,8 @@ import attrs
 from lxml import etree
 
 from bank_adapters.iso20022.config import Iso20022Options
-from bank_adapters.iso20022.facts import REPORTS, account_of, references, span
-from bank_adapters.iso20022.messages import TYPE, Message, documents, read, written
+from bank_adapters.iso20022.facts import account_of, references, span
+from bank_adapters.iso20022.messages import REPORTS, TYPE, Message, documents, read, written
 from bank_adapters.iso20022.replies import REQUEST_ID, Content, outcome, read_http, read_parcel
 from bank_adapters.iso20022.requests import PAYMENT, Request, probe, request
 from fep.adapters.api import BankProfile, Context, Draft, Outcome, Reply

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 import attrs
 from lxml import etree
 
-from bank_adapters.iso20022.messages import Message, text, texts
+from bank_adapters.iso20022.messages import ENTRY, REPORTS, Message, text, texts
+from fep.adapters import xml
 from fep.domain.clock import SHANGHAI, BusinessDate, business_date
 from fep.domain.money import FEN_MAX, Cny
 
@@ -24,7 +26,6 @@ _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _DAY_CHARS: Final = 10
 CURRENCIES: Final = frozenset({"", "CNY"})
 
-REPORTS: Final = {"camt.052": "Rpt", "camt.053": "Stmt", "camt.054": "Ntfctn"}
 BOOKED: Final = "BOOK"
 NOT_PROVIDED: Final = "NOTPROVIDED"
 """What stands in an id that must be there and is not known."""
@@ -55,6 +56,7 @@ def money(value: str) -> Cny:
     return amount
 
 
+@lru_cache(maxsize=1024)  # a page has few dates
 def moment(value: str) -> dt.datetime:
     """Return an ISODate or ISODateTime; without an offset it is Shanghai's, a day its midnight."""
     if _DAY.fullmatch(value[:_DAY_CHARS]) is None:
@@ -75,12 +77,6 @@ def _moment_or_none(value: str) -> dt.datetime | None:
         return moment(value)
     except ValueError:
         return None
-
-
-def _date(element: etree._Element | None, name: str) -> dt.datetime | None:
-    """Return a date that is a choice (Dt or DtTm), or plain as in older versions."""
-    value = text(element, f"{name}/DtTm", f"{name}/Dt", name)
-    return moment(value) if value else None
 
 
 def _day(element: etree._Element | None, name: str) -> BusinessDate | None:
@@ -131,7 +127,12 @@ class Status:
 
 def created(message: Message) -> dt.datetime | None:
     """Return when the bank made a message, None where it can't be read."""
-    return _moment_or_none(text(message.body, "GrpHdr/CreDtTm"))
+    return created_of(message.body)
+
+
+def created_of(body: etree._Element) -> dt.datetime | None:
+    """Return when the bank made the message of this body, None where it can't be read."""
+    return _moment_or_none(text(body, "GrpHdr/CreDtTm"))
 
 
 def references(element: etree._Element) -> frozenset[str]:
@@ -293,9 +294,33 @@ class Report:
 
 def reports(message: Message) -> Iterator[Report]:
     """Yield the reports of a camt message."""
-    if (name := REPORTS.get(message.kind)) is not None:
-        for element in message.body.iterchildren(name):
-            yield _report(message, element)
+    if (name := REPORTS.get(message.kind)) is None:
+        return
+    lean = message.lean
+    if lean is not None and not all(_tells_days(one) for one in lean.body.iterchildren(name)):
+        lean = None  # its days are those of its entries
+    head = message.body if lean is None else lean.body
+    at = created_of(head)
+    plans: dict[int, Plan] = {}
+    for element in head.iterchildren(name):
+        account = account_of(element)
+        made = _moment_or_none(text(element, "CreDtTm")) or at
+        lines: list[Line] = []
+        for entry in element.findall(ENTRY):
+            row = None if lean is None else lean.nested.row(entry)
+            if row is None:
+                lines += _lines(entry, account, made)
+                continue
+            key = id(row.shape)
+            if (plan := plans.get(key)) is None:
+                plan = plans[key] = _plan(row.shape)
+            lines.append(_planned(plan, row.texts, account, made))
+        yield _report(message.kind, element, account, made, tuple(lines))
+
+
+def _tells_days(report: etree._Element) -> bool:
+    first, last = _told_day(report, "FrDtTm", "FrDt"), _told_day(report, "ToDtTm", "ToDt")
+    return first is not None and last is not None
 
 
 def account_of(report: etree._Element) -> str:
@@ -317,16 +342,19 @@ def span(report: etree._Element) -> tuple[BusinessDate | None, BusinessDate | No
     return first or min(days, default=None), last or max(days, default=None)
 
 
-def _report(message: Message, element: etree._Element) -> Report:
-    account, at = account_of(element), created(message)
-    at = _moment_or_none(text(element, "CreDtTm")) or at
-    lines = tuple(line for entry in element.findall("Ntry") for line in _lines(entry, account, at))
+def _report(
+    kind: str,
+    element: etree._Element,
+    account: str,
+    at: dt.datetime | None,
+    lines: tuple[Line, ...],
+) -> Report:
     balances = tuple(_balance(one) for one in element.findall("Bal"))
     first, last = span(element)
     page = text(element, "StmtPgntn/PgNb", "RptPgntn/PgNb", "NtfctnPgntn/PgNb") or "1"
     ends = text(element, "StmtPgntn/LastPgInd", "RptPgntn/LastPgInd", "NtfctnPgntn/LastPgInd")
     return Report(
-        kind=message.kind,
+        kind=kind,
         account=account,
         created=at,
         first=first,
@@ -380,6 +408,40 @@ def _own_amount(row: etree._Element) -> Amount | None:
     return _amount(row, "Amt", "AmtDtls/TxAmt/Amt", "AmtDtls/InstdAmt/Amt")
 
 
+_TEXTS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "side": (("CdtDbtInd",), ("CdtDbtInd",)),
+    "booked": ((), ("BookgDt/DtTm", "BookgDt/Dt", "BookgDt", "ValDt/DtTm", "ValDt/Dt", "ValDt")),
+    "time": ((), ("BookgDt/DtTm",)),
+    "state": ((), ("Sts/Cd", "Sts/Prtry", "Sts")),
+    "family": (("BkTxCd/Domn/Fmly/SubFmlyCd",), ("BkTxCd/Domn/Fmly/SubFmlyCd",)),
+    "reversal": ((), ("RvslInd",)),
+    "reference": (("Refs/EndToEndId",), ()),
+    "message ref": (
+        ("Refs/InstrId", "Refs/PmtInfId", "Refs/MsgId"),
+        ("NtryDtls/Btch/PmtInfId",),
+    ),
+    "bank ref": (("Refs/AcctSvcrRef",), ("AcctSvcrRef", "NtryRef")),
+    "more": (("AddtlTxInf",), ("AddtlNtryInf",)),
+    **{
+        f"{party} account": (
+            (f"RltdPties/{party}Acct/Id/IBAN", f"RltdPties/{party}Acct/Id/Othr/Id"),
+            (),
+        )
+        for party in ("Cdtr", "Dbtr")
+    },
+    **{
+        f"{party} name": (
+            tuple(f"RltdPties/{party}/{of}Nm" for of in ("Pty/", "", "Agt/FinInstnId/")),
+            (),
+        )
+        for party in ("Cdtr", "Dbtr")
+    },
+}
+"""Where a transaction, and where else its entry, has what."""
+_ROW: Final = "NtryDtls/TxDtls"
+_USTRD: Final = "RmtInf/Ustrd"
+
+
 def _line(
     entry: etree._Element,
     row: etree._Element | None,
@@ -387,43 +449,87 @@ def _line(
     at: dt.datetime | None,
     amount: Amount | None,
 ) -> Line:
-    side = text(row, "CdtDbtInd") or text(entry, "CdtDbtInd")
-    booked = _date(entry, "BookgDt") or _date(entry, "ValDt")
-    if amount is None or side not in {"CRDT", "DBIT"} or booked is None:
+    told = {
+        what: text(row, *of_row) or text(entry, *of_entry)
+        for what, (of_row, of_entry) in _TEXTS.items()
+    }
+    told["purpose"] = texts(row, _USTRD)
+    return _made(told, _first(row, "RtrInf"), account, at, amount)
+
+
+@attrs.frozen
+class Plan:
+    """Where the texts of entries of one shape are: of one transaction, that nobody returned."""
+
+    single: tuple[tuple[str, int], ...]
+    """What stands at one place at most; -1 is a text that is empty."""
+    several: tuple[tuple[str, tuple[int, ...]], ...]
+    currency: str
+
+
+def _plan(shape: xml.Shape) -> Plan:
+    """Return where to find what in rows of a shape."""
+    wanted = {
+        what: (*(f"{_ROW}/{path}" for path in of_row), *of_entry)
+        for what, (of_row, of_entry) in _TEXTS.items()
+    }
+    wanted |= {"purpose": (f"{_ROW}/{_USTRD}",), "amount": ("Amt",)}
+    found = {
+        what: tuple(shape.leaves[path] for path in paths if path in shape.leaves)
+        for what, paths in wanted.items()
+    }
+    return Plan(
+        tuple((what, slots[0] if slots else -1) for what, slots in found.items() if len(slots) < 2),
+        tuple((what, slots) for what, slots in found.items() if len(slots) > 1),
+        shape.attributes.get("Amt", ""),
+    )
+
+
+def _planned(plan: Plan, given: Sequence[str], account: str, at: dt.datetime | None) -> Line:
+    all_ = (*given, "")
+    told = {what: all_[slot].strip() for what, slot in plan.single}
+    for what, slots in plan.several:
+        told[what] = next((found for slot in slots if (found := all_[slot].strip())), "")
+    value = told["amount"]
+    return _made(told, None, account, at, Amount(money(value), plan.currency) if value else None)
+
+
+def _made(
+    told: Mapping[str, str],
+    returned: etree._Element | None,
+    account: str,
+    at: dt.datetime | None,
+    amount: Amount | None,
+) -> Line:
+    side, booked, family = told["side"], told["booked"], told["family"]
+    if amount is None or side not in {"CRDT", "DBIT"} or not booked:
         msg = "an entry has no amount, side or date"
         raise ValueError(msg)
     is_debit = side == "DBIT"
-    party = "Cdtr" if is_debit else "Dbtr"
-    returned = _first(row, "RtrInf")
+    # What comes back comes from whom it went to.
+    party = "Cdtr" if is_debit == (returned is None) else "Dbtr"
+    reason, said = "", ""
     if returned is not None:
-        # What comes back comes from whom it went to.
-        party = "Cdtr" if not is_debit else "Dbtr"
-    family = text(row, "BkTxCd/Domn/Fmly/SubFmlyCd") or text(entry, "BkTxCd/Domn/Fmly/SubFmlyCd")
-    reason = text(returned, "Rsn/Cd", "Rsn/Prtry")
+        reason = text(returned, "Rsn/Cd", "Rsn/Prtry")
+        said = texts(returned, "AddtlInf")[:200]
     if (returned is not None or family == RETURN_FAMILY) and not reason:
         reason = "NARR"
-    parties = row.find("RltdPties") if row is not None else None
     return Line(
         account=account,
         amount=amount,
         is_debit=is_debit,
-        state=text(entry, "Sts/Cd", "Sts/Prtry", "Sts"),
-        booked_at=booked,
-        has_time=bool(text(entry, "BookgDt/DtTm")),
-        reference=text(row, "Refs/EndToEndId"),
-        message_ref=text(row, "Refs/InstrId", "Refs/PmtInfId", "Refs/MsgId")
-        or text(entry, "NtryDtls/Btch/PmtInfId"),
-        bank_ref=text(row, "Refs/AcctSvcrRef") or text(entry, "AcctSvcrRef", "NtryRef"),
-        counterparty=_account(parties, f"{party}Acct"),
-        counterparty_name=text(
-            parties, f"{party}/Pty/Nm", f"{party}/Nm", f"{party}/Agt/FinInstnId/Nm"
-        ),
-        purpose=texts(row, "RmtInf/Ustrd")
-        or text(row, "AddtlTxInf")
-        or text(entry, "AddtlNtryInf"),
-        is_reversal=text(entry, "RvslInd").lower() in {"true", "1"},
+        state=told["state"],
+        booked_at=moment(booked),
+        has_time=bool(told["time"]),
+        reference=told["reference"],
+        message_ref=told["message ref"],
+        bank_ref=told["bank ref"],
+        counterparty=told[f"{party} account"],
+        counterparty_name=told[f"{party} name"],
+        purpose=told["purpose"] or told["more"],
+        is_reversal=told["reversal"].lower() in {"true", "1"},
         return_reason=reason,
-        return_said=texts(returned, "AddtlInf")[:200],
+        return_said=said,
         created=at,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Final
 
 import attrs
@@ -34,8 +35,31 @@ ROOTS: Final = {
 }
 """What a document is goes by the element in it: banks were seen to declare no or another namespace.
 """
+REPORTS: Final = {"camt.052": "Rpt", "camt.053": "Stmt", "camt.054": "Ntfctn"}
+ENTRY: Final = "Ntry"
+_PLAIN: Final = xml.Plain(ENTRY, attribute="Ccy", never="RtrInf")
 _DECLARED: Final = re.compile(rb"<\?xml\s[^>]{0,200}\?>")
 _WIDE: Final = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+
+class Unread:
+    """A document of which only the rows were read so far."""
+
+    def __init__(self, document: bytes) -> None:
+        self._document = document
+
+    @cached_property
+    def body(self) -> etree._Element:
+        """The element in ``Document``, whole."""
+        return _body(parse(self._document))[1]
+
+
+@attrs.frozen
+class Lean:
+    """A report whose entries were cut out of it."""
+
+    body: etree._Element = attrs.field(repr=False)
+    nested: xml.Nested = attrs.field(repr=False)
 
 
 @attrs.frozen(eq=False)
@@ -44,8 +68,14 @@ class Message:
 
     kind: str
     """Such as ``pain.002``."""
-    body: etree._Element = attrs.field(repr=False)
-    """The element in ``Document``; all names without their namespaces."""
+    _body: etree._Element | Unread = attrs.field(repr=False)
+    lean: Lean | None = attrs.field(default=None, repr=False)
+    """What there is beside ``body`` of a long report."""
+
+    @property
+    def body(self) -> etree._Element:
+        """The element in ``Document``; all names without their namespaces."""
+        return self._body.body if isinstance(self._body, Unread) else self._body
 
 
 def documents(data: bytes) -> Iterator[bytes]:
@@ -71,7 +101,10 @@ def parse(document: bytes) -> etree._Element:
     if (encoding := _WIDE.get(data[:2])) is not None:
         data = data.decode(encoding, "replace").encode("utf-8")
         data = _DECLARED.sub(b"", data, count=1)
-    root = xml.parse_declared(data)
+    return _plain(xml.parse_declared(data))
+
+
+def _plain(root: etree._Element) -> etree._Element:
     for element in root.iter("*"):
         element.tag = element.tag.rpartition("}")[2]
     return root
@@ -83,10 +116,26 @@ def read(document: bytes) -> Message:
     Raises:
         RemoteProtocolError: not well-formed, or none of the messages that are known.
     """
-    root = parse(document)
+    if (lean := _lean(document)) is not None:
+        kind, body = _body(lean.root)
+        rows = sum(1 for one in body.iterfind(f"*/{ENTRY}[@{xml.MARK}]"))
+        # An entry in another place is none.
+        if kind in REPORTS and rows == len(lean.rows):
+            return Message(kind, Unread(document), Lean(body, lean))
+    return Message(*_body(parse(document)))
+
+
+def _lean(document: bytes) -> xml.Nested | None:
+    found = xml.read_nested(document.strip(b" \t\r\n"), _PLAIN)
+    if found is not None:
+        _plain(found.root)
+    return found
+
+
+def _body(root: etree._Element) -> tuple[str, etree._Element]:
     for body in (root, *root.iterchildren("*")):
         if kind := ROOTS.get(body.tag):
-            return Message(kind, body)
+            return kind, body
     msg = f"no message that is known: {root.tag[:40]!r}"
     raise RemoteProtocolError(msg)
 

@@ -218,16 +218,17 @@ def _lines(
     interim = sorted((one for one in ours if one.kind == "camt.052"), key=_made)[-1:]
     notified = [one for one in ours if one.kind == "camt.054"]
     for report in (*statements, *interim, *notified):
+        keyed = [(_key(line), line) for line in report.lines]
         fresh = [
-            line
-            for line in report.lines
-            if _is_booked(report, line)
-            and _key(line) not in seen
+            (key, line)
+            for key, line in keyed
+            if key not in seen
+            and _is_booked(report, line)
             and (report.kind == "camt.053" or not _is_stated(line, statements))
         ]
         # Two lines of one report may look alike and be two.
-        seen.update(_key(line) for line in fresh)
-        lines += fresh
+        seen.update(key for key, _ in fresh)
+        lines += [line for _, line in fresh]
     within = [
         one for one in lines if query.first_day <= business_date(one.booked_at) <= query.last_day
     ]
@@ -245,8 +246,9 @@ def _is_stated(line: Line, statements: Sequence[Report]) -> bool:
 
 def _key(line: Line) -> tuple[object, ...]:
     """Return what makes two lines of two reports one."""
-    day = business_date(line.booked_at)
-    refs = (line.bank_ref,) if line.bank_ref else (line.reference, line.message_ref, day)
+    refs: tuple[object, ...] = (line.bank_ref,)
+    if not line.bank_ref:
+        refs = (line.reference, line.message_ref, business_date(line.booked_at))
     return (*refs, line.is_debit, line.amount.value, line.comes_back)
 
 
