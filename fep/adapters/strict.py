@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn
 
+_BITS_MAX: Final = 64
+"""Of a whole number where one is wanted that need not be whole."""
 _WORDS: Final = {
     str: "text in quotes",
     int: "a whole number",
@@ -89,8 +91,10 @@ def _is_mapping(kind: Any) -> bool:  # noqa: ANN401
 def _exact(value: Any, kind: Any) -> Any:  # noqa: ANN401
     if kind not in _WORDS:  # cattrs takes the hook of a class for its subclasses too: a StrEnum
         return _member(value, kind)
-    if type(value) is kind or (kind is float and type(value) is int):
-        return kind(value)
+    if type(value) is kind:
+        return value
+    if kind is float and type(value) is int and value.bit_length() < _BITS_MAX:
+        return float(value)
     msg = f"must be {_WORDS[kind]}"
     raise ValueError(msg)
 
@@ -122,6 +126,38 @@ class TableFault:
     unknown: str = ""
     """The key that nobody knows, where that is what is wrong."""
     known: tuple[str, ...] = ()
+
+
+def structured(cls: Any, given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+    """Return those values of a table that are of the declared kind."""
+    kinds = get_type_hints(cls)
+    read = converter()
+    found: dict[str, Any] = {}
+    for field in attrs.fields(cls):
+        if field.name in given:
+            try:
+                found[field.name] = read.structure(given[field.name], kinds[field.name])
+            except (cattrs.BaseValidationError, ValueError):
+                continue
+    return found
+
+
+def value_faults(cls: Any, values: Mapping[str, Any]) -> Iterator[TableFault]:  # noqa: ANN401
+    """Yield what a class's fields have against values of the declared kind, one by one.
+
+    The class itself, made of them, ends at the first.
+    """
+    for field in attrs.fields(cls):
+        if field.name not in values or field.validator is None:
+            continue
+        value = values[field.name]
+        try:
+            field.validator(
+                None, field, value if field.converter is None else field.converter(value)
+            )
+        except ValueError as error:
+            # attrs' own validators put more than the message into their exceptions.
+            yield TableFault((field.name,), str(error.args[0]) if error.args else "is not valid")
 
 
 def faults(error: BaseException) -> list[TableFault]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +37,7 @@ from fep.keys.config import SecretRef
 from fep.keys.credentials import read_text
 from fep.links.config import CONNECTIONS_MAX, Folders, LinkConfig
 
+BANKS_MAX: Final = 256
 WORKERS_MAX: Final = 64
 SPAN_SECONDS_MAX: Final = 3600.0
 WATCH_DAYS_MAX: Final = 90
@@ -114,12 +117,14 @@ def read_banks(
     """
     found: dict[BankName, BankConfig] = {}
     names: dict[str, Table] = {}
-    for table in top.tables("bank"):
+    find = functools.cache(_adapter)  # each look through what is installed takes 10 ms
+    for table in top.tables("bank", BANKS_MAX):
         name = table.parsed("name", lambda text: parse_name(text, "a bank's name")) or ""
         if name and name in names:
             table.fault("name", f"bank {name!r} is there twice")
-        names[name] = table
-        bank = _bank(table, BankName(name), slots, secret, shared=shared)
+        # A wrong name is one all the same, and a bank without one may be the one that is meant.
+        names[name or table.written("name")] = table
+        bank = _bank(table, BankName(name), slots, secret, find, shared=shared)
         if bank is not None:
             found.setdefault(bank.name, bank)
     tables = {BankName(name): table for name, table in names.items()}
@@ -127,31 +132,38 @@ def read_banks(
 
 
 def _bank(
-    table: Table, name: BankName, slots: frozenset[str], secret: Secrets, *, shared: bool
+    table: Table,
+    name: BankName,
+    slots: frozenset[str],
+    secret: Secrets,
+    find: Callable[[str], BankAdapter],
+    *,
+    shared: bool,
 ) -> BankConfig | None:
-    adapter = table.parsed("adapter", _adapter)
+    adapter = table.parsed("adapter", find)
     bank_class = table.text("class")
     version = table.text("version", "")
     number = table.text("direct_connect_number")
     slot = table.text("slot", "" if shared else None)
-    if slot and slot not in slots:
+    if slot and slot not in slots and "" not in slots:
         table.fault("slot", f"there is no [[slot]] named {slot!r}{hint(slot, slots)}")
     workers = table.integer("workers", 4, 1, WORKERS_MAX)
     tape = table.flag("tape")
     options, changes = table.free("options"), table.free("card")
-    secrets = {key: secret(one) for key, one in table.named("secrets")}
-    card = made = None
+    secrets = _secrets(table, adapter, secret)
+    card, wire, made = BLANK, None, None
     if adapter is not None:
-        _check_secrets(table, adapter, secrets)
         if version and version != adapter.version:
             table.fault("version", f"adapter {adapter.name} speaks version {adapter.version}")
         card = _card(table, adapter, changes)
-        made = _options(table, adapter, options)
-    link = _link(table, name, BLANK if card is None else card)
+        if table.reader.is_clean((*table.path, "card", "transport")):
+            wire = card.transport.protocol if table.is_table("card") else None
+        made = _options(table, adapter, options) if table.is_table("options") else None
+    link = _link(table, name, card, wire)
     if tape and link is not None and link.folders is not None:
         table.fault("tape", "a bank that takes files has no wire; its archive keeps what came")
     table.close()
-    if adapter is None or card is None or link is None or not table.is_clean():
+    if adapter is None or link is None or not table.is_clean():
         return None
     return BankConfig(
         name=name,
@@ -170,19 +182,35 @@ def _bank(
     )
 
 
-def _check_secrets(table: Table, adapter: BankAdapter, given: Mapping[str, object]) -> None:
+def _secrets(
+    table: Table, adapter: BankAdapter | None, secret: Secrets
+) -> dict[str, SecretRef | None]:
+    if adapter is None:
+        return {key: secret(one) for key, one in table.named("secrets")}
     wanted = adapter.secret_names
-    for key in given.keys() - wanted:
-        table.fault("secrets", f"adapter {adapter.name} has no secret {key!r}{hint(key, wanted)}")
+    given = table.free("secrets")
+    if not table.is_table("secrets"):
+        return {}
+    for key in sorted(given.keys() - wanted):
+        path = (*table.path, "secrets", key)
+        near = hint(key, wanted)
+        table.reader.fault(path, f"adapter {adapter.name} has no secret {key!r}{near}")
     # A name that is wrong is most likely the one that is missing.
     for key in sorted(wanted - given.keys()) if given.keys() <= wanted else ():
         msg = f'secrets.{key} is missing: {{ file = "…" }} or {{ credential = "…" }}'
         table.fault("secrets", msg)
+    return {
+        key: secret(Table(table.reader, (*table.path, "secrets", key), one))
+        for key, one in given.items()
+        if key in wanted
+    }
 
 
-def _link(table: Table, name: BankName, card: BehaviourCard) -> LinkConfig | None:
+def _link(
+    table: Table, name: BankName, card: BehaviourCard, wire: Protocol | None
+) -> LinkConfig | None:
     # Of a bank that takes files there is no host; one whose card can't be read may be such.
-    folders, is_given = _folders(table, card)
+    folders, is_given = _folders(table, wire)
     host = table.text("host", "" if is_given else None)
     port = table.integer("port", 0 if is_given else None, 0 if is_given else 1, 65_535)
     spans = {
@@ -198,7 +226,7 @@ def _link(table: Table, name: BankName, card: BehaviourCard) -> LinkConfig | Non
     }
     if spans["backoff_max_s"] < spans["backoff_first_s"]:
         table.fault("backoff_max_s", "must not be below backoff_first_s")
-    connections = _connections(table, card.transport)
+    connections = _connections(table, card.transport, wire)
     if not table.is_clean():
         return None
     return table.made(
@@ -206,13 +234,13 @@ def _link(table: Table, name: BankName, card: BehaviourCard) -> LinkConfig | Non
     )
 
 
-def _folders(table: Table, card: BehaviourCard) -> tuple[Folders | None, bool]:
+def _folders(table: Table, wire: Protocol | None) -> tuple[Folders | None, bool]:
     """Return a bank's folders, and whether the file has, or must have, a table of them."""
-    is_wanted = card.transport.protocol is Protocol.FOLDER
+    is_wanted = wire is Protocol.FOLDER
     inner = table.table("folder", required=is_wanted)
     if inner is None:
         return None, is_wanted
-    if not is_wanted and card is not BLANK:
+    if not is_wanted and wire is not None:
         table.fault("folder", "only of a bank whose card says transport.protocol = 'folder'")
     places = [inner.text(name) and inner.path_of(name) for name in ("out", "in", "archive")]
     spans = {
@@ -228,12 +256,13 @@ def _folders(table: Table, card: BehaviourCard) -> tuple[Folders | None, bool]:
     inner.close()
     if not inner.is_clean():
         return None, True
-    out, inbox, archive = (Path(one).resolve() for one in places)
+    # Path.resolve raises where links go round in a circle.
+    out, inbox, archive = (Path(os.path.realpath(one)) for one in places)
     return inner.made(lambda: Folders(out, inbox, archive, kept_days=kept_days, **spans)), True
 
 
-def _connections(table: Table, transport: Transport) -> int:
-    if transport.protocol is not Protocol.HTTP:
+def _connections(table: Table, transport: Transport, wire: Protocol | None) -> int:
+    if wire not in {None, Protocol.HTTP}:
         # One connection carries all requests at once there; a folder has none.
         if table.integer("connections", 1, 1, CONNECTIONS_MAX) != 1:
             table.fault("connections", "only of a bank that speaks HTTP; this one has one")
@@ -251,39 +280,58 @@ def _adapter(name: str) -> BankAdapter:
         raise ValueError(str(error)) from error
 
 
-def _card(table: Table, adapter: BankAdapter, changes: dict[str, Any]) -> BehaviourCard | None:
+def _card(table: Table, adapter: BankAdapter, changes: dict[str, Any]) -> BehaviourCard:
+    """Return the card with the changes that can be made, so that the rest is checked by it."""
     try:
         card = cards.override(adapter.card, changes)
     except (cattrs.BaseValidationError, ValueError) as error:
         _report(table, "card", error)
-        return None
+        changes = _without(changes, [fault.path for fault in strict.faults(error)])
+        try:
+            card = cards.override(adapter.card, changes)
+        except (cattrs.BaseValidationError, ValueError):
+            return adapter.card
     wrong = list(card_faults(card))
     # A contradiction is between two keys; the one that stands in this file is to blame.
     ours = [fault for fault in wrong if fault[0][1] in changes.get(fault[0][0], {})]
     for path, message in ours or wrong:
         table.reader.fault((*table.path, "card", *path), message)
-    return None if wrong else card
+    return card
+
+
+def _without(changes: Mapping[str, Any], paths: list[tuple[str | int, ...]]) -> dict[str, Any]:
+    """Return the changes without the keys at, or around, these paths."""
+    whole = {path[0] for path in paths if len(path) == 1}
+    keys = {path[:2] for path in paths}
+    return {
+        section: {key: one for key, one in inner.items() if (section, key) not in keys}
+        for section, inner in changes.items()
+        if section not in whole and isinstance(inner, Mapping)
+    }
 
 
 def _options(table: Table, adapter: BankAdapter, given: dict[str, Any]) -> Any:  # noqa: ANN401
+    cls = adapter.options_class
     try:
-        return strict.converter().structure(given, adapter.options_class)
+        return strict.converter().structure(given, cls)
     except (cattrs.BaseValidationError, ValueError) as error:
-        _report(table, "options", error)
+        # Made of all of them, the class tells only the first that it does not take.
+        single = list(strict.value_faults(cls, strict.structured(cls, given)))
+        _report(table, "options", error, single)
         return None
 
 
-def _report(table: Table, name: str, error: BaseException) -> None:
+def _report(
+    table: Table, name: str, error: BaseException, single: Sequence[strict.TableFault] = ()
+) -> None:
     below = Table(table.reader, (*table.path, name), table.values.get(name, {}))
-    for fault in strict.faults(error):
+    for fault in (*strict.faults(error), *single):
         path = (*below.path, *fault.path)
         if fault.unknown:
-            known = f"; known are: {', '.join(fault.known) or 'none'}"
-            near = hint(fault.unknown, fault.known)
-            table.reader.fault(path, f"unknown key{near or known}")
+            table.reader.unknown(path, fault.known, hint(fault.unknown, fault.known))
         elif fault.path:
             table.reader.fault(path, fault.message)
-        else:
+        elif fault.message not in {one.message for one in single}:
             below.blame(fault.message)
 
 

@@ -13,7 +13,7 @@ import re
 import stat
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -33,7 +33,16 @@ from fep.crypto.sm2 import USER_ID
 from fep.daemon.bank_section import BankConfig, read_banks, try_codecs
 from fep.daemon.pool_section import read_pools
 from fep.daemon.store_section import StoreConfig, read_store
-from fep.daemon.tables import ConfigFaultsError, Fault, Reader, Table, hint, without_secrets
+from fep.daemon.tables import (
+    ConfigFaultsError,
+    Fault,
+    KeyPath,
+    Reader,
+    Table,
+    broken_line,
+    hint,
+    made_fault,
+)
 from fep.domain.account import Account
 from fep.domain.ids import (
     AccountNumber,
@@ -80,10 +89,18 @@ DIGEST_CHARS: Final = 12
 FILE_BYTES_MAX: Final = 4 * 1024 * 1024
 ENTERPRISE_CHARS_MAX: Final = 64
 INTEGER_DIGITS_MAX: Final = sys.int_info.default_max_str_digits
+INTEGER_MAX: Final = 2**63 - 1
+KEY_PARTS_MAX: Final = 32
+"""Of a dotted key: what reads TOML takes a time that grows with their square."""
+SLOTS_MAX: Final = 256
 PORT_MAX: Final = 65_535
 CONSOLE_PORT: Final = 8200
 UID_MAX: Final = 2**32 - 2
 ROLES: Final = ("finance", "viewer", "operator", "admin")
+_PART: Final = r"(?:[A-Za-z0-9_-]+|\"[^\"\n]*\"|'[^'\n]*')[ \t]*\.[ \t]*"
+_MANY_PARTS: Final = re.compile(
+    rf"(?:^[ \t]*\[{{0,2}}|[{{,])[ \t]*(?:{_PART}){{{KEY_PARTS_MAX}}}", re.MULTILINE
+)
 IN_WORDS: Final = "allow_software_keys_in_production"
 
 
@@ -146,8 +163,8 @@ def parse(path: Path, text: str) -> Config:
         config = _config(reader, raw, path, digest_of(data))
     except RecursionError as error:
         raise ConfigFaultsError([_whole(path, "is nested too deeply")]) from error
-    if reader.faults:
-        raise ConfigFaultsError(reader.faults)
+    if found := reader.faults:
+        raise ConfigFaultsError(found)
     return attrs.evolve(config, text=text)
 
 
@@ -264,6 +281,11 @@ def read_text(path: Path) -> str:
 
 
 def _toml(path: Path, text: str) -> dict[str, Any]:
+    if text.startswith("\ufeff"):
+        raise ConfigFaultsError([_whole(path, "begins with a byte order mark; save it without")])
+    if deep := _MANY_PARTS.search(text):
+        line = text.count("\n", 0, deep.end()) + 1
+        raise ConfigFaultsError([_whole(path, f"a key has more than {KEY_PARTS_MAX} parts", line)])
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -288,16 +310,36 @@ def _syntax(path: Path, text: str, message: str) -> Fault:
         line, column = int(found[1]), int(found[2])
     else:
         line, column = len(lines), len(lines[-1]) + 1
-    source = without_secrets(lines[line - 1].rstrip("\r"))
-    return Fault(str(path), line, column, "(syntax)", what or message, source)
+    source = broken_line(text, line)
+    return made_fault(str(path), (line, column), "(syntax)", what or message, source)
+
+
+def _bounded(path: KeyPath, value: Any) -> Iterator[KeyPath]:  # noqa: ANN401
+    """Yield where a whole number has more than 64 bits, and put one of 64 bits in its place.
+
+    TOML promises no more, and Python itself refuses to print those of thousands of digits.
+    """
+    places: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        places = list(value.items())
+    elif isinstance(value, list):
+        places = list(enumerate(value))
+    for key, one in places:
+        if isinstance(one, dict | list):
+            yield from _bounded((*path, key), one)
+        elif isinstance(one, int) and not -INTEGER_MAX <= one <= INTEGER_MAX:
+            yield (*path, key)
+            value[key] = INTEGER_MAX if one > 0 else -INTEGER_MAX
 
 
 def _config(reader: Reader, raw: dict[str, Any], path: Path, digest: str) -> Config:
+    huge = list(_bounded((), raw))
     top = Table(reader, (), raw)
     mode = top.choice("mode", ("production", "demo"), "production")
     in_words = top.flag(IN_WORDS)
     # With a fault in the mode it is not known which slots it forbids.
-    strict = mode == "production" and not in_words and reader.is_clean(("mode",))
+    strict = mode == "production" and not in_words
+    strict = strict and reader.is_clean(("mode",)) and reader.is_clean((IN_WORDS,))
     state_dir = top.path_of("state_dir")
     store = read_store(top, _secret, strict=mode == "production")
     log_level = top.choice("log_level", ("debug", "info", "warning", "error"), "info")
@@ -308,10 +350,14 @@ def _config(reader: Reader, raw: dict[str, Any], path: Path, digest: str) -> Con
     slots, slot_names = _slots(top, strict=strict)
     shared = "store" in raw
     banks, bank_names, bank_tables = read_banks(top, slot_names, _secret, shared=shared)
-    accounts = _accounts(top, bank_names)
-    pools = read_pools(top, accounts)
+    accounts, all_read = _accounts(top, bank_names)
+    pools = read_pools(top, accounts, all_read=all_read)
     try_codecs(banks, accounts, bank_tables)
     top.close()
+    for one in huge:
+        # Where a range is known it has been told already.
+        if reader.is_clean(one):
+            reader.fault(one, f"must be from -{INTEGER_MAX} to {INTEGER_MAX}")
     return Config(
         path=path,
         digest=digest,
@@ -398,7 +444,8 @@ def _users(control: Table) -> dict[str, UserConfig]:
         _name_is_good(table, name, "a user's name")
         uid = table.integer("uid", None, 0, UID_MAX)
         role = table.choice("role", ROLES)
-        if table.has("uid") and (other := by_uid.setdefault(uid, name)) != name:
+        is_read = table.has("uid") and table.reader.is_clean((*table.path, "uid"))
+        if is_read and (other := by_uid.setdefault(uid, name)) != name:
             table.fault("uid", f"user {other!r} has this uid already; one person, one name")
         table.close()
         found[name] = UserConfig(uid, cast(RoleName, role))
@@ -407,13 +454,15 @@ def _users(control: Table) -> dict[str, UserConfig]:
 
 def _listeners(control: Table) -> tuple[TcpListener, ...]:
     found: list[TcpListener] = []
+    taken: set[tuple[str, int]] = set()
     for table in control.tables("tcp"):
         listener = _listener(table)
         if listener is None:
             continue
         address = (listener.host, listener.port)
-        if listener.port and address in [(one.host, one.port) for one in found]:
+        if listener.port and address in taken:
             table.fault("listen", "another [[control.tcp]] listens there")
+        taken.add(address)
         found.append(listener)
     return tuple(found)
 
@@ -468,7 +517,7 @@ def _host_port(text: str) -> tuple[str, int]:
     if (
         not bare
         or ":" in host.replace(f"[{bare}]", "")  # an IPv6 address stands in brackets
-        or not (port.isascii() and port.isdigit() and int(port) <= PORT_MAX)
+        or not (re.fullmatch("[0-9]{1,5}", port) and int(port) <= PORT_MAX)
     ):
         raise ValueError("must be HOST:PORT, such as '127.0.0.1:7071' or '[::1]:7071'")
     return bare, int(port)
@@ -504,10 +553,10 @@ def _slots(top: Table, *, strict: bool) -> tuple[tuple[SlotConfig, ...], frozens
     """Return the slots that can be used, and the names of all."""
     found: list[SlotConfig] = []
     names: set[str] = set()
-    for table in top.tables("slot"):
+    for table in top.tables("slot", SLOTS_MAX):
         slot = _slot(table, strict=strict)
-        if isinstance(name := table.values.get("name"), str):
-            names.add(name)
+        # A slot without a name that can be read may be the one that a bank means.
+        names.add(table.written("name"))
         if slot is None:
             continue
         if faults := ring_faults([*found, slot]):
@@ -526,8 +575,10 @@ def _slot(table: Table, *, strict: bool) -> SlotConfig | None:
     if (row := table.table("card")) is not None:
         guid, certificate = row.text("guid"), row.text("certificate_sha256")
         row.close()
-        if row.is_clean():
-            binding = row.made(partial(CardBinding, guid, certificate))
+        if row.is_clean() and row.check(
+            CardBinding, {"guid": guid, "certificate_sha256": certificate}
+        ):
+            binding = CardBinding(guid, certificate)
     token, wanted = _token(table.table("token")), _object(table.table("object"))
     module = table.path_of("module") if table.has("module") else None
     pin, key = _secret(table.table("pin")), _secret(table.table("key"))
@@ -565,7 +616,8 @@ def _token(table: Table | None) -> TokenBinding | None:
     certificate = table.text("certificate_sha256")
     serial, label = table.text("serial", ""), table.text("label", "")
     table.close()
-    if not table.is_clean():
+    given = {"certificate_sha256": certificate, "serial": serial, "label": label}
+    if not table.is_clean() or not table.check(TokenBinding, given):
         return None
     return table.made(partial(TokenBinding, certificate, serial, label))
 
@@ -591,16 +643,21 @@ def _secret(table: Table | None) -> SecretRef | None:
 # -- [[account]] ----------------------------------------------------------------------------------
 
 
-def _accounts(top: Table, banks: frozenset[str]) -> dict[AccountNumber, Account]:
-    """Return the approved accounts (FEP-21); one with a fault is there too, so that it is known."""
+def _accounts(top: Table, banks: frozenset[str]) -> tuple[dict[AccountNumber, Account], bool]:
+    """Return the approved accounts (FEP-21), and whether each has a number that can be read.
+
+    One with a fault is among them, so that it is known.
+    """
     found: dict[AccountNumber, Account] = {}
+    all_read = True
     for table in top.tables("account"):
         number = table.parsed("number", parse_account_number)
         bank = table.text("bank")
         name = table.text("name")
         bank_code = table.text("bank_code", "")
         bank_title = table.text("bank_title", "")
-        if bank and bank not in banks:
+        all_read = all_read and bool(table.written("number"))
+        if bank and bank not in banks and "" not in banks:
             table.fault("bank", f"there is no [[bank]] named {bank!r}{hint(bank, banks)}")
         if bank_code and not re.fullmatch("[0-9]{12}", bank_code):
             table.fault("bank_code", "must be 12 digits (CNAPS 行号) or left out")
@@ -612,4 +669,4 @@ def _accounts(top: Table, banks: frozenset[str]) -> dict[AccountNumber, Account]
         if number in found:
             table.fault("number", f"account {number} is there twice")
         found[number] = Account(number, BankName(bank), name, bank_code, bank_title)
-    return found
+    return found, all_read

@@ -19,13 +19,18 @@ FEN: Final = Cny(1)
 Accounts = Mapping[AccountNumber, Account]
 
 
-def read_pools(top: Table, accounts: Accounts) -> tuple[pooling.PoolConfig, ...]:
+def read_pools(
+    top: Table, accounts: Accounts | None, *, all_read: bool = True
+) -> tuple[pooling.PoolConfig, ...]:
     """Return the pools that can be used.
 
     Args:
         top: the whole file.
         accounts: all approved accounts, also those with a fault of another kind.
+        all_read: each account has a number; else one that is not there may be meant by it.
     """
+    if not all_read:
+        accounts = None
     found: dict[str, pooling.PoolConfig] = {}
     names: set[str] = set()
     swept_by: dict[AccountNumber, Table] = {}
@@ -41,7 +46,7 @@ def read_pools(top: Table, accounts: Accounts) -> tuple[pooling.PoolConfig, ...]
 
 
 def _pool(
-    table: Table, name: str, accounts: Accounts, swept_by: dict[AccountNumber, Table]
+    table: Table, name: str, accounts: Accounts | None, swept_by: dict[AccountNumber, Table]
 ) -> pooling.PoolConfig | None:
     target = _approved(table, "target", accounts)
     schedule = table.parsed("schedule", _schedule, "")
@@ -70,10 +75,10 @@ def _schedule(text: str) -> str:
     return text
 
 
-def _approved(table: Table, key: str, accounts: Accounts) -> AccountNumber | None:
+def _approved(table: Table, key: str, accounts: Accounts | None) -> AccountNumber | None:
     """Return an account; pooling moves money between approved ones only (POOL-15)."""
     number = table.parsed(key, parse_account_number)
-    if number is not None and number not in accounts:
+    if number is not None and accounts is not None and number not in accounts:
         # No "did you mean": own accounts differ in a digit, and the nearest may be the wrong one.
         table.fault(key, f"account {number} is not among the approved [[account]]s")
     return number
@@ -95,7 +100,7 @@ def _unit(text: str) -> Cny:
 
 
 def _member(
-    table: Table, accounts: Accounts, target: AccountNumber | None
+    table: Table, accounts: Accounts | None, target: AccountNumber | None
 ) -> pooling.MemberConfig | None:
     account = _approved(table, "account", accounts)
     if account is not None and account == target:
@@ -154,6 +159,7 @@ def _rule(table: Table) -> pooling.RuleConfig | None:
 
 
 def _tiered(table: Table) -> pooling.Tiered | None:
+    is_good = True
     if not isinstance(rows := table.value("tiers", required=True), list) or not rows:
         if table.has("tiers"):
             table.fault("tiers", "must be [{ from, to, basis_points }], at least one")
@@ -163,12 +169,12 @@ def _tiered(table: Table) -> pooling.Tiered | None:
     for row in table.tables("tiers"):
         tier = _tier(row)
         if tier is None:
-            return None
-        made.append(tier)
-        tiered = row.made(lambda: pooling.Tiered(tuple(made)))
-        if tiered is None:
-            return None
-    return tiered
+            is_good = False
+        elif is_good:
+            made.append(tier)
+            tiered = row.made(lambda: pooling.Tiered(tuple(made)))
+            is_good = tiered is not None
+    return tiered if is_good else None
 
 
 def _tier(table: Table) -> pooling.Tier | None:

@@ -5,7 +5,10 @@ The text was read by ``tomllib`` before, so it is valid TOML 1.0 and the scan ne
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import tomllib
+from collections.abc import Iterator
 from typing import Final
 
 import attrs
@@ -120,6 +123,7 @@ class _Scanner:
     def _value(self, path: Path) -> None:
         self._skip(_SPACE)
         start, first = self.at, self.text[self.at]
+        self.values[path] = (start, len(self.text))  # until its end is found
         if first in "\"'":
             self._string()
         elif first == "[":
@@ -144,7 +148,10 @@ class _Scanner:
                 self.at += 1
                 continue
             self.found.setdefault((*path, index), self.at)
+            before = self.at
             self._value((*path, index))
+            if self.at == before:
+                raise IndexError  # no value at all: the text is none of TOML
             index += 1
 
     def _inline(self, path: Path) -> None:
@@ -164,6 +171,8 @@ class _Scanner:
         if self.text.startswith(quote * 3, self.at):
             end = self.at + 3
             while not self.text.startswith(quote * 3, end):
+                if end >= len(self.text):
+                    raise IndexError  # it does not end: the text is none of TOML
                 end += 2 if quote == '"' and self.text[end] == "\\" else 1
             end += 3
             while self.text.startswith(quote, end):
@@ -189,6 +198,18 @@ class _Scanner:
                 return
 
 
+def values_until(text: str) -> Iterator[tuple[Path, int, int]]:
+    """Yield path, begin and end of each value in a text that is TOML up to some place.
+
+    What was begun there ends with the text.
+    """
+    scanner = _Scanner(text)
+    with contextlib.suppress(IndexError, tomllib.TOMLDecodeError, RecursionError):
+        scanner.scan()
+    for path, (start, end) in scanner.values.items():
+        yield path, start, end
+
+
 class Positions:
     """Finds where a path of keys and indexes stands in the text."""
 
@@ -199,16 +220,18 @@ class Positions:
         self.values = scanner.values
         """Where the value of each key begins and ends, inner ones too."""
         self.blocks = scanner.blocks
-        self._text = text
         self._lines = text.split("\n")
+        self._starts = [0]
+        for line in self._lines:
+            self._starts.append(self._starts[-1] + len(line) + 1)
 
     def of(self, path: Path) -> Position:
         """Return the place of a key, or of the nearest table around it."""
         while path and path not in self._found:
             path = path[:-1]
         at = self._found.get(path, 0)
-        line = self._text.count("\n", 0, at) + 1
-        return Position(line, at - (self._text.rfind("\n", 0, at) + 1) + 1)
+        line = bisect.bisect_right(self._starts, at)
+        return Position(line, at - self._starts[line - 1] + 1)
 
     def source(self, line: int) -> str:
         """Return the text of a line without its end."""

@@ -10,16 +10,17 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import attrs
 
-from fep.daemon.positions import Positions
+from fep.adapters import strict
+from fep.daemon.positions import Positions, values_until
 from fep.domain.errors import ConfigError
-from fep.logs import SECRET_NAMES
+from fep.logs import SECRET_NAMES, is_secret
 
 SOURCE_CHARS_MAX: Final = 160
 SOURCE_CHARS_BEFORE: Final = 100
@@ -27,6 +28,9 @@ FAULTS_MAX: Final = 1000
 """More are not listed: a file with a thousand faults is another file."""
 HINTS_AMONG_MAX: Final = 500
 """Among more words the nearest is not looked for: it takes 20 us a word."""
+WORD_CHARS_MAX: Final = 100
+"""To a longer word nothing is near, and no more of a key is shown."""
+MESSAGE_CHARS_MAX: Final = 1000
 
 KeyPath = tuple[str | int, ...]
 T = TypeVar("T")
@@ -38,7 +42,17 @@ _SECRET: Final = re.compile(
 )
 
 
-_IN_URL: Final = re.compile(r"://[^\s/@:\"']*:([^\s/\"']+)(?=@)")
+_IN_URL: Final = re.compile(r"://[^\s/@:\"']*:([^@\"'\n]{1,200}+)(?=@)")
+_OPENED: Final = re.compile(
+    r"(?<![\w-])(?:[\w-]*_)?(?:" + "|".join(sorted(SECRET_NAMES)) + r")[\"']?\s*=\s*"
+    r"(\"\"\".*?(?:\"\"\"|\Z)|'''.*?(?:'''|\Z)|\[[^]]*)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A secret's value that may go over several lines, in a text that is not TOML."""
+_BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
+_PLACES: Final = frozenset({"file", "credential", "serial", "label", "certificate_sha256"})
+"""What may be shown below a key such as ``pin`` or ``token``: where the secret is, and whose."""
+_PLACE: Final = re.compile(r"(?:file|credential)\s*=\s*(?:\"[^\"]*\"|'[^']*')")
 
 
 def without_secrets(source: str) -> str:
@@ -48,6 +62,70 @@ def without_secrets(source: str) -> str:
         return found[0][: -len(found[1])] + "*" * len(found[1])
 
     return _IN_URL.sub(stars, _SECRET.sub(stars, source))
+
+
+def _is_hidden(path: KeyPath) -> bool:
+    """Say whether the value at a path may be a secret, however it is written."""
+    names = [part for part in path if isinstance(part, str)]
+    if not names or names[-1] in _PLACES:
+        return False
+    return any(is_secret(name) or name == "secrets" for name in names)
+
+
+def _may_be_secret(name: str) -> bool:
+    """Say whether an unknown key may be the slip of a finger for a secret's."""
+    lower = name.lower()
+    if len(name) > WORD_CHARS_MAX or any(one in lower for one in SECRET_NAMES):
+        return True
+    return bool(difflib.get_close_matches(lower, SECRET_NAMES, 1, 0.7))
+
+
+def _starred(text: str) -> str:
+    return re.sub(r"[^\r\n]", "*", text)
+
+
+def broken_line(text: str, number: int) -> str:
+    """Return the line of a text at which it ceases to be TOML, without what may be a secret."""
+    lines = text.split("\n")
+    begin = sum(len(line) + 1 for line in lines[: number - 1])
+    line = lines[number - 1]
+    until = text[: begin + len(line)]
+    spans = [(start, end) for path, start, end in values_until(until) if _is_hidden(path)]
+    spans += [found.span(1) for found in _OPENED.finditer(until)]
+    first = min((start for start, end in spans if end > begin), default=len(until))
+    at = max(first - begin, 0)
+    # Behind it nobody knows what belongs to the secret and what does not.
+    shown, rest = without_secrets(line[:at]), line[at:]
+    if rest.startswith("{"):
+        kept = 0
+        for found in _PLACE.finditer(rest):
+            shown += _starred(rest[kept : found.start()]) + found[0]
+            kept = found.end()
+        rest = rest[kept:]
+    return printable((shown + _starred(rest)).rstrip("\r"))
+
+
+def printable(text: str) -> str:
+    """Return a line without what a terminal would obey, as long as it was."""
+    text = text.replace("\t", " ")
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+
+
+def _told(part: str | int) -> str:
+    """Return a part of a key as it may be shown; one that is not plain stands in quotes."""
+    if isinstance(part, int) or (len(part) <= WORD_CHARS_MAX and _BARE.fullmatch(part)):
+        return str(part)
+    short = part if len(part) <= WORD_CHARS_MAX else f"{part[:WORD_CHARS_MAX]}…"
+    escaped = short.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{printable(escaped)}"'
+
+
+def _cut(message: str) -> str:
+    if len(message) > MESSAGE_CHARS_MAX:
+        message = f"{message[:MESSAGE_CHARS_MAX]}…"
+    return printable(message)
 
 
 def _width(text: str) -> int:
@@ -77,6 +155,11 @@ class Fault:
         return f"{text}\n    {shown}\n    {' ' * _width(shown[: self.column - 1 - first])}^"
 
 
+def made_fault(file: str, place: tuple[int, int], key: str, message: str, source: str) -> Fault:
+    """Return a fault whose message is in bounds and on one line."""
+    return Fault(file, *place, key, _cut(message), source)
+
+
 class ConfigFaultsError(ConfigError):
     """The file can't be used; ``faults`` has all that is wrong, in the order of the file."""
 
@@ -88,7 +171,9 @@ class ConfigFaultsError(ConfigError):
 def hint(word: str, known: Iterable[str]) -> str:
     """Return ``; did you mean 'host'?`` when one of the known is near, else nothing."""
     among = list(known)
-    near = difflib.get_close_matches(word, among, 1) if len(among) <= HINTS_AMONG_MAX else []
+    if len(among) > HINTS_AMONG_MAX or len(word) > WORD_CHARS_MAX:
+        return ""
+    near = difflib.get_close_matches(word, among, 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -99,7 +184,8 @@ class Reader:
         self.file = str(path)
         self.base = path.parent
         self._text = text
-        self._found: dict[tuple[KeyPath, str], Fault] = {}
+        self._found: dict[tuple[KeyPath, str], None] = {}
+        self._unknown: set[KeyPath] = set()
 
     @cached_property
     def _positions(self) -> Positions:
@@ -108,17 +194,52 @@ class Reader:
     @property
     def faults(self) -> list[Fault]:
         """What was found, in the order of the file."""
-        return sorted(self._found.values(), key=lambda fault: (fault.line, fault.column))
+        lines: dict[int, str] = {}
+        shown = self._shown().split("\n") if self._found else []
+        found = []
+        for path, message in self._found:
+            place = self._positions.of(path)
+            if place.line not in lines:
+                line = shown[place.line - 1].rstrip("\r")
+                lines[place.line] = printable(without_secrets(line))
+            key = ".".join(map(_told, path)) or "(file)"
+            at = (place.line, place.column)
+            found.append(made_fault(self.file, at, key, message, lines[place.line]))
+        return sorted(found, key=lambda fault: (fault.line, fault.column))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more faults are noted."""
+        return len(self._found) == FAULTS_MAX
 
     def fault(self, path: KeyPath, message: str) -> None:
         """Note a fault at a key, or at the table around it when the key is not there."""
-        if len(self._found) == FAULTS_MAX:
-            return
-        place = self._positions.of(path)
-        source = without_secrets(self._positions.source(place.line))
-        key = ".".join(str(part) for part in path) or "(file)"
-        fault = Fault(self.file, place.line, place.column, key, message, source)
-        self._found.setdefault((path, message), fault)
+        if not self.is_full:
+            self._found[path, message] = None
+
+    def unknown(self, path: KeyPath, known: Iterable[str], near: str) -> None:
+        """Note that nobody knows a key."""
+        last = str(path[-1])
+        if _may_be_secret(last):
+            self._unknown.add(path)
+        said = near or f"; known are: {', '.join(known) or 'none'}"
+        self.fault(path, f"unknown key{said}")
+
+    def _shown(self) -> str:
+        """Return the text without the values that may be secrets."""
+        spans = [
+            span
+            for path, span in self._positions.values.items()
+            if (_is_hidden(path) and self._text[span[0]] != "{")
+            or any(path[:parts] in self._unknown for parts in range(1, len(path) + 1))
+        ]
+        pieces, at = [], 0
+        for start, end in sorted(spans):
+            if end > at:
+                start = max(start, at)  # noqa: PLW2901 - the part that is not starred yet
+                pieces += [self._text[at:start], _starred(self._text[start:end])]
+                at = end
+        return "".join([*pieces, self._text[at:]])
 
     def is_clean(self, path: KeyPath) -> bool:
         """Say whether nothing is wrong at or below a path."""
@@ -156,6 +277,15 @@ class Table:
         if not self.has(name) and required:
             self._missing[name] = None
         return self.values.get(name)
+
+    def written(self, name: str) -> str:
+        """Return the text at a key as it stands there; empty where it is none."""
+        value = self.values.get(name)
+        return value if isinstance(value, str) else ""
+
+    def is_table(self, name: str) -> bool:
+        """Say whether the value at a key can be a table: it is one, or there is none."""
+        return isinstance(self.values.get(name, {}), dict)
 
     def text(self, name: str, default: str | None = None) -> str:
         """Return text; without a default the key must be there and not be empty."""
@@ -229,8 +359,8 @@ class Table:
         value = self.value(name, required=required)
         return None if value is None else Table(self.reader, (*self.path, name), value)
 
-    def tables(self, name: str) -> Iterator[Table]:
-        """Yield the tables of an array of tables."""
+    def tables(self, name: str, many_max: int | None = None) -> Iterator[Table]:
+        """Yield the tables of an array of tables, no more than so many."""
         value = self.value(name)
         if value is None:
             return
@@ -238,7 +368,10 @@ class Table:
             where = ".".join(str(part) for part in (*self.path, name) if isinstance(part, str))
             self.fault(name, f"must be an array of tables: [[{where}]]")
             return
-        for index, one in enumerate(value):
+        if many_max is not None and len(value) > many_max:
+            msg = f"there are more than {many_max} [[{name}]]"
+            self.reader.fault((*self.path, name, many_max), msg)
+        for index, one in enumerate(value[:many_max]):
             yield Table(self.reader, (*self.path, name, index), one)
 
     def named(self, name: str) -> Iterator[tuple[str, Table]]:
@@ -280,8 +413,15 @@ class Table:
         if colon and first.split(".")[0] in self.values and " " not in first:
             self.reader.fault((*self.path, *first.split(".")), rest)
             return
-        words = re.findall(r"[A-Za-z0-9_-]+", message)
+        words = re.findall(r"[A-Za-z0-9_-]+", message[:MESSAGE_CHARS_MAX])
         self.fault(next((word for word in words if word in self.values), ""), message)
+
+    def check(self, cls: type[Any], values: Mapping[str, Any]) -> bool:
+        """Note what the fields of an attrs class say of values; return whether all is well."""
+        found = list(strict.value_faults(cls, values))
+        for one in found:
+            self.reader.fault((*self.path, *one.path), one.message)
+        return not found
 
     def close(self) -> None:
         """Report the keys that nobody asked for, and those that are not there."""
@@ -289,13 +429,15 @@ class Table:
         for name in self.values:
             if name in self._asked:
                 continue
+            if self.reader.is_full:
+                return
             free = [key for key in self._asked if key not in self.values]
             near = hint(name, free) or hint(name, self._asked)
             # One slip of a finger is one fault: the key that is missing is here, misspelt.
-            for key in difflib.get_close_matches(name, missing, 1):
-                del missing[key]
-            known = f"; known are: {', '.join(sorted(self._asked)) or 'none'}"
-            self.fault(name, f"unknown key{near or known}")
+            if len(name) <= WORD_CHARS_MAX:
+                for key in difflib.get_close_matches(name, missing, 1):
+                    del missing[key]
+            self.reader.unknown((*self.path, name), sorted(self._asked), near)
         if self._is_table:
             for name in missing:
                 self.fault(name, "is missing")

@@ -36,6 +36,18 @@ def _hex(digits: int) -> Any:  # noqa: ANN401 - an attrs validator
     return check
 
 
+def _serial_fits(_instance: object, _attribute: attrs.Attribute[str], value: str) -> None:
+    if len(value) > TOKEN_SERIAL_CHARS_MAX:
+        msg = f"serial has at most {TOKEN_SERIAL_CHARS_MAX} characters"
+        raise ValueError(msg)
+
+
+def _label_fits(_instance: object, _attribute: attrs.Attribute[str], value: str) -> None:
+    if len(value.encode()) > TOKEN_LABEL_BYTES_MAX:
+        msg = f"label has at most {TOKEN_LABEL_BYTES_MAX} bytes"
+        raise ValueError(msg)
+
+
 def _stripped(text: str) -> str:
     return text.strip()
 
@@ -82,20 +94,14 @@ class TokenBinding:
 
     certificate_sha256: str = attrs.field(converter=_lower, validator=_hex(64))
     """SHA-256 of the DER of the certificate of the key that signs, 64 hexadecimal digits."""
-    serial: str = attrs.field(default="", converter=_stripped)
-    label: str = attrs.field(default="", converter=_stripped)
+    serial: str = attrs.field(default="", converter=_stripped, validator=_serial_fits)
+    label: str = attrs.field(default="", converter=_stripped, validator=_label_fits)
     """Beside the serial where one device shows several tokens; alone for tokens that stand for each
     other, each with a serial of its own."""
 
     def __attrs_post_init__(self) -> None:
         if not self.serial and not self.label:
             msg = "give serial or label, or both"
-            raise ValueError(msg)
-        if len(self.serial) > TOKEN_SERIAL_CHARS_MAX:
-            msg = f"serial has at most {TOKEN_SERIAL_CHARS_MAX} characters"
-            raise ValueError(msg)
-        if len(self.label.encode()) > TOKEN_LABEL_BYTES_MAX:
-            msg = f"label has at most {TOKEN_LABEL_BYTES_MAX} bytes"
             raise ValueError(msg)
 
     def may_be(self, other: TokenBinding) -> bool:

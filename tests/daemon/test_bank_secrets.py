@@ -44,7 +44,7 @@ def test_a_secret_is_read_from_its_file_and_shown_nowhere(tmp_path: Path) -> Non
     ("secrets", "message"),
     [
         ("", "secrets.password is missing"),
-        ('‸secrets = { pasword = { file = "x" } }', "has no secret 'pasword'"),
+        ('secrets = { ‸pasword = { file = "x" } }', "has no secret 'pasword'"),
         ("secrets = { password = { ‸fil = 3 } }", "fil"),
         ('secrets = { ‸password = "clear" }', "must be a table"),
     ],
@@ -60,6 +60,6 @@ def test_what_is_wrong_with_secrets_is_told_at_its_place(
 
 
 def test_a_bank_without_secrets_has_none(tmp_path: Path) -> None:
-    made = changed(OPTIONS, OPTIONS + '\n‸secrets = { pin = { file = "x" } }')
+    made = changed(OPTIONS, OPTIONS + '\nsecrets = { ‸pin = { file = "x" } }')
     (fault,) = marked(tmp_path, made)
     assert "adapter cmb_xml has no secret 'pin'" in fault.message

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fep.adapters.card import Signer
-from fep.daemon import config, tables
+from fep.daemon import bank_section, config, tables
 from fep.daemon.config import ConfigFaultsError, check, load, redacted, secret_faults
 from fep.domain.account import Account
 from fep.domain.ids import AccountNumber, BankName, ClientName
@@ -624,6 +624,9 @@ def test_a_file_that_is_none_says_so(tmp_path: Path) -> None:
         ("a = 1\nb = " + "[" * 5000, 1, "is nested too deeply"),
         ("a = 1\nb = " + "{ a = " * 5000, 1, "is nested too deeply"),
         ("a = 1\nb = " + "1" * 5000, 2, "a number has more than 4300 digits"),
+        ("a = 1\n" + "b." * 40 + "c = 1", 2, "a key has more than 32 parts"),
+        ("a = 1\n[ " + "'b' . " * 40 + "c ]", 2, "a key has more than 32 parts"),
+        ("\ufeffa = 1", 1, "begins with a byte order mark; save it without"),
     ],
 )
 def test_what_python_itself_would_not_take_is_a_fault_too(
@@ -638,6 +641,51 @@ def test_a_path_without_meaning_is_told_before_anybody_opens_it(tmp_path: Path) 
     assert "NUL" in fault.message
 
 
+def test_a_number_of_more_than_64_bits_is_told_whatever_it_is_for(tmp_path: Path) -> None:
+    huge = "0x" + "f" * 5000
+    text = changed("workers = 4", f"‸workers = {huge}")
+    text = changed("cool_down_s = 5", f"cool_down_s = 5, ‸accepted_interval_s = {huge}", text)
+    text = changed("signing = {", f"statement = {{ ‸rows_per_page = {huge} }}, signing = {{", text)
+    faults = marked(tmp_path, text)
+    assert faults[0].message == "must be a whole number from 1 to 64"
+    assert {fault.message for fault in faults[1:]} == {
+        f"must be from -{config.INTEGER_MAX} to {config.INTEGER_MAX}"
+    }
+
+
+def test_each_option_that_is_wrong_is_told(tmp_path: Path) -> None:
+    text = changed(
+        'login_name = "FEP01", branch = "75"', '‸login_name = "", ‸branch = "755", ‸x = 1'
+    )
+    marked(tmp_path, text.replace("‸x = 1", '‸buscod = "N1", ‸busmod = 1, ‸zz = 1'))
+
+
+def test_folders_whose_links_go_round_are_no_crash(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("in")
+    (tmp_path / "in").symlink_to("out")
+    text = changed('adapter = "cmb_xml"', 'adapter = "iso20022"')
+    text = changed('host = "10.0.0.8"\nport = 7080\n', "", text)
+    text = changed('login_name = "FEP01", branch = "75"', 'initiating_party = "x"', text)
+    text = changed("signing = {", 'transport = { protocol = "folder" }, signing = {', text)
+    text = changed('by = "slot"', 'by = "front_end"', text)
+    folder = '\n\nfolder = { out = "out", in = "in", archive = "archive" }\n'
+    assert (
+        check(written(tmp_path, changed('slot = "ukey-2"\n', f'slot = "ukey-2"{folder}', text)))
+        == []
+    )
+
+
+def test_more_slots_and_banks_than_a_machine_has_are_told_once(tmp_path: Path) -> None:
+    text = GOOD
+    text += '[[slot]]\nname = "s"\nbackend = "pcsc"\n' * config.SLOTS_MAX
+    text += '[[bank]]\nname = "b"\nadapter = "cmb_xml"\n' * bank_section.BANKS_MAX
+    told = [one.message for one in check(written(tmp_path, text)) if "more than" in one.message]
+    assert told == [
+        f"there are more than {config.SLOTS_MAX} [[slot]]",
+        f"there are more than {bank_section.BANKS_MAX} [[bank]]",
+    ]
+
+
 # -- secrets --------------------------------------------------------------------------------------
 
 
@@ -646,10 +694,19 @@ def test_a_path_without_meaning_is_told_before_anybody_opens_it(tmp_path: Path) 
     [
         ('pin = { credential = "ukey-1-pin" }', 'pin = "PIN246810"'),
         ('pin = { credential = "ukey-1-pin" }', "pin='PIN246810'"),
+        ('pin = { credential = "ukey-1-pin" }', "pin = { value = 'PIN246810' }"),
+        ('pin = { credential = "ukey-1-pin" }', "[slot.pin]\nvalue = 'PIN246810'"),
         ('pin = { credential = "ukey-1-pin" }', 'pin = """PIN246810"""'),
         ('pin = { credential = "ukey-1-pin" }', 'pin = ["PIN246810"]'),
         ('options = { today_trade = "4008" }', 'options = { user_password = "PIN246810", x = 1 }'),
         ('id = "E0001"', 'id = "E0001"\ntoken = "PIN246810'),
+        ('id = "E0001"', 'id = "E0001"\npin = PIN 246810'),
+        ('id = "E0001"', 'id = "E0001"\npin = """\n PIN246810 \\q"""'),
+        ('id = "E0001"', 'id = "E0001"\npin = ["a",\n "PIN246810", b]'),
+        ('id = "E0001"', 'id = "E0001"\npin = { "PIN246810" }'),
+        ('id = "E0001"', "id = 1\n\"p\\u0069n\" = 'PIN246810'"),
+        ('id = "E0001"', 'id = "E0001"\npasswrd = "PIN246810"'),
+        ('id = "E0001"', 'id = "E0001"\npin.value = "PIN246810"'),
     ],
 )
 def test_a_secret_that_somebody_wrote_into_the_file_is_not_shown(
@@ -688,6 +745,24 @@ def test_secret_files_must_be_there_and_be_private(tmp_path: Path) -> None:
     (tmp_path / "token").unlink()
     (tmp_path / "token").mkdir(mode=0o700)
     assert secret_faults(found) == [f"{tmp_path / 'token'}: is not a file"]
+
+
+def test_the_place_of_a_secret_is_shown(tmp_path: Path) -> None:
+    text = changed('pin = { credential = "ukey-1-pin" }', 'pin = { credential = "ukey 1" }')
+    (fault,) = check(written(tmp_path, text))
+    assert 'credential = "ukey 1"' in fault.source
+    broken = changed('pin = { credential = "ukey-1-pin" }', 'pin = { credential = "ukey-1", x y }')
+    (fault,) = check(written(tmp_path, broken))
+    assert (fault.key, fault.source) == ("(syntax)", 'pin = **credential = "ukey-1"*******')
+
+
+def test_what_a_terminal_would_obey_is_not_shown(tmp_path: Path) -> None:
+    text = changed('id = "E0001"', 'id = 1\n"a\\u001b[31m\\nb\\"" = "\t江枫"')
+    faults = check(written(tmp_path, text))
+    assert faults[1].key == 'enterprise."a�[31m�b\\""'
+    (fault,) = check(written(tmp_path, changed('id = "E0001"', 'id = "\u001b[31m"')))
+    assert "\u001b" not in str(fault)
+    assert "\u202e" not in str(check(written(tmp_path, changed("E0001", '\u202e" x')))[0])
 
 
 # -- anything -------------------------------------------------------------------------------------
