@@ -636,6 +636,8 @@ def _secret(table: Table | None) -> SecretRef | None:
         return None
     credential = table.text("credential") if table.has("credential") else None
     file = table.path_of("file") if table.has("file") else None
+    if credential is not None and table.reader.is_clean((*table.path, "credential")):
+        table.check(SecretRef, {"credential": credential})
     table.close()
     return table.made(lambda: SecretRef(credential, file)) if table.is_clean() else None
 

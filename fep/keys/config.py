@@ -36,6 +36,12 @@ def _hex(digits: int) -> Any:  # noqa: ANN401 - an attrs validator
     return check
 
 
+def _plain_name(_instance: object, _attribute: object, value: str | None) -> None:
+    if value is not None and (not _CREDENTIAL.fullmatch(value) or value in {".", ".."}):
+        msg = "credential must be a plain name of letters, digits or . _ -"
+        raise ValueError(msg)
+
+
 def _serial_fits(_instance: object, _attribute: attrs.Attribute[str], value: str) -> None:
     if len(value) > TOKEN_SERIAL_CHARS_MAX:
         msg = f"serial has at most {TOKEN_SERIAL_CHARS_MAX} characters"
@@ -60,18 +66,13 @@ def _lower(text: str) -> str:
 class SecretRef:
     """Where a secret is: a systemd credential's name or a file; exactly one of the two."""
 
-    credential: str | None = None
+    credential: str | None = attrs.field(default=None, validator=_plain_name)
     """Name below ``$CREDENTIALS_DIRECTORY``."""
     file: Path | None = None
 
     def __attrs_post_init__(self) -> None:
         if (self.credential is None) == (self.file is None):
             msg = "give either credential or file"
-            raise ValueError(msg)
-        if self.credential is not None and (
-            not _CREDENTIAL.fullmatch(self.credential) or self.credential in {".", ".."}
-        ):
-            msg = "credential must be a plain name of letters, digits or . _ -"
             raise ValueError(msg)
 
     def __str__(self) -> str:
