@@ -56,6 +56,11 @@ _is_secret_field: Final = functools.lru_cache(maxsize=1024)(is_secret)
 """Of a record's own fields, which the code names: they are few, and short."""
 
 
+def masked(text: str) -> str:
+    """Return text with each account number in it as ``6222****1234``, for who may not see it."""
+    return _text("", text)
+
+
 def _text(name: str, value: str) -> str:
     if len(value) < NUMBER_CHARS_MIN and value.isascii() and name not in _ACCOUNTS:
         return value

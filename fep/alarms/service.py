@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import random
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final
 
+import sqlalchemy as sa
 import structlog
+import trio
 
 from fep.alarms import store
+from fep.alarms.config import AlarmsConfig
+from fep.alarms.outgoing import Notice, NoticeState, Outgoing
 from fep.alarms.state import MEANINGS, Alarm, AlarmKind, Severity
 from fep.domain.clock import Clock
 from fep.domain.errors import FepError
 from fep.domain.ids import new_session_id
-from fep.store.database import Store
+from fep.store.database import Store, Work
 
 log = structlog.get_logger()
 
@@ -20,6 +27,9 @@ COUNTED_LOG_EVERY: Final = 100
 """A cause that keeps coming is logged and stored the first time and then each hundredth."""
 UNSTORED_ALARMS_MAX: Final = 1024
 """Changes the disk refused that are offered to it again; the oldest are given up."""
+UNSTORED_NOTICES_MAX: Final = 4096
+FORGOTTEN_AT_ONCE: Final = 500
+NOT_CONFIGURED: Final = "the channel is not configured any more"
 ID_CHARS: Final = 12
 
 
@@ -28,13 +38,27 @@ class Alarms:
 
     Every change is handed to the store without waiting. What a full disk refuses is kept and handed
     over again when it takes something, so an alarm about the disk does not need the disk.
+
+    What channels are to tell of a change (``outgoing``) is written with the change.
     """
 
-    def __init__(self, database: Store, clock: Clock) -> None:
+    def __init__(
+        self,
+        database: Store,
+        clock: Clock,
+        config: AlarmsConfig | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
         self._store = database
         self._clock = clock
         self._active: dict[tuple[AlarmKind, str], Alarm] = {}
         self._unstored: dict[str, Alarm] = {}
+        self._unstored_notices: dict[str, Notice] = {}
+        self.outgoing = Outgoing(rng or random.Random(), self._new_id)  # noqa: S311 - pauses
+        self.noted = trio.Event()
+        """Set when there is something to look at; then another one takes its place."""
+        if config is not None:
+            self.outgoing.configure(config, 0.0, clock.now())
 
     async def load(self) -> None:
         """Take over what was active when this machine's last process ended.
@@ -42,7 +66,14 @@ class Alarms:
         Of two for one kind and subject (the end of the older one met a full disk) the newer stays
         and the older is cleared; what was raised since this process began is newer than both.
         """
-        for alarm in await self._store.read(partial(store.active, scope=self._store.scope)):
+        scope = self._store.scope
+
+        def read(connection: sa.Connection) -> tuple[list[Alarm], list[Notice], Any]:
+            waiting = store.waiting_notices(connection, scope)
+            return store.active(connection, scope), waiting, store.last_noted(connection)
+
+        alarms, waiting, told = await self._store.read(read)
+        for alarm in alarms:
             known = self._active.setdefault((alarm.kind, alarm.subject), alarm)
             if known is alarm:
                 continue
@@ -50,6 +81,36 @@ class Alarms:
             self._active[alarm.kind, alarm.subject] = newer
             older.clear(self._clock.now())
             self._keep(older)
+        self._take_over(waiting, told)
+
+    async def configure(self, config: AlarmsConfig) -> None:
+        """Take these channels into force; what waits at one that stays is told still."""
+        told = await self._store.read(store.last_noted)
+        ended = self.outgoing.configure(config, trio.current_time(), self._clock.now())
+        self.keep_notices(ended)
+        self._take_over([], told)
+
+    def _take_over(self, waiting: list[Notice], told: dict[str, Any]) -> None:
+        """Have each channel go on, and end what belongs to channels that are no more."""
+        boxes, moment = self.outgoing.boxes, self._clock.now()
+        for notice in waiting:
+            if notice.channel not in boxes:
+                notice.state, notice.ended_at = NoticeState.GIVEN_UP, moment
+                notice.reason = NOT_CONFIGURED
+                self.keep_notices([notice])
+        for alarm in self.active():
+            if alarm.kind is AlarmKind.ALARM_UNDELIVERED and alarm.subject not in boxes:
+                self.clear(alarm.kind, alarm.subject)
+        for name, box in boxes.items():
+            own = [one for one in waiting if one.channel == name]
+            now = trio.current_time()
+            self.keep_notices(box.take_over(self.active(), own, told.get(name, {}), now, moment))
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the channels look what is to be done."""
+        noted, self.noted = self.noted, trio.Event()
+        noted.set()
 
     def raise_alarm(self, kind: AlarmKind, subject: str, cause: str) -> None:
         """Raise it, or count it when it is active already.
@@ -61,27 +122,36 @@ class Alarms:
         """
         now = self._clock.now()
         alarm = self._active.get((kind, subject))
+        notices: list[Notice] = []
         if alarm is None:
-            alarm_id = self._store.scope + new_session_id()[:ID_CHARS]
-            alarm = Alarm(alarm_id, kind, subject, cause, now, now)
+            alarm = Alarm(self._new_id(), kind, subject, cause, now, now)
             self._active[kind, subject] = alarm
+            if self.outgoing.boxes:
+                notices = self.outgoing.raised(alarm, trio.current_time(), now)
         else:
             alarm.seen_again(cause, now)
             if alarm.count % COUNTED_LOG_EVERY:
                 return
         _log_raised(alarm)
-        self._keep(alarm)
+        self._keep(alarm, notices)
+
+    def _new_id(self) -> str:
+        return self._store.scope + new_session_id()[:ID_CHARS]
 
     def clear(self, kind: AlarmKind, subject: str) -> None:
         """Note that it is over; nothing happens when it is not active."""
         alarm = self._active.pop((kind, subject), None)
         if alarm is None:
             return
-        alarm.clear(self._clock.now())
+        now = self._clock.now()
+        alarm.clear(now)
         log.info(
             "alarm.cleared", alarm_id=alarm.id, kind=kind.value, subject=subject, count=alarm.count
         )
-        self._keep(alarm)
+        notices: list[Notice] = []
+        if self.outgoing.boxes:
+            notices = self.outgoing.cleared(alarm, trio.current_time(), now)
+        self._keep(alarm, notices)
 
     def clear_all(self, kind: AlarmKind) -> None:
         """Note that it is over for every subject."""
@@ -100,6 +170,7 @@ class Alarms:
         if alarm is None:
             raise LookupError(alarm_id)
         alarm.acknowledge(who, self._clock.now())
+        self.outgoing.acknowledged(alarm)
         log.info("alarm.acknowledged", alarm_id=alarm.id, kind=alarm.kind.value, who=who)
         if MEANINGS[alarm.kind].momentary:
             self.clear(alarm.kind, alarm.subject)
@@ -124,28 +195,63 @@ class Alarms:
         """Hand over again one change that the disk refused; when it is taken the others follow."""
         if self._unstored:
             self._keep(next(iter(self._unstored.values())))
+        elif self._unstored_notices:
+            self.keep_notices([next(iter(self._unstored_notices.values()))])
 
-    def _keep(self, alarm: Alarm) -> None:
-        """Hand it to the store as it stands now."""
-        done = partial(self._stored, alarm)
+    def keep_notices(self, notices: Iterable[Notice]) -> None:
+        """Hand notices to the store as they stand now."""
+        if kept := list(notices):
+            rows = [store.notice_row(one) for one in kept]
+            self._submit(partial(store.put_notices, rows=rows), None, kept)
+
+    def forget_notices(self, before: dt.datetime) -> None:
+        """Have the store remove some of the notices that ended before a moment."""
+        work = partial(
+            store.forget_notices, before=before, scope=self._store.scope, most=FORGOTTEN_AT_ONCE
+        )
+        self._submit(work, None, [])
+
+    def _keep(self, alarm: Alarm, notices: Iterable[Notice] = ()) -> None:
+        """Hand it to the store as it stands now, with what is to be told of it."""
+        kept = list(notices)
+        rows = [store.notice_row(one) for one in kept]
+        work = partial(store.put_with_notices, row=store.row_of(alarm), notices=rows)
+        self._submit(work, alarm, kept)
+        if kept:
+            self.wake()
+
+    def _submit(self, work: Work, alarm: Alarm | None, notices: list[Notice]) -> None:
+        done = partial(self._stored, alarm, notices)
         try:
-            self._store.submit(partial(store.put, row=store.row_of(alarm)), done)
+            self._store.submit(work, done)
         except FepError as error:
             done(None, error)
 
-    def _stored(self, alarm: Alarm, _result: Any, error: Exception | None) -> None:  # noqa: ANN401
+    def _stored(
+        self,
+        alarm: Alarm | None,
+        notices: list[Notice],
+        _result: Any,  # noqa: ANN401
+        error: Exception | None,
+    ) -> None:
         if error is None:
             # The disk takes again what it refused before; each goes as it stands now, so that an
             # old word never overwrites a newer one.
             again, self._unstored = self._unstored, {}
             for one in again.values():
                 self._keep(one)
+            told, self._unstored_notices = self._unstored_notices, {}
+            self.keep_notices(told.values())
             return
-        if alarm.id not in self._unstored:
+        if alarm is not None and alarm.id not in self._unstored:
             log.warning("alarm.not_stored", alarm_id=alarm.id, reason=str(error))
-        self._unstored[alarm.id] = alarm
-        if len(self._unstored) > UNSTORED_ALARMS_MAX:
+        if alarm is not None:
+            self._unstored[alarm.id] = alarm
+        self._unstored_notices |= {one.id: one for one in notices}
+        while len(self._unstored) > UNSTORED_ALARMS_MAX:
             self._unstored.pop(next(iter(self._unstored)))
+        while len(self._unstored_notices) > UNSTORED_NOTICES_MAX:
+            self._unstored_notices.pop(next(iter(self._unstored_notices)))
 
 
 def _log_raised(alarm: Alarm) -> None:

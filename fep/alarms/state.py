@@ -39,6 +39,7 @@ class AlarmKind(StrEnum):
     UNMATCHED_REPLY = "UNMATCHED_REPLY"
     MACHINE_LOST = "MACHINE_LOST"
     STORE_DOWN = "STORE_DOWN"
+    ALARM_UNDELIVERED = "ALARM_UNDELIVERED"
 
 
 class Severity(StrEnum):
@@ -58,6 +59,7 @@ class Meaning:
     severity: Severity
     action: str
     """What an operator does."""
+    action_zh: str
     momentary: bool = False
     """True for what happened once and is over: no cause will go away, so acknowledging clears."""
 
@@ -68,84 +70,98 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         "UKey 未插入",
         Severity.CRITICAL,
         "Insert the key of this slot; its bank's tasks wait and go on by themselves.",
+        "插入该槽位的 UKey；其银行的任务会等待，插入后自动继续。",
     ),
     AlarmKind.KEY_WRONG: Meaning(
         "Wrong USB-Key",
         "UKey 不匹配",
         Severity.CRITICAL,
         "Take the key out; insert the one the configuration names (GUID or serial, certificate).",
+        "拔出该 UKey；插入配置中指定的那一把（GUID 或序列号、证书）。",
     ),
     AlarmKind.KEY_BLOCKED: Meaning(
         "USB-Key PIN blocked",
         "UKey PIN 已锁定",
         Severity.CRITICAL,
         "Unblock it with the PUK outside this machine, or ask the bank; then insert it again.",
+        "在本机之外用 PUK 解锁，或联系银行；然后重新插入。",
     ),
     AlarmKind.KEY_PIN: Meaning(
         "USB-Key PIN needed",
         "UKey 需要 PIN",
         Severity.CRITICAL,
         "Correct the PIN credential, or run fepctl unlock SLOT, which asks for the PIN.",
+        "更正 PIN 凭据，或运行 fepctl unlock SLOT 输入 PIN。",
     ),
     AlarmKind.KEY_EXPIRING: Meaning(
         "USB-Key certificate expires soon",
         "UKey 证书即将到期",
         Severity.MINOR,
         "Renew the certificate at the bank, then update the slot's certificate_sha256.",
+        "到银行更新证书，然后更新槽位的 certificate_sha256。",
     ),
     AlarmKind.KEY_FAULT: Meaning(
         "USB-Key does not answer rightly",
         "UKey 故障",
         Severity.MAJOR,
         "Take the key out and in again; if it comes back, try another port, then another key.",
+        "拔出后重新插入；若再次出现，先换 USB 口，再换 UKey。",
     ),
     AlarmKind.KEY_SERVICE_DOWN: Meaning(
         "Smart-card service down",
         "智能卡服务中断",
         Severity.CRITICAL,
         "Restart pcscd, or see to the PKCS#11 library named; the slots come back by themselves.",
+        "重启 pcscd，或检查所示的 PKCS#11 库；槽位会自动恢复。",
     ),
     AlarmKind.LINK_DOWN: Meaning(
         "Bank connection down",
         "银行连接中断",
         Severity.CRITICAL,
         "Check the bank's front-end program and the network; the link reconnects by itself.",
+        "检查银行前置程序和网络；连接会自动重建。",
     ),
     AlarmKind.BANK_HEARTBEAT_LOST: Meaning(
         "Bank does not answer heartbeats",
         "银行心跳丢失",
         Severity.MAJOR,
         "The connection was closed and is made anew; if it comes back, call the bank.",
+        "连接已关闭并正在重建；若再次出现，请联系银行。",
     ),
     AlarmKind.SIGN_ON_REFUSED: Meaning(
         "Bank refused our user or password",
         "银行拒绝登录",
         Severity.CRITICAL,
         "Correct the password and restart the service; if the bank mended it: fepctl resume BANK.",
+        "更正密码并重启服务；若是银行一方已修复：fepctl resume BANK。",
     ),
     AlarmKind.CLIENT_LOST: Meaning(
         "Finance system lost",
         "财务系统连接中断",
         Severity.MAJOR,
         "Check the finance system; its results are kept and told again when it returns.",
+        "检查财务系统；其结果已保留，连接恢复后会重新告知。",
     ),
     AlarmKind.UNKNOWN_OVERDUE: Meaning(
         "Payment's end unknown for too long",
         "交易结果长时间未知",
         Severity.CRITICAL,
         "Do not pay again. Ask the bank; then two persons: task.resolve and task.confirm.",
+        "切勿再次付款。询问银行；然后由两人办理：task.resolve 与 task.confirm。",
     ),
     AlarmKind.EVIDENCE_AMBIGUOUS: Meaning(
         "Statement does not tell payments apart",
         "明细无法唯一对应付款",
         Severity.MAJOR,
         "Compare the statement with task.why; then two persons: task.resolve and task.confirm.",
+        "对照明细与 task.why；然后由两人办理：task.resolve 与 task.confirm。",
     ),
     AlarmKind.EVIDENCE_CONFLICT: Meaning(
         "Bank contradicts how a payment was closed",
         "银行应答与已定结果矛盾",
         Severity.CRITICAL,
         "Do not pay again. See task.why, ask the bank, and correct the books by hand.",
+        "切勿再次付款。查看 task.why，询问银行，并手工更正账务。",
         momentary=True,
     ),
     AlarmKind.PAYMENT_RETURNED: Meaning(
@@ -153,6 +169,7 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         "付款被退回（退票、冲账）",
         Severity.MAJOR,
         "See the bank's reason; if still wanted, the finance system submits a new task id.",
+        "查看银行给出的原因；若仍需付款，由财务系统以新的任务ID提交。",
         momentary=True,
     ),
     AlarmKind.TASK_EXPIRED: Meaning(
@@ -160,6 +177,7 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         "任务过期未发送",
         Severity.MAJOR,
         "Nothing was sent. If still wanted, the finance system submits a new task id.",
+        "未发送任何内容。若仍需要，由财务系统以新的任务ID提交。",
         momentary=True,
     ),
     AlarmKind.QUEUE_NEARLY_FULL: Meaning(
@@ -167,36 +185,42 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         "队列将满",
         Severity.MAJOR,
         "See which bank or client is behind (fepctl status); raise tasks.queue_max if need be.",
+        "查看哪家银行或哪个客户端积压（fepctl status）；必要时调大 tasks.queue_max。",
     ),
     AlarmKind.STORE_FULL: Meaning(
         "Disk full",
         "磁盘已满",
         Severity.CRITICAL,
         "Free space on the state directory; nothing stored is lost, new tasks are refused.",
+        "释放状态目录所在磁盘的空间；已存数据不会丢失，新任务会被拒绝。",
     ),
     AlarmKind.STORE_RESTORED: Meaning(
         "A backup was restored: no payment is sent",
         "已恢复备份，暂停付款",
         Severity.CRITICAL,
         "Compare fepctl restored with the banks' statements since the backup; then fepctl release.",
+        "将 fepctl restored 与备份之后的银行明细逐笔核对；然后 fepctl release。",
     ),
     AlarmKind.LANE_FAILED: Meaning(
         "A part has failed for good",
         "处理通道失败",
         Severity.CRITICAL,
         "Read the log around lane.crashed and report it; restart the service to try again.",
+        "查看 lane.crashed 前后的日志并上报；重启服务可再次尝试。",
     ),
     AlarmKind.POOL_BLOCKED: Meaning(
         "Pooling lacks a USB-Key",
         "归集缺少 UKey",
         Severity.MAJOR,
         "Insert the keys named; the accounts left out are in the next round.",
+        "插入所示的 UKey；未归集的账户在下一轮处理。",
     ),
     AlarmKind.UNMATCHED_REPLY: Meaning(
         "A bank's answer matched no request",
         "收到无法匹配的银行应答",
         Severity.MINOR,
         "Its bytes are kept as evidence; look at it beside the payments that are unknown.",
+        "其字节已留作证据；与结果未知的付款一并查看。",
         momentary=True,
     ),
     AlarmKind.MACHINE_LOST: Meaning(
@@ -204,12 +228,21 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         "另一台前置机失联",
         Severity.CRITICAL,
         "Start it again; whoever has the keys serves its banks meanwhile. Move keys if need be.",
+        "重新启动它；其间由插有 UKey 的前置机服务其银行。必要时移动 UKey。",
     ),
     AlarmKind.STORE_DOWN: Meaning(
         "The shared database does not answer",
         "共享数据库无应答",
         Severity.CRITICAL,
         "See to the database. Until it answers nothing is taken and nothing is sent.",
+        "检查数据库。在其应答之前不接收、也不发送任何任务。",
+    ),
+    AlarmKind.ALARM_UNDELIVERED: Meaning(
+        "Alarms can't be sent out",
+        "告警外发失败",
+        Severity.MAJOR,
+        "See fepctl channels for the reason; mend it, then fepctl channel-test NAME.",
+        "用 fepctl channels 查看原因；修复后运行 fepctl channel-test NAME。",
     ),
 }
 
@@ -310,6 +343,7 @@ class Alarm:
             "title_zh": meaning.title_zh,
             "cause": self.cause,
             "action": meaning.action,
+            "action_zh": meaning.action_zh,
             "count": self.count,
             "raised_at": to_text(self.raised_at),
             "last_at": to_text(self.last_at),

@@ -186,6 +186,29 @@ alarm: Final = sa.Table(
     sa.Index("alarm_state", "state"),
 )
 
+alarm_notice: Final = sa.Table(
+    "alarm_notice",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("channel", sa.Text, nullable=False),
+    sa.Column("alarm_id", sa.Text, nullable=False),
+    sa.Column("what", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("cause", sa.Text, nullable=False),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("raised_at", sa.Text, nullable=False),
+    sa.Column("noted_at", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("ended_at", sa.Text),
+    sa.Column("reason", sa.Text, nullable=False, server_default=""),
+    sa.Index("alarm_notice_state", "state", "noted_at"),
+    sa.Index("alarm_notice_alarm", "alarm_id", "channel"),
+)
+"""What a channel is to tell of an alarm, or has told: the alarm as it stood when it was noted.
+
+It is ``waiting`` until the receiver has it, then ``sent``; ``given_up`` says ``reason``."""
+
 pin_bar: Final = sa.Table(
     "pin_bar",
     metadata,
@@ -371,7 +394,27 @@ def _add_configurations(connection: sa.Connection) -> None:
     )
 
 
-STEPS: Final[tuple[Step, ...]] = (_add_payment_rows, _add_console, _add_configurations)
+def _add_alarm_notices(connection: sa.Connection) -> None:
+    """Let what channels are to tell of alarms outlive the process."""
+    connection.exec_driver_sql(
+        "CREATE TABLE alarm_notice (id TEXT NOT NULL PRIMARY KEY, channel TEXT NOT NULL,"
+        " alarm_id TEXT NOT NULL, what TEXT NOT NULL, kind TEXT NOT NULL, subject TEXT NOT NULL,"
+        " cause TEXT NOT NULL, count INTEGER NOT NULL, raised_at TEXT NOT NULL,"
+        " noted_at TEXT NOT NULL, state TEXT NOT NULL, ended_at TEXT,"
+        " reason TEXT DEFAULT '' NOT NULL)"
+    )
+    connection.exec_driver_sql("CREATE INDEX alarm_notice_state ON alarm_notice (state, noted_at)")
+    connection.exec_driver_sql(
+        "CREATE INDEX alarm_notice_alarm ON alarm_notice (alarm_id, channel)"
+    )
+
+
+STEPS: Final[tuple[Step, ...]] = (
+    _add_payment_rows,
+    _add_console,
+    _add_configurations,
+    _add_alarm_notices,
+)
 """The first brings a file of version 1 to version 2, and so on; ``metadata`` is what the last one
 leaves. A released version's step is never changed: ``tests/store/versions`` has a file of each.
 Each step is written in the words of both databases."""
