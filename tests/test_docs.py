@@ -249,6 +249,21 @@ _EVERY_RULE: dict[str, dict[str, Any]] = {
 }
 
 
+_EVERY_CHANNEL: list[dict[str, Any]] = [
+    {"name": "http", "kind": "dingtalk", "url": {"file": "u"}, "secret": {"file": "s"}},
+    {
+        "name": "mail",
+        "kind": "mail",
+        "host": "localhost",
+        "from": "a@b.c",
+        "to": ["a@b.c"],
+        "user": "a",
+        "password": {"file": "p"},
+    },
+    {"name": "syslog", "kind": "syslog", "address": "unix:/dev/log"},
+]
+
+
 def _read_keys(directory: Path) -> set[tuple[str, str]]:
     assert set(_EVERY_RULE) == set(pool_section.RULES)
     text = _text(ROOT / "config/fep.toml")
@@ -264,6 +279,9 @@ def _read_keys(directory: Path) -> set[tuple[str, str]]:
     }
     shared["console"] = {"tls": {"certificate": "c", "key": "k"}}
     found |= _known_keys(shared, directory)
+    told = tomllib.loads(text)
+    told["alarms"]["channel"] = _EVERY_CHANNEL
+    found |= _known_keys(told, directory)
     files = tomllib.loads(text)
     files["bank"][0]["folder"] = {"out": "out", "in": "in", "archive": "archive"}
     found |= _known_keys(files, directory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import attrs
 
@@ -127,13 +127,3 @@ class AlarmsConfig:
     age_max_s: float = AGE_SECONDS_DEFAULT
     """What could not be told for so long is given up."""
     tells_cleared: bool = True
-
-
-def same_channel(one: ChannelConfig, other: ChannelConfig) -> bool:
-    """Say whether two tables of one name mean the same channel."""
-    return one.digest == other.digest
-
-
-def as_it_is(text: str) -> Callable[[], Any]:
-    """Return what reads a text that is no secret."""
-    return lambda: text

@@ -183,8 +183,9 @@ class Delivery:
 
     async def _keep_house(self) -> None:
         while True:
-            self._alarms.try_again()
-            self._alarms.forget_notices(self._clock.now() - dt.timedelta(days=KEPT_DAYS))
+            if self._alarms.outgoing.boxes:
+                self._alarms.try_again()
+                self._alarms.forget_notices(self._clock.now() - dt.timedelta(days=KEPT_DAYS))
             await trio.sleep(HOUSEKEEPING_SECONDS)
 
     # -- what people ask -----------------------------------------------------------------------
@@ -213,9 +214,9 @@ class Delivery:
         )
         outcome = await sender_of(config)(message)
         seconds, moment = round(trio.current_time() - began, 3), self._clock.now()
+        told = ""
         match outcome:
             case Sent():
-                told = ""
                 box.note_success(moment)
                 self._alarms.clear(AlarmKind.ALARM_UNDELIVERED, name)
                 self._alarms.wake()  # what waits for a pause to be over may go now

@@ -58,7 +58,7 @@ class NoticeState(StrEnum):
 class ChannelState(StrEnum):
     """Where a channel stands."""
 
-    EMPTY = "empty"
+    IDLE = "idle"
     """Nothing waits."""
     GATHERING = "gathering"
     """Something waits for what comes with it, or for its turn."""
@@ -81,22 +81,22 @@ class ChannelEvent(StrEnum):
 
 
 TRANSITIONS: Final[dict[ChannelState, dict[ChannelEvent, ChannelState]]] = {
-    ChannelState.EMPTY: {ChannelEvent.NOTED: ChannelState.GATHERING},
+    ChannelState.IDLE: {ChannelEvent.NOTED: ChannelState.GATHERING},
     ChannelState.GATHERING: {
         ChannelEvent.NOTED: ChannelState.GATHERING,
         ChannelEvent.BEGAN: ChannelState.SENDING,
-        ChannelEvent.GAVE_UP: ChannelState.EMPTY,
+        ChannelEvent.GAVE_UP: ChannelState.IDLE,
     },
     ChannelState.SENDING: {
         ChannelEvent.NOTED: ChannelState.SENDING,
-        ChannelEvent.TOLD: ChannelState.EMPTY,
+        ChannelEvent.TOLD: ChannelState.IDLE,
         ChannelEvent.TOLD_SOME: ChannelState.GATHERING,
         ChannelEvent.FAILED: ChannelState.FAILING,
     },
     ChannelState.FAILING: {
         ChannelEvent.NOTED: ChannelState.FAILING,
         ChannelEvent.BEGAN: ChannelState.SENDING,
-        ChannelEvent.GAVE_UP: ChannelState.EMPTY,
+        ChannelEvent.GAVE_UP: ChannelState.IDLE,
     },
 }
 
@@ -201,7 +201,7 @@ class Outbox:
     ) -> None:
         self.config = config
         self.rules = rules
-        self.state = ChannelState.EMPTY
+        self.state = ChannelState.IDLE
         self.waiting: dict[str, Notice] = {}
         self.failures = 0
         self._rng = rng

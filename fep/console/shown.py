@@ -17,7 +17,8 @@ TONES: Final[dict[str, str]] = {
     **dict.fromkeys(("rejected", "returned", "failed", "expired", "major", "fault"), "bad"),
     **dict.fromkeys(("no_service", "no_reader", "empty", "wrong_card", "stuck"), "bad"),
     **dict.fromkeys(("unknown", "critical", "raised", "pin_blocked", "backing_off"), "bad"),
-    "refused": "bad",
+    **dict.fromkeys(("refused", "failing"), "bad"),
+    "idle": "calm",
 }
 """The colours of states; what is not here is on its way or waits for somebody."""
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal
 import attrs
 import msgspec
 
+from fep.alarms.delivery import Delivery
 from fep.alarms.service import Alarms
 from fep.control import config_commands as settings
 from fep.control import probe
@@ -91,6 +92,7 @@ class Services:
     ring: KeyRing
     links: Mapping[BankName, BankLink]
     alarms: Alarms
+    delivery: Delivery
     pools: PoolService
     users: Users
     audit: Audit
@@ -211,6 +213,12 @@ class AlarmParams(msgspec.Struct, forbid_unknown_fields=True):
     """alarm.acknowledge."""
 
     alarm_id: str
+
+
+class ChannelParams(msgspec.Struct, forbid_unknown_fields=True):
+    """alarm.test."""
+
+    channel: str
 
 
 class FollowParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -471,6 +479,17 @@ async def _alarm_acknowledge(services: Services, caller: Caller, params: AlarmPa
     return alarm.value()
 
 
+async def _alarm_channels(services: Services, _caller: Caller, _params: NoParams) -> Any:  # noqa: ANN401
+    return {"channels": services.delivery.status()}
+
+
+async def _alarm_test(services: Services, _caller: Caller, params: ChannelParams) -> Any:  # noqa: ANN401
+    try:
+        return await services.delivery.test(params.channel)
+    except LookupError as error:
+        raise ProtocolRefusal("NOT_FOUND", f"no alarm channel {params.channel!r}") from error
+
+
 async def _config_show(services: Services, _caller: Caller, _params: NoParams) -> Any:  # noqa: ANN401
     return services.show_config()
 
@@ -551,6 +570,12 @@ METHODS: Final[dict[str, Method]] = {
     "alarm.list": Method(AlarmListParams, ALL, "alarms", _alarm_list),
     "alarm.acknowledge": Method(
         AlarmParams, ACTING, "say that you act", _alarm_acknowledge, acts=True, where=_at_alarm
+    ),
+    "alarm.channels": Method(
+        NoParams, PEOPLE, "where alarms are sent, and how that goes", _alarm_channels
+    ),
+    "alarm.test": Method(
+        ChannelParams, ACTING, "send a test message by a channel", _alarm_test, acts=True
     ),
     "config.show": Method(NoParams, PEOPLE, "the configuration in force", _config_show),
     "config.check": Method(NoParams, PEOPLE, "faults of the file on disk", _config_check),

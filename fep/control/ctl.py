@@ -163,6 +163,17 @@ def _ack(desk: Desk) -> int:
     return desk.answer(value, lambda one: show.alarms({"alarms": [one]}))
 
 
+def _channels(desk: Desk) -> int:
+    return desk.answer(desk.call("alarm.channels"), show.channels)
+
+
+def _channel_test(desk: Desk) -> int:
+    value = desk.call("alarm.test", channel=desk.given.channel)
+    how = "delivered 已送达" if value["delivered"] else f"not delivered 未送达: {value['told']}"
+    desk.say(value, f"{value['channel']}: {how} ({value['seconds']} s)")
+    return int(not value["delivered"])
+
+
 def _user_list(desk: Desk) -> int:
     return desk.answer(desk.call("user.list"), show.users)
 
@@ -507,6 +518,12 @@ COMMANDS: Final[dict[str, Command]] = {
         _ack,
         "say that you act on an alarm 确认告警",
         [_arg("alarm_id", metavar="ALARM_ID", help="the alarm's id")],
+    ),
+    "channels": Command(_channels, "where alarms are sent, and how that goes 告警通道"),
+    "channel-test": Command(
+        _channel_test,
+        "send a test message by a channel; exit 0 when it was taken 测试告警通道",
+        [_arg("channel", metavar="CHANNEL", help="the channel's name")],
     ),
     "tasks": Command(
         _tasks,

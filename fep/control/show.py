@@ -296,6 +296,24 @@ def alarms(value: Value) -> None:
     _list(ALARMS, rows, "no alarms 没有告警")
 
 
+CHANNELS: Final = (
+    Column("channel, 通道", "channel"),
+    Column("kind, 类型", "kind"),
+    _state("state, 状态", "state"),
+    _number("waiting, 待发", "waiting"),
+    _number("told, 已发", "told"),
+    _number("given up, 放弃", "given_up", wide=True),
+    _time("last success, 最近成功", "last_success_at"),
+    _time("last failure, 最近失败", "last_failure_at", wide=True),
+    Column("last error, 最近错误", "last_error"),
+)
+
+
+def channels(value: Value) -> None:
+    """Print the channels by which alarms are sent."""
+    _list(CHANNELS, value["channels"], "no alarm channels are configured 没有告警通道")
+
+
 USERS: Final = (
     Column("user, 用户", "name"),
     _state("role, 角色", "role"),

@@ -25,6 +25,7 @@ import structlog
 import trio
 
 from fep.adapters.card import Protocol
+from fep.alarms.delivery import Delivery
 from fep.alarms.service import Alarms
 from fep.alarms.state import AlarmKind
 from fep.control.audit import Audit
@@ -177,6 +178,8 @@ class Daemon:
             self._store = self._outside.open_store(config)
             self._assemble()
             async with trio.open_nursery() as nursery:
+                # First of all and last: that the store does not answer is told too.
+                await nursery.start(self.delivery.run)
                 if self.machines is None:
                     await nursery.start(self._store.run)
                     await self._live(task_status)
@@ -238,7 +241,9 @@ class Daemon:
 
     def _assemble(self) -> None:
         config, clock = self.config, self._clock
-        self.alarms = Alarms(self._store, clock)
+        self.alarms = Alarms(self._store, clock, config.alarms, self._rng)
+        number = config.enterprise.fep_number
+        self.delivery = Delivery(self.alarms, clock, number, self._supervised)
         self.ring = KeyRing(config.slots, self.alarms, clock, self._store)
         self._sequence = Sequence(self._rng.randrange(1_000_000))
         self.tasks = TaskService(
@@ -284,6 +289,7 @@ class Daemon:
             ring=self.ring,
             links=self.links,
             alarms=self.alarms,
+            delivery=self.delivery,
             pools=self.pools,
             users=Users(self._store, clock, self._digest, config.console.sessions),
             audit=Audit(self._store, clock, self._digest),
@@ -397,7 +403,7 @@ class Daemon:
     async def _supervised(
         self,
         name: str,
-        lane: Callable[..., Any],
+        lane: Callable[..., Awaitable[None]],
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -579,6 +585,7 @@ class Daemon:
         self._accounts.clear()
         self._accounts.update(new.accounts)
         self.pools.configure(new.pools, self._accounts)
+        await self.delivery.configure(new.alarms)
         for name in (*found.removed, *found.changed):
             if name in self._units:
                 await self._end_unit(name)

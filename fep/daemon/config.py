@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, cast
 
 import attrs
 
+from fep.alarms.config import AlarmsConfig, HttpTarget, MailTarget
 from fep.console.config import ConsoleConfig, ConsoleTls
 from fep.control.config import (
     ClientConfig,
@@ -30,6 +31,7 @@ from fep.control.config import (
     UserConfig,
 )
 from fep.crypto.sm2 import USER_ID
+from fep.daemon.alarm_section import read_alarms
 from fep.daemon.bank_section import BankConfig, read_banks, try_codecs
 from fep.daemon.pool_section import read_pools
 from fep.daemon.store_section import StoreConfig, read_store
@@ -134,6 +136,7 @@ class Config:
     banks: tuple[BankConfig, ...]
     accounts: Mapping[AccountNumber, Account]
     pools: tuple[PoolConfig, ...]
+    alarms: AlarmsConfig
     raw: Mapping[str, Any] = attrs.field(repr=False)
     text: str = attrs.field(repr=False, default="")
     """The file itself."""
@@ -207,6 +210,11 @@ def secret_faults(config: Config) -> list[str]:
     if config.console.tls is not None:
         secrets.append(config.console.tls.key)
         public.append(config.console.tls.certificate)
+    for channel in config.alarms.channels:
+        secrets += channel.secret_files
+        target = channel.target
+        if isinstance(target, HttpTarget | MailTarget) and target.ca is not None:
+            public.append(target.ca)
     modules = [slot.module for slot in config.slots if slot.module is not None]
     public += modules
     faults = [_file_fault(file, secret=True) for file in dict.fromkeys(secrets)]
@@ -352,6 +360,7 @@ def _config(reader: Reader, raw: dict[str, Any], path: Path, digest: str) -> Con
     banks, bank_names, bank_tables = read_banks(top, slot_names, _secret, shared=shared)
     accounts, all_read = _accounts(top, bank_names)
     pools = read_pools(top, accounts, all_read=all_read)
+    alarms = read_alarms(top, _secret)
     try_codecs(banks, accounts, bank_tables)
     top.close()
     for one in huge:
@@ -373,6 +382,7 @@ def _config(reader: Reader, raw: dict[str, Any], path: Path, digest: str) -> Con
         banks=banks,
         accounts=accounts,
         pools=pools,
+        alarms=alarms,
         raw=raw,
     )
 

@@ -53,6 +53,10 @@ _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _PLACES: Final = frozenset({"file", "credential", "serial", "label", "certificate_sha256"})
 """What may be shown below a key such as ``pin`` or ``token``: where the secret is, and whose."""
 _PLACE: Final = re.compile(r"(?:file|credential)\s*=\s*(?:\"[^\"]*\"|'[^']*')")
+_ROBOT: Final = re.compile(
+    r"(?:[?&](?:access_token|key|token|secret|sign)=|/hook/)([^\s&?\"'#]+)", re.IGNORECASE
+)
+"""What of a robot's URL lets anybody speak as it."""
 
 
 def without_secrets(source: str) -> str:
@@ -61,7 +65,7 @@ def without_secrets(source: str) -> str:
     def stars(found: re.Match[str]) -> str:
         return found[0][: -len(found[1])] + "*" * len(found[1])
 
-    return _IN_URL.sub(stars, _SECRET.sub(stars, source))
+    return _ROBOT.sub(stars, _IN_URL.sub(stars, _SECRET.sub(stars, source)))
 
 
 def _is_hidden(path: KeyPath) -> bool:

@@ -68,6 +68,7 @@ def test_what_a_person_did_shows_beside_the_cause() -> None:
         "title_zh": "UKey 未插入",
         "cause": "taken out",
         "action": MEANINGS[AlarmKind.KEY_MISSING].action,
+        "action_zh": MEANINGS[AlarmKind.KEY_MISSING].action_zh,
         "count": 1,
         "raised_at": "2026-03-02T01:00:00.000+00:00",
         "last_at": "2026-03-02T01:00:00.000+00:00",

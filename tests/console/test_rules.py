@@ -48,6 +48,7 @@ ACTS = [
     "/tasks/T1/confirm",
     "/tasks/T1/cancel",
     "/alarms/acknowledge",
+    "/alarms/channels/none/test",
     "/audit/verify",
 ]
 ADMINISTERS = [
@@ -72,6 +73,7 @@ def test_every_route_is_named_here() -> None:
     known = {
         path.replace("{bank}", BANK.name)
         .replace("{slot}", "none")
+        .replace("{channel}", "none")
         .replace("{task_id}", "T1")
         .replace("{name}", "vera")
         .replace("{number}", "1")

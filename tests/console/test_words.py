@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fep.alarms.outgoing import ChannelState
 from fep.alarms.state import AlarmState, Severity
 from fep.console import app, desk, words
 from fep.console.pages import PAGES
@@ -23,7 +24,9 @@ ROOT = Path(app.__file__).parent
 GLOSSARY = Path(__file__).resolve().parent.parent.parent / "docs/glossary.md"
 CALL = re.compile(r"""\bt\(\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')""")
 PROGRAM = {
-    str(one) for kind in (State, Kind, SlotState, LinkState, AlarmState, Severity) for one in kind
+    str(one)
+    for kind in (State, Kind, SlotState, LinkState, AlarmState, Severity, ChannelState)
+    for one in kind
 }
 PROGRAM |= {"viewer", "operator", "admin", "finance", "none", "asked", "done", "refused"}
 PROGRAM |= {"pcsc", "pkcs11", "software", "active", "disabled", *desk.THEMES}

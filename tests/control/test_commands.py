@@ -46,6 +46,8 @@ MAY_CALL = {
     "restore.release": ACTING,
     "alarm.list": EVERYBODY,
     "alarm.acknowledge": ACTING,
+    "alarm.channels": PEOPLE,
+    "alarm.test": ACTING,
     "config.show": PEOPLE,
     "config.check": PEOPLE,
     "config.apply": "admin",
@@ -96,6 +98,8 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "restore.release": {"evidence": "statements of today"},
     "alarm.list": {},
     "alarm.acknowledge": {"alarm_id": "none"},
+    "alarm.channels": {},
+    "alarm.test": {"channel": "none"},
     "config.show": {},
     "config.check": {},
     "config.apply": {},
@@ -170,7 +174,7 @@ def test_every_method_is_looked_at() -> None:
 
 def test_what_changes_something_outlives_its_client() -> None:
     asking = {"get", "list", "why", "show", "check", "plan", "round", "status"}
-    asking |= {"draft", "try", "versions", "version", "adapters"}
+    asking |= {"draft", "try", "versions", "version", "adapters", "channels"}
     for name, row in METHODS.items():
         if row.handle is not None:
             assert row.acts == (name.rpartition(".")[2] not in asking), name
@@ -368,6 +372,7 @@ async def test_what_does_not_exist_is_told_apart_from_what_can_not_be_done(start
             ("link.drain", {"bank": "icbc"}, "UNKNOWN_BANK"),
             ("link.resume", {"bank": "icbc"}, "UNKNOWN_BANK"),
             ("alarm.acknowledge", {"alarm_id": "x"}, "NOT_FOUND"),
+            ("alarm.test", {"channel": "x"}, "NOT_FOUND"),
             ("pool.plan", {"pool": "none"}, "NOT_FOUND"),
             ("pool.run", {"pool": "none"}, "NOT_FOUND"),
             ("pool.round", {"round_id": "none"}, "NOT_FOUND"),
