@@ -82,7 +82,10 @@ async def _within_deadline(send: Send, message: Message) -> Outcome:
 
 def _reason(error: Exception, *secrets: str | None) -> str:
     """Return what an exception says, without secrets."""
-    text = f"{type(error).__name__}: {error}".rstrip(": ")
+    told: BaseException = error
+    while not str(told) and (under := told.__cause__ or told.__context__) is not None:
+        told = under  # httpx says nothing itself of a certificate that does not fit
+    text = f"{type(error).__name__}: {told}".rstrip(": ")
     return one_line(without_pieces(text, *secrets), REASON_CHARS_MAX)
 
 
@@ -154,20 +157,25 @@ class _HttpSender:
 
         body = bytearray()
         try:
-            async with client.stream(
-                "POST", post.url, content=post.body, headers=post.headers
-            ) as answer:
-                # As it comes: what is packed can't grow in our memory.
-                async for chunk in answer.aiter_raw():
-                    body += chunk
-                    if len(body) > ANSWER_BYTES_MAX:
-                        return NotSent(f"the answer has more than {ANSWER_BYTES_MAX} bytes")
+            with trio.CancelScope() as scope:
+                async with client.stream(
+                    "POST", post.url, content=post.body, headers=post.headers
+                ) as answer:
+                    # As it comes: what is packed can't grow in our memory.
+                    async for chunk in answer.aiter_raw():
+                        body += chunk
+                        if len(body) > ANSWER_BYTES_MAX:
+                            # The generators below end in order only when they are cancelled.
+                            scope.cancel()
+                status, asked = answer.status_code, answer.headers.get("retry-after", "")
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
             return NotSent(_reason(error))
-        why = refusal(self.config.kind, answer.status_code, bytes(body))
+        if scope.cancelled_caught:
+            return NotSent(f"the answer has more than {ANSWER_BYTES_MAX} bytes")
+        why = refusal(self.config.kind, status, bytes(body))
         if not why:
             return Sent()
-        return NotSent(why, _retry_after(answer.headers.get("retry-after", "")))
+        return NotSent(why, _retry_after(asked))
 
 
 def _retry_after(text: str) -> float:
