@@ -60,7 +60,7 @@ class HttpReceiver:
 
     async def wait(self, count: int = 1) -> list[Request]:
         """Wait until so many requests came."""
-        with trio.fail_after(WAIT_SECONDS_MAX * 100):
+        with trio.fail_after(WAIT_SECONDS_MAX * 40):
             while len(self.requests) < count:
                 self._came = trio.Event()
                 await self._came.wait()
