@@ -13,6 +13,7 @@ from typing import Any, Final
 import attrs
 import orjson
 
+from fep.alarms.outgoing import NoticeState, What
 from fep.alarms.state import AlarmKind, AlarmState
 from fep.domain.clock import from_text
 from fep.domain.errors import BodyError
@@ -370,3 +371,20 @@ def alarm_faults(row: Any) -> Iterator[str]:  # noqa: ANN401 - a row is untyped 
         yield f"it is {state.value}, and its end is {row.cleared_at}"
     if state is AlarmState.ACKNOWLEDGED and not (row.acknowledged_at and row.acknowledged_by):
         yield "it is acknowledged, and not told by whom and when"
+
+
+def notice_faults(row: Any) -> Iterator[str]:  # noqa: ANN401 - a row is untyped by nature
+    """Yield what is wrong with a notice of an alarm."""
+    try:
+        state = NoticeState(row.state)
+        AlarmKind(row.kind)
+        What(row.what)
+        for moment in (row.raised_at, row.noted_at):
+            from_text(moment)
+    except ValueError as error:
+        yield str(error)
+        return
+    if (row.ended_at is None) != (state is NoticeState.WAITING):
+        yield f"it is {state.value}, and its end is {row.ended_at}"
+    if (state is NoticeState.GIVEN_UP) != bool(row.reason):
+        yield f"it is {state.value}, and its reason is {row.reason!r}"

@@ -29,6 +29,7 @@ from fep.daemon.invariants import (
     alarm_faults,
     event_faults,
     item_faults,
+    notice_faults,
     payment_faults,
     rows_faults,
     task_faults,
@@ -502,6 +503,10 @@ class _Look:
                     told = f"{row.kind} of {row.subject} is active twice"
                     self.find("alarms", row.id, told)
                 active.add(one)
+        for row in self._main.execute(sa.select(schema.alarm_notice)):
+            check.looked_at += 1
+            for message in notice_faults(row):
+                self.find("alarms", row.id, message)
 
     # -- inside -------------------------------------------------------------------------------
 

@@ -52,6 +52,11 @@ INSERT INTO alarm (id, kind, subject, state, cause, count, raised_at, last_at, c
             '2025-03-01T02:00:00.000+00:00', '2025-03-01T02:00:01.000+00:00'),
            ('a2', 'LINK_DOWN', 'pingan', 'raised', 'c', 2, '2025-03-01T03:00:00.000+00:00',
             '2025-03-01T03:00:00.000+00:00', NULL);
+INSERT INTO alarm_notice (id, channel, alarm_id, what, kind, subject, cause, count, raised_at,
+                          noted_at, state, ended_at)
+    VALUES ('n1', 'duty', 'a1', 'raised', 'LINK_DOWN', 'pingan', 'c', 1,
+            '2025-03-01T02:00:00.000+00:00', '2025-03-01T02:00:00.000+00:00', 'sent',
+            '2025-03-01T02:00:02.000+00:00');
 UPDATE pool_item SET sweep_task = 'none' WHERE account = '99000000000104';
 """
 """Beside the tasks: a finished round, a running one, a past alarm and an active one."""
@@ -76,7 +81,7 @@ def test_what_the_engine_writes_is_sound(path: Path) -> None:
     looked_at = {one.name: one.looked_at for one in report.checks.values()}
     assert looked_at["tasks"] == len(EVERY)
     assert looked_at["chain"] == 3
-    assert (looked_at["pools"], looked_at["alarms"]) == (5, 2)
+    assert (looked_at["pools"], looked_at["alarms"]) == (5, 3)
     assert looked_at["payments"] == looked_at["references"] > 5
     with files.reading(path) as connection:
         assert report.head == chain.head(connection)
@@ -192,6 +197,10 @@ CHANGES = {
     "UPDATE alarm SET kind = 'NOISE' WHERE id = 'a1'": "alarms: a1",
     "UPDATE alarm SET count = 0 WHERE id = 'a1'": "it was seen 0 times",
     "UPDATE alarm SET state = 'acknowledged' WHERE id = 'a2'": "not told by whom",
+    "UPDATE alarm_notice SET ended_at = NULL WHERE id = 'n1'": "alarms: n1: it is sent, and its end",
+    "UPDATE alarm_notice SET state = 'waiting' WHERE id = 'n1'": "it is waiting, and its end",
+    "UPDATE alarm_notice SET state = 'given_up' WHERE id = 'n1'": "its reason is ''",
+    "UPDATE alarm_notice SET what = 'sung' WHERE id = 'n1'": "alarms: n1",
 }
 
 
@@ -234,6 +243,9 @@ NOT_HELD = {
     ("pool_item", "threshold_fen"), ("pool_item", "reason"), ("pool_item", "rule"),
     ("pool_item", "working"), ("alarm", "id"), ("alarm", "cause"), ("alarm", "acknowledged_at"),
     ("alarm", "acknowledged_by"), ("alarm", "subject"), ("task", "sent_at"),
+    ("alarm_notice", "id"), ("alarm_notice", "channel"), ("alarm_notice", "alarm_id"),
+    ("alarm_notice", "subject"), ("alarm_notice", "cause"), ("alarm_notice", "count"),
+    ("alarm_notice", "ended_at"),
 }  # fmt: skip
 """Columns of which nothing else in the store tells what they must be."""
 
