@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import attrs
 
+from fep.alarms import outgoing as channels
 from fep.alarms import state as alarms
 from fep.keys import state as slots
 from fep.links import state as links
@@ -125,6 +126,7 @@ MACHINES: Final[Mapping[str, Machine]] = {
         ),
     ),
     "alarm": Machine(alarms.TRANSITIONS, alarms.AlarmState.RAISED),
+    "channel": Machine(channels.TRANSITIONS, channels.ChannelState.IDLE),
 }
 
 
@@ -166,10 +168,22 @@ def alarm_table() -> str:
     return "\n".join(lines)
 
 
+def meaning_table() -> str:
+    """Return every kind of alarm in both languages."""
+    lines = ["| code | severity | alarm · 告警 | what to do · 处理 |", "|---|---|---|---|"]
+    for kind, meaning in alarms.MEANINGS.items():
+        title = f"{meaning.title} · {meaning.title_zh}"
+        action = f"{meaning.action} {meaning.action_zh}"
+        cells = (f"`{kind}`", meaning.severity, title, action)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
 BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     **{name: machine.block for name, machine in MACHINES.items()},
     "layers": layers,
     "alarms": alarm_table,
+    "meanings": meaning_table,
 }
 
 _BLOCK: Final = re.compile(

@@ -19,6 +19,8 @@ import tomli_w
 from fep.adapters import registry
 from fep.adapters.card import Signer
 from fep.adapters.host import own_faults
+from fep.alarms.outgoing import TRANSITIONS as CHANNEL
+from fep.alarms.outgoing import ChannelState
 from fep.alarms.state import MEANINGS, AlarmState, Severity
 from fep.alarms.state import TRANSITIONS as ALARM
 from fep.control.commands import Role
@@ -176,7 +178,8 @@ def test_a_stale_block_is_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "table"), [("task", TASK), ("link", LINK), ("slot", SLOT), ("alarm", ALARM)]
+    ("name", "table"),
+    [("task", TASK), ("link", LINK), ("slot", SLOT), ("alarm", ALARM), ("channel", CHANNEL)],
 )
 def test_a_picture_and_its_words_hold_the_whole_table(
     name: str, table: Mapping[StrEnum, Mapping[StrEnum, StrEnum]]
@@ -484,7 +487,7 @@ def test_the_glossary_has_every_word_that_programs_and_screens_use() -> None:
     text = _text(ROOT / "docs/glossary.md")
     vocabularies: list[type[StrEnum]] = [
         State, Kind, SlotState, LinkState, AlarmState, Severity, ItemState, RoundState, Reason,
-        Role, Signer,
+        Role, Signer, ChannelState,
     ]  # fmt: skip
     wanted = {str(one) for words in vocabularies for one in words} | set(RAW_AMOUNTS)
     assert sorted(wanted - set(SPAN.findall(text))) == []

@@ -199,7 +199,8 @@ class Delivery:
 
         Raises:
             LookupError: there is no such channel.
-            ChannelBusyError: so many messages went in this minute that the receiver takes no more.
+            ChannelBusyError: BAD_STATE, so many messages went in this minute that the receiver
+                takes no more.
         """
         box = self._alarms.outgoing.boxes.get(name)
         if box is None:

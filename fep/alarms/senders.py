@@ -38,6 +38,7 @@ SECRET_CHARS_MIN: Final = 6
 """A shorter piece of a secret is no secret, and would make the reason unreadable."""
 _WRONG_TYPE: Final = errno.EPROTOTYPE
 """A Unix socket of streams was found where one of datagrams was looked for."""
+UDP_REFUSAL_SECONDS: Final = 0.2
 SYSLOG_CLOSE_SECONDS: Final = 2.0
 """A receiver of syslog over TCP says nothing; that it closes after us says that it read all."""
 
@@ -300,6 +301,10 @@ async def _by_udp(target: SyslogTarget, lines: list[bytes]) -> None:
         await sock.connect(address)
         for line in lines:
             await sock.send(line)
+        # Nothing says that it arrived; that nobody listens there may be said.
+        await trio.sleep(UDP_REFUSAL_SECONDS)
+        if number := sock.getsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_ERROR):
+            raise OSError(number, os.strerror(number))
 
 
 async def _by_unix(target: SyslogTarget, lines: list[bytes]) -> None:

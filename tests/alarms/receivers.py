@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -123,7 +124,9 @@ async def http(context: ssl.SSLContext | None = None, port: int = 0) -> AsyncIte
     receiver = HttpReceiver(scheme="http" if context is None else "https")
     async with trio.open_nursery() as nursery:
         if context is None:
-            serve = partial(trio.serve_tcp, receiver.serve, port, host="127.0.0.1")
+            serve: Callable[..., Awaitable[None]] = partial(
+                trio.serve_tcp, receiver.serve, port, host="127.0.0.1"
+            )
         else:
             serve = partial(
                 trio.serve_ssl_over_tcp, receiver.serve, port, context, host="127.0.0.1"
@@ -223,7 +226,7 @@ class _Controller(Controller):
     """One that takes any port that is free."""
 
     def _trigger_server(self) -> None:
-        assert self.server is not None
+        assert isinstance(self.server, asyncio.Server)
         self.port = self.server.sockets[0].getsockname()[1]
         super()._trigger_server()
 

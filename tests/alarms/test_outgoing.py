@@ -74,11 +74,11 @@ def test_what_comes_together_is_one_message() -> None:
     assert (box.state, box.next_s(0.0)) == (ChannelState.IDLE, math.inf)
     box.note_raised(alarm(1), 0.0, at(0))
     box.note_raised(alarm(2, AlarmKind.KEY_MISSING), 3.0, at(3))
-    assert box.state is ChannelState.GATHERING
+    assert box.status().state is ChannelState.GATHERING
     assert box.next_s(3.0) == 5.0
     assert told(box, 4.9) == []
     assert told(box, 5.0) == [("a1", What.RAISED), ("a2", What.RAISED)]
-    assert box.state is ChannelState.IDLE
+    assert box.status().state is ChannelState.IDLE
     assert told(box, 6.0) == []
 
 
@@ -88,7 +88,7 @@ def test_the_most_severe_goes_first_and_what_has_no_room_next() -> None:
     box.note_raised(alarm(2, AlarmKind.CLIENT_LOST), 1.0, at(1))
     box.note_raised(alarm(3, AlarmKind.LINK_DOWN), 2.0, at(2))
     assert [one[0] for one in told(box, 5.0, most=2)] == ["a3", "a2"]
-    assert box.state is ChannelState.GATHERING
+    assert box.status().state is ChannelState.GATHERING
     assert [one[0] for one in told(box, 5.0, most=2)] == ["a1"]
 
 
@@ -195,7 +195,7 @@ def test_after_a_failure_it_pauses_ever_longer_and_then_no_longer() -> None:
     for _ in range(12):
         box.begin(now, 10)
         pauses.append(box.failed(now, at(now), "HTTP 500"))
-        assert box.state is ChannelState.FAILING
+        assert box.status().state is ChannelState.FAILING
         assert box.next_s(now) == now + pauses[-1]
         assert not box.is_due(now + pauses[-1] * 0.99)
         now += pauses[-1]
@@ -225,7 +225,7 @@ def test_what_comes_while_a_message_fails_goes_with_the_next_one() -> None:
     box.note_raised(alarm(1), 0.0, at(0))
     box.begin(5.0, 10)
     box.note_raised(alarm(2), 6.0, at(6))
-    assert box.state is ChannelState.SENDING
+    assert box.status().state is ChannelState.SENDING
     pause = box.failed(7.0, at(7), "no answer")
     assert len(told(box, 11.0 + pause)) == 2
 
@@ -236,7 +236,7 @@ def test_what_comes_while_a_message_is_taken_gathers() -> None:
     box.begin(5.0, 10)
     box.note_raised(alarm(2), 6.0, at(6))
     assert [one.alarm_id for one in box.delivered(7.0, at(7))] == ["a1"]
-    assert box.state is ChannelState.GATHERING
+    assert box.status().state is ChannelState.GATHERING
     assert told(box, 11.0) == [("a2", What.RAISED)]
 
 
@@ -373,8 +373,8 @@ def test_in_any_order_each_notice_ends_once_and_nothing_is_forgotten(
         for one in made.values():
             waits = one.state is NoticeState.WAITING
             assert waits == (one.id in box.waiting) == (one.ended_at is None)
-        for one in active.values():
-            notices = [n for n in made.values() if n.alarm_id == one.id]
+        for alive in active.values():
+            notices = [n for n in made.values() if n.alarm_id == alive.id]
             assert notices, "an alarm in force was noted"
         # Whoever waits until then finds something to do: the loop of the shell does not spin.
         upcoming = box.next_s(now)
@@ -388,8 +388,8 @@ def test_in_any_order_each_notice_ends_once_and_nothing_is_forgotten(
             box.delivered(now, at(now))
         else:
             now = max(now, min(box.next_s(now), now + 1000.0))
-            for one in active.values():
-                box.note_acknowledged(one)
+            for alive in active.values():
+                box.note_acknowledged(alive)
             for one in box.look(now, at(now)):
                 made.setdefault(one.id, one)
         assert attempt < 400

@@ -83,6 +83,16 @@ def configuration(scene: Scene, tls_port: int) -> dict[str, Any]:
     tls = {"certificate": "server.crt", "key": "server.key", "client_ca": "ca.pem"}
     config["control"]["tcp"].append({"listen": f"127.0.0.1:{tls_port}", "tls": tls})
     config["control"]["clients"]["ops-1"] = {"role": "operator"}
+    config["alarms"] = {
+        # One says yes to all, the other to nothing; of what really happens they tell nothing.
+        "channel": [
+            {"name": name, "kind": kind, "kinds": ["MACHINE_LOST"], key: where}
+            for name, kind, key, where in (
+                ("siem", "syslog", "address", f"unix:{scene.directory}/log"),
+                ("hook", "webhook", "url", f"http://127.0.0.1:{free_port()}/"),
+            )
+        ]
+    }
     pingan, cmb = scene.accounts[:4], scene.accounts[4:]
     config["account"].append(config["account"][1] | {"number": NO_SUCH_ACCOUNT})
     config["pool"] = [
@@ -402,6 +412,27 @@ def test_alarms_and_their_acknowledgement(scene: Scene, ctl: Ctl):
                '{"seq": 1, "time": "2026-01-05T09:00:00+08:00"}')  # fmt: skip
     assert back.status == 0
     assert alarm["alarm_id"] in ctl("alarms", "--all").out
+
+
+def test_alarm_channels_are_shown_and_tried(scene: Scene, ctl: Ctl):
+    names = [one["channel"] for one in ctl("channels", "--json").value["channels"]]
+    assert names == ["siem", "hook"]
+    listed = ctl("channels").out
+    for part in ("siem", "syslog", "hook", "webhook", "idle"):
+        assert part in listed
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as siem:
+        siem.settimeout(10.0)
+        siem.bind(str(scene.directory / "log"))
+        good = ctl("channel-test", "siem")
+        assert b" TEST - " in siem.recv(4096)
+    assert (good.status, good.err) == (0, "")
+    assert good.out.startswith("siem: delivered 已送达 (")
+    bad = ctl("channel-test", "hook")
+    assert bad.status == 1
+    assert bad.out.startswith("hook: not delivered 未送达: ConnectError")
+    assert "ConnectError" in ctl("channels").out
+    missing = ctl("channel-test", "none")
+    assert (missing.status, missing.err) == (1, "fepctl: NOT_FOUND: no alarm channel 'none'\n")
 
 
 def test_unlock_reads_the_pin_and_never_takes_it_as_an_argument(

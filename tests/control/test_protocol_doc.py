@@ -13,6 +13,7 @@ import inspect
 import json
 import os
 import pkgutil
+import random
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -25,6 +26,8 @@ import msgspec
 import pytest
 
 import fep
+from fep.alarms.config import AlarmsConfig, ChannelConfig, ChannelKind, SyslogTarget
+from fep.alarms.outgoing import ChannelState, Outbox, shown
 from fep.alarms.state import Alarm, AlarmKind, AlarmState, Severity
 from fep.control import commands, service, session
 from fep.control.commands import METHODS, Method, Role, Services
@@ -765,6 +768,19 @@ def test_an_alarm_has_the_members_that_are_shown() -> None:
     rows = {row[0].strip("`"): row[3] for row in tables(SUBS["An alarm"])["alarm"]}
     assert re.findall(r"`(\w+)`", rows["state"]) == [state.value for state in AlarmState]
     assert re.findall(r"`(\w+)`", rows["severity"]) == [one.value for one in Severity]
+
+
+def test_a_channel_has_the_members_that_are_shown() -> None:
+    target = SyslogTarget("udp")
+    config = ChannelConfig("a", ChannelKind.SYSLOG, target)
+    box = Outbox(config, AlarmsConfig(), random.Random(1), str)
+    least = shown(box.status())
+    box.note_success(NOW)
+    box.note_refusal(NOW, "x")
+    check_object(SUBS["A channel"], "channel", least, shown(box.status()))
+    rows = {row[0].strip("`"): row[3] for row in tables(SUBS["A channel"])["channel"]}
+    assert {one.value for one in ChannelKind} == set(re.findall(r"`(\w+)`", rows["kind"]))
+    assert {one.value for one in ChannelState} == set(re.findall(r"`(\w+)`", rows["state"]))
 
 
 def test_a_round_has_the_members_that_are_shown() -> None:
