@@ -12,11 +12,7 @@ import hashlib
 import hmac
 from collections import Counter
 from collections.abc import Sequence
-from email.headerregistry import Address
-from email.message import EmailMessage
-from email.policy import SMTP
-from email.utils import format_datetime
-from typing import Any, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final, assert_never
 from urllib.parse import quote_plus
 
 import attrs
@@ -27,6 +23,9 @@ from fep.alarms.outgoing import Notice, What
 from fep.alarms.state import MEANINGS, Severity
 from fep.domain.clock import to_shanghai, to_text
 from fep.logs import masked
+
+if TYPE_CHECKING:
+    from email.message import EmailMessage
 
 TEXT_BYTES_MAX: Final[dict[ChannelKind, int]] = {
     ChannelKind.WEBHOOK: 64_000,
@@ -365,6 +364,12 @@ def refusal(kind: ChannelKind, status: int, body: bytes) -> str:
 
 def mail_of(message: Message, sender: str, recipients: Sequence[str]) -> EmailMessage:
     """Return the message as a mail."""
+    # They take long to load, and most daemons write no mail.
+    from email.headerregistry import Address  # noqa: PLC0415
+    from email.message import EmailMessage  # noqa: PLC0415
+    from email.policy import SMTP  # noqa: PLC0415
+    from email.utils import format_datetime  # noqa: PLC0415
+
     mail = EmailMessage(policy=SMTP)
     mail["Subject"] = _subject(message)
     mail["From"] = Address(addr_spec=sender)

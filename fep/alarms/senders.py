@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
-import smtplib
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -25,6 +24,8 @@ from fep.alarms.messages import Message, Post, mail_of, one_line, post_of, refus
 from fep.domain.errors import FepError
 
 if TYPE_CHECKING:
+    import smtplib
+
     import httpx
 
 SEND_SECONDS_MAX: Final = 20.0
@@ -232,6 +233,8 @@ class _MailSender:
         )
 
     def _send(self, message: Message) -> Outcome:
+        import smtplib  # noqa: PLC0415 - most daemons write no mail
+
         password = None
         try:
             if self.target.password is not None:
@@ -259,6 +262,8 @@ def _connected(target: MailTarget) -> smtplib.SMTP:
     Raises:
         smtplib.SMTPException, OSError: it is not to be had.
     """
+    import smtplib  # noqa: PLC0415
+
     context = ssl.create_default_context(cafile=None if target.ca is None else str(target.ca))
     if target.security == "tls":
         return smtplib.SMTP_SSL(target.host, target.port, timeout=STEP_SECONDS_MAX, context=context)

@@ -17,13 +17,17 @@ from fep.sandbox.scene import BANKS, Scene, free_port
 
 
 @contextmanager
-def receiving(port: int, told: list[dict[str, Any]]) -> Iterator[None]:
+def receiving(
+    port: int, told: list[dict[str, Any]], came: threading.Event | None = None
+) -> Iterator[None]:
     """Take what is posted to a port, until the end of the block."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             size = int(self.headers["content-length"])
             told.append(json.loads(self.rfile.read(size)))
+            if came is not None:
+                came.set()
             self.send_response(204)
             self.end_headers()
 
@@ -100,3 +104,25 @@ def test_an_alarm_that_nobody_got_is_told_after_a_kill(scene: Scene) -> None:
             scene.write_config(config)
             client.call("config.apply")
             assert client.call("alarm.channels")["channels"] == []
+
+
+@pytest.mark.req("FEP-28")
+@pytest.mark.slow
+def test_that_the_shared_database_is_away_is_told_without_it(directory: Path) -> None:
+    port, nobody = free_port(), free_port()
+    told: list[dict[str, Any]] = []
+    came = threading.Event()
+    with (
+        receiving(port, told, came),
+        Scene(directory, banks=BANKS[:1], accounts_per_bank=2) as scene,
+    ):
+        scene.start_hosts()
+        config = scene.configuration()
+        config["store"] = {"url": f"postgresql+psycopg://fep@127.0.0.1:{nobody}/fep"}
+        channel = {"name": "hook", "kind": "webhook", "url": f"http://127.0.0.1:{port}/"}
+        config["alarms"] = {"group_s": 0.1, "channel": [channel]}
+        scene.write_config(config)
+        scene.start_daemon()
+        assert came.wait(30.0)
+        first = entries(told)[0]
+        assert (first["what"], first["kind"]) == ("raised", "STORE_DOWN")
