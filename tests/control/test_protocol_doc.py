@@ -317,6 +317,7 @@ INSIDE = {
     "BAD_CONFIG": "at the start only; a reload answers BAD_STATE with the faults",
     "KEY_FAULT": "never leaves fep.keys",
     "STORE_NEWER": "at the start only",
+    "CANNOT_INSTALL": "of fep install-service",
     "STORE_SHARED": "of fep backup, restore and archive",
     "STORE_UNREADABLE": "of fep verify-store, backup, archive and replay",
     "NOT_SOUND": "of fep backup and restore",
