@@ -263,6 +263,7 @@ def _read_keys(directory: Path) -> set[tuple[str, str]]:
         "password": {"file": "password"},
     }
     shared["console"] = {"tls": {"certificate": "c", "key": "k"}}
+    shared["metrics"] = {"tls": {"certificate": "c", "key": "k", "client_ca": "a"}}
     found |= _known_keys(shared, directory)
     files = tomllib.loads(text)
     files["bank"][0]["folder"] = {"out": "out", "in": "in", "archive": "archive"}

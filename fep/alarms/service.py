@@ -35,6 +35,8 @@ class Alarms:
         self._clock = clock
         self._active: dict[tuple[AlarmKind, str], Alarm] = {}
         self._unstored: dict[str, Alarm] = {}
+        self.raised: dict[AlarmKind, int] = dict.fromkeys(AlarmKind, 0)
+        """How many were raised since the process began, without those that came again."""
 
     async def load(self) -> None:
         """Take over what was active when this machine's last process ended.
@@ -65,6 +67,7 @@ class Alarms:
             alarm_id = self._store.scope + new_session_id()[:ID_CHARS]
             alarm = Alarm(alarm_id, kind, subject, cause, now, now)
             self._active[kind, subject] = alarm
+            self.raised[kind] += 1
         else:
             alarm.seen_again(cause, now)
             if alarm.count % COUNTED_LOG_EVERY:
