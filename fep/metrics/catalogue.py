@@ -109,13 +109,16 @@ def _open(look: Look) -> Iterator[Sample]:
             yield (bank, state.value), row["open"].get(state.value, 0)
 
 
+# Others work between two pieces of a page, so what may get new rows is listed first.
+
+
 def _ended(look: Look) -> Iterator[Sample]:
-    for (bank, kind, state), seconds in look.services.tasks.figures.ended.items():
+    for (bank, kind, state), seconds in list(look.services.tasks.figures.ended.items()):
         yield (bank, kind.value, state.value), seconds
 
 
 def _exchanges(look: Look) -> Iterator[Sample]:
-    for (bank, kind, how), seconds in look.services.tasks.figures.exchanges.items():
+    for (bank, kind, how), seconds in list(look.services.tasks.figures.exchanges.items()):
         yield (bank, kind, how.value), seconds
 
 

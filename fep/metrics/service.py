@@ -1,6 +1,6 @@
 """The listener of the page of metrics: small, guarded, and in nobody's way.
 
-A page is made a metric at a time, so that the loop stands still for one metric at most, and no more
+A page is made a piece at a time, so that the loop stands still for a millisecond or so, and no more
 often than each second, however many scrapers ask. A connection answers one request and ends; of too
 many the oldest makes room. Nothing of it waits for a bank, a key or the store.
 """
@@ -118,13 +118,12 @@ class _Pages:
         async with self._making:
             made = self._made.get(writing)
             if made is None or trio.current_time() - made[0] >= PAGE_SECONDS_MIN:
-                parts = []
-                for family in page.families(await self._look(), self._process):
-                    parts.append(writing.write(family))
-                    # One metric is a piece of work; others may go between two of them.
+                pieces = []
+                for piece in page.pieces(await self._look(), self._process, writing):
+                    pieces.append(piece)
+                    # Others may go between two pieces of the work.
                     await trio.lowlevel.checkpoint()
-                parts.append(writing.end)
-                self._made[writing] = made = trio.current_time(), b"".join(parts)
+                self._made[writing] = made = trio.current_time(), b"".join(pieces)
         return made[1], writing.value
 
     async def _look(self) -> Look:
