@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
 
@@ -16,6 +17,7 @@ from fep.metrics.page import PIECE_LINES, Process, Writing, pieces, writing
 from fep.tasks.figures import Exchange, Figures
 from fep.tasks.state import State
 from tests.control.conftest import Start
+from tests.control.rig import BANK
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HISTOGRAM_LINES = 16
@@ -50,21 +52,25 @@ async def test_work_goes_on_between_two_pieces(start: Start) -> None:
             parts.append(piece)
             figures.note_end(BankName(f"new-{number}"), Kind.BALANCE, State.FAILED, 1.0)
             figures.note_exchange(BankName(f"new-{number}"), "x", Exchange.LOST, 1.0, None)
-            rig.daemon.links.pop(next(iter(rig.daemon.links)), None)  # type: ignore[call-overload]
+            rig.daemon.links.pop(BankName(BANK.name), None)
         text = b"".join(parts).decode()
         assert list(parser.text_string_to_metric_families(text))
 
 
-async def test_what_a_task_is_called_can_t_break_the_page(start: Start) -> None:
+@pytest.mark.parametrize("how", Writing)
+async def test_no_name_can_break_the_page(start: Start, how: Writing) -> None:
     async with start() as rig:
-        wild = 'a"b\\c\nd'
+        wild = 'a"b\\c\nd, 银行'
         figures = rig.daemon.tasks.figures
-        figures.note_exchange(BankName("b"), "transfer", Exchange.ANSWERED, 0.1, TaskId(wild))
+        figures.note_exchange(BankName(wild), "transfer", Exchange.ANSWERED, 0.1, TaskId("T-1"))
         look = Look(rig.daemon.services, Histogram(LAG_SECONDS))
-        text = b"".join(pieces(look, Process(), Writing.OPEN_METRICS)).decode()
-        found = {one.name: one for one in openmetrics.text_string_to_metric_families(text)}
+        text = b"".join(pieces(look, Process(), how)).decode()
+        read = openmetrics if how.is_open else parser
+        found = {one.name: one for one in read.text_string_to_metric_families(text)}
         samples = found["fep_bank_request_duration_seconds"].samples
-        assert [one.exemplar.labels["task_id"] for one in samples if one.exemplar] == [wild]
+        assert {one.labels["bank"] for one in samples} == {wild}
+        examples = [one.exemplar.labels for one in samples if one.exemplar]
+        assert examples == ([{"task_id": "T-1"}] if how.is_open else [])
 
 
 def test_a_scraper_gets_what_it_reads() -> None:
