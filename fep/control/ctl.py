@@ -144,6 +144,16 @@ def _lacking_for(desk: Desk, bank: str) -> list[str]:
     return []
 
 
+def _top(desk: Desk) -> int:
+    if desk.given.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        msg = "fepctl top is for a terminal; programs ask fepctl status --json, or Prometheus"
+        raise NotDoneError(msg)
+    from fep.control.top import Top  # noqa: PLC0415
+
+    Top(desk.client).run()
+    return 0
+
+
 def _slots(desk: Desk) -> int:
     return desk.answer(desk.call("slot.list"), show.slots)
 
@@ -530,6 +540,7 @@ COMMANDS: Final[dict[str, Command]] = {
             ),
         ],
     ),
+    "top": Command(_top, "banks, slots and alarms live, with keys to act 实时概览"),
     "slots": Command(_slots, "USB-Key slots 卡槽"),
     "unlock": Command(
         _unlock,
