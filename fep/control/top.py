@@ -15,8 +15,10 @@ from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
+from textual.coordinate import Coordinate
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Sparkline, Static
+from textual.worker import get_current_worker
 
 from fep.client import BlockingClient
 from fep.control.board import Bank, Board, Order, Reading, per_minute, seconds
@@ -32,7 +34,7 @@ BANKS: Final = (
     "waiting 最久等待", "silent 静默", "states 状态", "last failure 最近故障",
 )  # fmt: skip
 SLOTS: Final = ("slot 卡槽", "state 状态", "expires 到期", "detail 说明")
-ALARMS: Final = ("severity 级别", "state 状态", "subject 对象", "alarm 告警", "what to do 处理")
+ALARMS: Final = ("severity 级别", "state 状态", "subject 对象", "alarm 告警", "since 起")
 
 HELP: Final = """\
 [b]fepctl top[/b]  the daemon live 实时概览
@@ -76,7 +78,7 @@ class Top(App[None]):
         ask_seconds: between two questions.
     """
 
-    TITLE = "fepctl top"
+    TITLE: str | None = "fepctl top"
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [
         ("q", "quit", "quit 退出"),
@@ -87,11 +89,14 @@ class Top(App[None]):
         ("question_mark", "help", "help 帮助"),
     ]
     CSS: ClassVar[str] = """
-    #head { height: auto; padding: 0 1; background: $primary-background; }
+    #head { height: 2; padding: 0 1; background: $primary-background; }
     #rates { height: 2; margin: 0 1; }
-    DataTable { height: 1fr; border: round $panel; }
+    DataTable { height: 1fr; border: round $secondary; }
     DataTable:focus { border: round $accent; }
     #banks { height: 2fr; }
+    #slots { width: 2fr; }
+    #right { width: 3fr; }
+    #told { height: 4; padding: 0 1; }
     """
 
     def __init__(self, client: BlockingClient, ask_seconds: float = ASK_SECONDS) -> None:
@@ -111,10 +116,10 @@ class Top(App[None]):
         yield Sparkline([], id="rates")
         yield _table("banks", "banks 银行")
         with Horizontal():
-            with Vertical():
-                yield _table("slots", "slots 卡槽")
-            with Vertical():
+            yield _table("slots", "slots 卡槽")
+            with Vertical(id="right"):
                 yield _table("alarms", "alarms 告警")
+                yield Static("", id="told", markup=False)
         yield Footer()
 
     def on_mount(self) -> None:
@@ -150,7 +155,8 @@ class Top(App[None]):
             )
         except FepError as error:
             found = error
-        self.call_from_thread(self._take, found)
+        if not get_current_worker().is_cancelled:
+            self.call_from_thread(self._take, found)
 
     def _take(self, found: Reading | FepError) -> None:
         self._asking = False
@@ -165,6 +171,8 @@ class Top(App[None]):
 
     def draw(self) -> None:
         """Show what is known."""
+        if not self.query("#head"):
+            return  # an answer that came while the screen is being closed
         head = Text(self.board.headline())
         head.append(f"\nsorted by 排序 {self.order}", "dim")
         if self.is_paused:
@@ -175,12 +183,28 @@ class Top(App[None]):
         last = self.board.last
         if last is None:
             return
-        self.query_one("#rates", Sparkline).data = self.board.bars()
+        bars = self.board.bars()
+        # It draws from the least value on: with a zero in front, what does nothing is empty.
+        self.query_one("#rates", Sparkline).data = [0.0, *bars] if any(bars) else []
         self._fill("banks", {one.name: _bank(one) for one in self.board.banks(self.order)})
         self._fill("slots", {one["name"]: _slot(one) for one in last.slots})
         alarms = {one["alarm_id"]: _alarm(one) for one in last.alarms}
         self._fill("alarms", alarms)
         self._rows("alarms").border_title = f"alarms 告警 {len(alarms)}"
+        self._tell()
+
+    def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
+        """Tell of the alarm that is marked now."""
+        if event.data_table.id == "alarms":
+            self._tell()
+
+    def _tell(self) -> None:
+        """Say what the marked alarm is about and what to do."""
+        marked = self._marked("alarms")
+        last = self.board.last
+        alarms = [] if last is None else last.alarms
+        told = [f"{one['cause']}\n{one['action']}" for one in alarms if one["alarm_id"] == marked]
+        self.query_one("#told", Static).update(clean("".join(told)))
 
     def _rows(self, name: str) -> DataTable[Text | str]:
         found: DataTable[Text | str] = self.query_one(f"#{name}", DataTable)
@@ -189,6 +213,11 @@ class Top(App[None]):
     def _fill(self, name: str, rows: dict[str, Row]) -> None:
         """Show rows by key; the mark stays on its row, also where the order is another."""
         table = self._rows(name)
+        if [key.value for key in table.rows] == list(rows):
+            for at, row in enumerate(rows.values()):
+                for column, cell in enumerate(row):
+                    table.update_cell_at(Coordinate(at, column), cell, update_width=True)
+            return
         marked = self._marked(name)
         top = table.scroll_y
         table.clear()
@@ -281,5 +310,5 @@ def _alarm(alarm: dict[str, Any]) -> Row:
         _coloured(alarm["state"]),
         Text(clean(alarm["subject"])),
         Text(clean(f"{alarm['title_zh']} {alarm['title']}")),
-        Text(clean(alarm["action"])),
+        moment(alarm["raised_at"]),
     )

@@ -73,8 +73,10 @@ def head(app: Top) -> str:
     return str(app.query_one("#head", Static).render())
 
 
-def keep(app: Top, name: str) -> str:
-    """Keep a picture of the screen and return it."""
+async def keep(pilot: Pilot[None], app: Top, name: str) -> str:
+    """Keep a picture of the screen, once it is laid out, and return it."""
+    for _ in range(5):
+        await pilot.pause()
     PICTURES.mkdir(parents=True, exist_ok=True)
     path = PICTURES / f"{name}.svg"
     app.save_screenshot(path.name, str(path.parent))
@@ -103,7 +105,7 @@ def test_it_shows_banks_slots_and_what_is_done(scene: Scene):
         )
         assert "fep 0.1.0" in head(app)
         assert any(app.board.bars())
-        picture = keep(app, "top")
+        picture = await keep(pilot, app, "top")
         for word in ("pingan", "ukey-cmb", "ready"):
             assert word in picture
 
@@ -128,10 +130,10 @@ def test_keys_sort_pause_help_and_quit(scene: Scene):
         last = app.board.last
         await until(pilot, lambda: app.board.last is not last, "that it goes on")
         await pilot.press("question_mark")
-        assert isinstance(app.screen, Help)
-        assert "acknowledge" in keep(app, "top-help")
+        assert isinstance(app.screen_stack[-1], Help)
+        assert "acknowledge" in (await keep(pilot, app, "top-help"))
         await pilot.press("escape")
-        assert not isinstance(app.screen, Help)
+        await until(pilot, lambda: len(app.screen_stack) == 1, "the end of the help")
         await pilot.press("q")
         assert not app.is_running
 
@@ -146,7 +148,9 @@ def test_an_alarm_is_acknowledged_and_the_mark_stays_on_it(scene: Scene):
         [row] = rows(app, "alarms")
         assert row[:3] == ["critical", "raised", "cmb"]
         assert rows(app, "banks")[0][9] != "", "and why it was lost"
-        keep(app, "top-alarm")
+        told = str(app.query_one("#told", Static).render())
+        assert "the link reconnects by itself" in told, "and what to do"
+        await keep(pilot, app, "top-alarm")
         await pilot.press("a")
         await until(pilot, lambda: rows(app, "alarms")[0][1] == "acknowledged", "that it is known")
 
@@ -178,8 +182,8 @@ def test_it_reconnects_when_the_daemon_comes_back(scene: Scene):
         assert "NO ANSWER" in head(app)
         assert len(rows(app, "banks")) == 2, "what was known last is shown still"
         await pilot.press("s")
-        assert app.order is not Order.NAME, "and the keys work"
-        keep(app, "top-no-answer")
+        assert "open 未完成" in head(app), "and the keys work"
+        await keep(pilot, app, "top-no-answer")
         before = app.board.last
         await asyncio.to_thread(scene.start_daemon)
         await until(pilot, lambda: not app.trouble, "that it answers again")

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ SELECTOR = re.compile(r"\b(fep_[a-z_]+)\{([^}]*)\}")
 MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"([^"]*)"')
 GROUPING = re.compile(r"\b(?:by|on|without|ignoring)\s*\(([^)]*)\)")
 PROMETHEUS_LABELS = {"instance", "job", "le"}
-VALUES = {
+VALUES: dict[str, dict[str, type[StrEnum]]] = {
     "fep_tasks_open": {"state": State},
     "fep_link_state": {"state": LinkState},
     "fep_bank_request_duration_seconds": {"result": Exchange},
@@ -79,7 +80,7 @@ def faults(expression: str) -> list[str]:
             base = re.sub(r"_(bucket|count|sum)$", "", name)
             if (words := VALUES.get(base, {}).get(label)) is not None:
                 extra = {"raised", "acknowledged"} if base == "fep_alarms_active" else set()
-                allowed = {one.value for one in words} | extra  # type: ignore[attr-defined]
+                allowed = {one.value for one in words} | extra
                 found += [f"{label}={one}" for one in wanted.split("|") if one not in allowed]
     for pair in "()", "{}", "[]":
         if expression.count(pair[0]) != expression.count(pair[1]):
