@@ -112,10 +112,6 @@ class Board:
         served_by = row.get("served_by")
         if served_by and served_by != status.get("machine"):
             notes.append(f"by 由 {served_by}")
-        silent_s = None
-        if link.get("last_reply_at"):
-            past = from_text(status["time"]) - from_text(link["last_reply_at"])
-            silent_s = max(past.total_seconds(), 0.0)
         return Bank(
             name=clean(name),
             link=link.get("state", ""),
@@ -124,8 +120,8 @@ class Board:
             states=counts(row["open"]),
             in_hands=row["in_flight"],
             rate=self._per_minute(lambda one: _ended(one, name)),
-            waiting_s=row["waiting_s"],
-            silent_s=silent_s,
+            waiting_s=_since(row["waiting_since"], status["time"]) or 0.0,
+            silent_s=_since(link.get("last_reply_at"), status["time"]),
             failure=clean(link.get("last_failure", "")) if link.get("failures") else "",
         )
 
@@ -183,6 +179,12 @@ def seconds(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.1f} s" if value < 10 else span(value)
+
+
+def _since(past: str | None, now: str) -> float | None:
+    if not past:
+        return None
+    return max((from_text(now) - from_text(past)).total_seconds(), 0.0)
 
 
 def _ended(reading: Reading, bank: str) -> int:

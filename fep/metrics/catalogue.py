@@ -17,6 +17,7 @@ import attrs
 
 from fep.alarms.state import MEANINGS
 from fep.control.commands import Services
+from fep.domain.clock import from_text
 from fep.domain.histogram import Histogram
 from fep.keys.slot import SlotSnapshot
 from fep.keys.state import SlotState
@@ -101,6 +102,13 @@ class Metric:
 def _banks(look: Look, member: str) -> Iterator[Sample]:
     for bank, row in look.queue["banks"].items():
         yield (bank,), float(row[member])
+
+
+def _waiting(look: Look) -> Iterator[Sample]:
+    for bank, row in look.queue["banks"].items():
+        since = row["waiting_since"]
+        age = 0.0 if since is None else (look.now - from_text(since)).total_seconds()
+        yield (bank,), max(age, 0.0)
 
 
 def _open(look: Look) -> Iterator[Sample]:
@@ -274,7 +282,7 @@ METRICS: Final = (
     Metric(
         "fep_oldest_waiting_seconds", _G,
         "For how long the oldest task has waited to be fetched or sent; 0: none waits.",
-        ("bank",), _of(_banks, "waiting_s"),
+        ("bank",), _waiting,
     ),
     Metric(
         "fep_tasks_in_hands", _G, "Tasks that a bank's workers hold.",

@@ -983,7 +983,7 @@ class TaskService:
                 "drained": bank in self.lanes and self.lanes[bank].drained,
                 "in_flight": self.lanes[bank].in_flight if bank in self.lanes else 0,
                 "ended": self.figures.ended_of(bank),
-                "waiting_s": self._waiting_s(bank),
+                "waiting_since": self._waiting_since(bank),
             }
             for bank, states in banks.items()
         }
@@ -996,13 +996,11 @@ class TaskService:
             "banks": shown,
         }
 
-    def _waiting_s(self, bank: BankName) -> float:
-        """Return for how long the oldest task of a lane has waited here, in seconds."""
+    def _waiting_since(self, bank: BankName) -> str | None:
+        """Return since when the oldest task of a lane waits here, None when none does."""
         lane = self.lanes.get(bank)
         oldest = None if lane is None else lane.oldest_waiting()
-        if oldest is None:
-            return 0.0
-        return round(max((self.clock.now() - oldest.submitted_at).total_seconds(), 0.0), 1)
+        return None if oldest is None else to_text(oldest.submitted_at)
 
     # -- inside -------------------------------------------------------------------------------
 

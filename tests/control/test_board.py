@@ -12,7 +12,7 @@ from fep.control.board import READINGS_MAX, Board, Order, Reading, per_minute, s
 
 
 def bank(ended: int = 0, **more: Any) -> dict[str, Any]:
-    row = {"open": {}, "drained": False, "in_flight": 0, "ended": ended, "waiting_s": 0.0}
+    row = {"open": {}, "drained": False, "in_flight": 0, "ended": ended, "waiting_since": None}
     return row | more
 
 
@@ -61,8 +61,10 @@ def test_a_restarted_daemon_begins_anew() -> None:
 def test_banks_are_sorted_by_what_was_chosen() -> None:
     board = Board()
     rows = {
-        "north": bank(0, open={"queued": 5, "sending": 1}, waiting_s=3.0),
-        "south": bank(0, open={"queued": 9}, waiting_s=1.0),
+        "north": bank(
+            0, open={"queued": 5, "sending": 1}, waiting_since="2026-03-02T01:00:07.000000Z"
+        ),
+        "south": bank(0, open={"queued": 9}, waiting_since="2026-03-02T01:00:09.000000Z"),
         "east": bank(0),
     }
     board.take(reading(0, rows))
