@@ -782,8 +782,9 @@ def read_line(process: subprocess.Popen[bytes], has: str) -> str:
 
 def test_events_are_followed_until_ctrl_c(scene: Scene, ctl: Ctl):
     with (
-        started(scene, "events", "task.") as people,
-        started(scene, "events", "--json") as programs,
+        started(scene, "events", "task.ended") as people,
+        # Of nothing else: a session's events would not say that a task's end will come.
+        started(scene, "events", "task.ended", "--json") as programs,
     ):
         followed = 0
 
