@@ -281,6 +281,7 @@ def _read_keys(directory: Path) -> set[tuple[str, str]]:
         "password": {"file": "password"},
     }
     shared["console"] = {"tls": {"certificate": "c", "key": "k"}}
+    shared["metrics"] = {"tls": {"certificate": "c", "key": "k", "client_ca": "a"}}
     found |= _known_keys(shared, directory)
     told = tomllib.loads(text)
     told["alarms"]["channel"] = _EVERY_CHANNEL
@@ -478,6 +479,8 @@ def test_every_event_and_alarm_says_what_an_operator_does() -> None:
     rows = list(_rows(_text(ROOT / "docs/log-events.md")))
     assert [cells for cells in rows if len(cells) != 5 or not cells[4] or not cells[3]] == []
     assert {f"`{kind}`" for kind in MEANINGS} <= {cells[2] for cells in rows}
+    # error: a person must act, so the page says how.
+    assert [cells[0] for cells in rows if cells[1] == "error" and cells[4] == "Nothing."] == []
 
 
 # -- words -----------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ class Alarms:
         """Set when there is something to look at; then another one takes its place."""
         if config is not None:
             self.outgoing.configure(config, 0.0, clock.now())
+        self.raised: dict[AlarmKind, int] = dict.fromkeys(AlarmKind, 0)
+        """How many were raised since the process began, without those that came again."""
 
     async def load(self) -> None:
         """Take over what was active when this machine's last process ended.
@@ -128,6 +130,7 @@ class Alarms:
             self._active[kind, subject] = alarm
             if self.outgoing.boxes:
                 notices = self.outgoing.raised(alarm, trio.current_time(), now)
+            self.raised[kind] += 1
         else:
             alarm.seen_again(cause, now)
             if alarm.count % COUNTED_LOG_EVERY:

@@ -113,6 +113,10 @@ class Services:
     """This front-end machine's number, for people."""
     console: list[str] = attrs.Factory(list)
     """Where the console listens."""
+    metrics: list[str] = attrs.Factory(list)
+    """Where the page of metrics is."""
+    sessions: dict[Role, int] = attrs.Factory(lambda: dict.fromkeys(Role, 0))
+    """How many are open."""
 
 
 class NoParams(msgspec.Struct, forbid_unknown_fields=True):

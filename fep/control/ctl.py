@@ -59,6 +59,8 @@ class Desk:
     client: BlockingClient
     told: SimpleQueue[Value | str]
     """Events that are followed; a text is the end of the connection."""
+    until: float = 0.0
+    """Of the monotonic clock: so long a command waits for what it wants."""
 
     def ask(self, method: str, params: Value, wait_s: float) -> Value:
         """Call a method that may take longer than others."""
@@ -95,19 +97,61 @@ def _status(desk: Desk) -> int:
 
 
 def _ready(desk: Desk) -> int:
-    value = desk.call("status")
-    waiting = [
-        f"{part} {name} is {state}"
-        for part, members, good in (
-            ("link", "links", ("ready",)),
-            ("slot", "slots", ("ready", "busy")),
-        )
-        for name, state in value[members].items()
-        if state not in good
-    ]
+    waiting = _lacking(desk)
+    while waiting and time.monotonic() < desk.until:
+        time.sleep(POLL_FIRST_SECONDS)
+        waiting = _lacking(desk)
     words = f"not ready 未就绪: {'; '.join(waiting)}" if waiting else "ready 就绪"
     desk.say({"ready": not waiting, "not_ready": waiting}, words)
     return int(bool(waiting))
+
+
+def _lacking(desk: Desk) -> list[str]:
+    """Return why not everything that is asked for is ready; empty when it is."""
+    value = desk.call("status")
+    found = ["the disk is full"] if value["store_full"] else []
+    if value["held_since"] is not None:
+        found.append("a backup was restored, and payments are held")
+    if desk.given.bank is not None:
+        return found + _lacking_for(desk, desk.given.bank)
+    here = value.get("machine")
+    elsewhere = {
+        bank
+        for bank, row in value["queue"]["banks"].items()
+        if row.get("served_by") not in (None, "", here)
+    }
+    links = {bank: state for bank, state in value["links"].items() if bank not in elsewhere}
+    found += [f"link {bank} is {state}" for bank, state in links.items() if state != "ready"]
+    found += [
+        f"slot {slot} is {state}"
+        for slot, state in value["slots"].items()
+        if state not in ("ready", "busy")
+    ]
+    return found
+
+
+def _lacking_for(desk: Desk, bank: str) -> list[str]:
+    """Return why a bank takes no requests from here."""
+    links = {link["bank"]: link for link in desk.call("link.list")["links"]}
+    if bank not in links:
+        return [f"there is no bank {bank!r} here"]
+    link = links[bank]
+    if link["drained"]:
+        return [f"bank {bank} is drained"]
+    if not link["is_open"]:
+        no_key = " and its key is not ready" if link["state"] == "ready" else ""
+        return [f"link {bank} is {link['state']}{no_key}"]
+    return []
+
+
+def _top(desk: Desk) -> int:
+    if desk.given.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        msg = "fepctl top is for a terminal; programs ask fepctl status --json, or Prometheus"
+        raise NotDoneError(msg)
+    from fep.control.top import Top  # noqa: PLC0415
+
+    Top(desk.client).run()
+    return 0
 
 
 def _slots(desk: Desk) -> int:
@@ -493,7 +537,21 @@ class Command:
 
 COMMANDS: Final[dict[str, Command]] = {
     "status": Command(_status, "the daemon at a glance 概览"),
-    "ready": Command(_ready, "exit 0 when all links and slots are ready, else 1 and why 就绪检查"),
+    "ready": Command(
+        _ready,
+        "exit 0 when all links and slots are ready, else 1 and why 就绪检查",
+        [
+            _arg("--bank", metavar="BANK", help="whether this bank takes requests, no other"),
+            _arg(
+                "--wait",
+                dest="patience",
+                type=_seconds,
+                metavar="SECONDS",
+                help="wait so long for it, also for a daemon that is just starting",
+            ),
+        ],
+    ),
+    "top": Command(_top, "banks, slots and alarms live, with keys to act 实时概览"),
     "slots": Command(_slots, "USB-Key slots 卡槽"),
     "unlock": Command(
         _unlock,
@@ -716,7 +774,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given is None:
         return 0
     try:
-        status = _run(given)
+        status = _run_patiently(given)
         sys.stdout.flush()
     except (CallError, DisconnectedError, NotDoneError, LocalFileError) as error:
         return _fail(given, error.code, _explained(error, given.address))
@@ -741,7 +799,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace | None:
         " ".join(words).encode()
     except UnicodeEncodeError:
         parser.error("the arguments are not UTF-8")
-    defaults = dict.fromkeys(GLOBALS) | {"json": False, "run": None}
+    defaults = dict.fromkeys(GLOBALS) | {"json": False, "run": None, "patience": None}
     given = argparse.Namespace(**defaults | vars(parser.parse_args(words)))
     if given.run is None:
         parser.print_help()
@@ -759,7 +817,19 @@ def _parse(words: Sequence[str]) -> argparse.Namespace | None:
     return given
 
 
-def _run(given: argparse.Namespace) -> int:
+def _run_patiently(given: argparse.Namespace) -> int:
+    """Run a command; one that may wait is tried again while no daemon answers."""
+    until = time.monotonic() + (given.patience or 0.0)
+    while True:
+        try:
+            return _run(given, until)
+        except (CallError, DisconnectedError):
+            if time.monotonic() >= until:
+                raise
+            time.sleep(POLL_FIRST_SECONDS)
+
+
+def _run(given: argparse.Namespace, until: float) -> int:
     told: SimpleQueue[Value | str] = SimpleQueue()
     client = BlockingClient(
         given.address,
@@ -776,7 +846,7 @@ def _run(given: argparse.Namespace) -> int:
     )
     with client:
         run: Callable[[Desk], int] = given.run
-        return run(Desk(given, client, told))
+        return run(Desk(given, client, told, until))
 
 
 def _own_name() -> str:

@@ -21,7 +21,7 @@ import structlog
 import trio
 
 from fep.control.commands import Role, Services
-from fep.control.config import ControlConfig, TcpListener
+from fep.control.config import ControlConfig, TcpListener, TlsFiles
 from fep.control.poller import Poller
 from fep.control.postman import Postman
 from fep.control.session import Peer, Session
@@ -232,7 +232,9 @@ class _TlsPeers:
 
     def __init__(self, listener: TcpListener, config: ControlConfig) -> None:
         self._names = _roles(config)
-        self._context = tls_context(listener)
+        assert listener.tls is not None
+        where = f"control.tcp {listener.host}:{listener.port}"
+        self._context = tls_context(listener.tls, where)
 
     async def __call__(self, stream: trio.SocketStream) -> tuple[trio.abc.Stream, Peer] | None:
         secured = trio.SSLStream(stream, self._context, server_side=True)
@@ -290,21 +292,24 @@ def read_token(path: Path) -> str:
     return text
 
 
-def tls_context(listener: TcpListener) -> ssl.SSLContext:
+def tls_context(files: TlsFiles, where: str) -> ssl.SSLContext:
     """Return the server's context: TLS 1.3, and a client certificate of our own CA or no session.
+
+    Args:
+        files: of the listener.
+        where: names it in an error.
 
     Raises:
         ConfigError: a file can't be read or does not fit.
     """
-    assert listener.tls is not None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     try:
-        context.load_cert_chain(listener.tls.certificate, listener.tls.key)
-        context.load_verify_locations(listener.tls.client_ca)
+        context.load_cert_chain(files.certificate, files.key)
+        context.load_verify_locations(files.client_ca)
     except (OSError, ssl.SSLError) as error:
-        msg = f"control.tcp {listener.host}:{listener.port}: TLS files: {error}"
+        msg = f"{where}: TLS files: {error}"
         raise ConfigError(msg) from error
     return context
 

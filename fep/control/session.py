@@ -272,6 +272,7 @@ class Session:
         mailbox = self._mailbox = self._services.tasks.attach(self._caller.name, self._note_mail)
         if watched:
             self._services.alarms.clear(AlarmKind.CLIENT_LOST, self._caller.name)
+        self._services.sessions[self._caller.role] += 1
         self._log.info("session.opened", origin=self._peer.origin)
         # The outer nursery is for what must be done to its end although its client hung up.
         async with trio.open_nursery() as acts:
@@ -279,6 +280,7 @@ class Session:
                 end = await self._talk(acts, mailbox)
             finally:
                 self._services.tasks.detach(mailbox)
+                self._services.sessions[self._caller.role] -= 1
             self._log.info("session.closed", reason=str(end))
             if watched and not end.expected and not mailbox.box.present:
                 self._services.alarms.raise_alarm(

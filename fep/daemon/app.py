@@ -373,6 +373,11 @@ class Daemon:
                         run_console, config.console, self.services, guarded, self._verify_store
                     )
                     await faces.start(self._supervised, "console", console)
+                if config.metrics.listen is not None:
+                    from fep.metrics.service import run_metrics  # noqa: PLC0415
+
+                    metrics = partial(run_metrics, config.metrics, self.services, guarded)
+                    await faces.start(self._supervised, "metrics", metrics)
                 log.info(
                     "daemon.started",
                     version=self.services.version,

@@ -67,6 +67,7 @@ from fep.keys.config import (
     ring_faults,
 )
 from fep.logs import is_secret
+from fep.metrics.config import MetricsConfig
 from fep.pooling.config import PoolConfig
 from fep.tasks.config import TasksConfig
 from fep.users.config import IDLE_SECONDS_DEFAULT, SESSION_SECONDS_DEFAULT, SessionLimits
@@ -97,6 +98,7 @@ KEY_PARTS_MAX: Final = 32
 SLOTS_MAX: Final = 256
 PORT_MAX: Final = 65_535
 CONSOLE_PORT: Final = 8200
+METRICS_PORT: Final = 9187
 UID_MAX: Final = 2**32 - 2
 ROLES: Final = ("finance", "viewer", "operator", "admin")
 _PART: Final = r"(?:[A-Za-z0-9_-]+|\"[^\"\n]*\"|'[^'\n]*')[ \t]*\.[ \t]*"
@@ -131,6 +133,7 @@ class Config:
     enterprise: Enterprise
     control: ControlConfig
     console: ConsoleConfig
+    metrics: MetricsConfig
     tasks: TasksConfig
     slots: tuple[SlotConfig, ...]
     banks: tuple[BankConfig, ...]
@@ -204,7 +207,8 @@ def secret_faults(config: Config) -> list[str]:
     if config.store is not None and config.store.password is not None:
         secrets += [config.store.password.file] if config.store.password.file else []
     secrets += [one.token_file for one in config.control.tcp if one.token_file is not None]
-    tls = [one.tls for one in config.control.tcp if one.tls is not None]
+    listeners = [*(one.tls for one in config.control.tcp), config.metrics.tls]
+    tls = [one for one in listeners if one is not None]
     secrets += [one.key for one in tls]
     public = [file for one in tls for file in (one.certificate, one.client_ca)]
     if config.console.tls is not None:
@@ -354,6 +358,7 @@ def _config(reader: Reader, raw: dict[str, Any], path: Path, digest: str) -> Con
     enterprise = _enterprise(top)
     control = _control(top)
     console = _console(top, control)
+    metrics = _metrics(top, control, console)
     tasks = _tasks(top)
     slots, slot_names = _slots(top, strict=strict)
     shared = "store" in raw
@@ -377,6 +382,7 @@ def _config(reader: Reader, raw: dict[str, Any], path: Path, digest: str) -> Con
         enterprise=enterprise,
         control=control,
         console=console,
+        metrics=metrics,
         tasks=tasks,
         slots=slots,
         banks=banks,
@@ -480,10 +486,7 @@ def _listeners(control: Table) -> tuple[TcpListener, ...]:
 def _listener(table: Table) -> TcpListener | None:
     where = table.parsed("listen", _host_port)
     tls = table.table("tls")
-    files = None
-    if tls is not None:
-        files = TlsFiles(tls.path_of("certificate"), tls.path_of("key"), tls.path_of("client_ca"))
-        tls.close()
+    files = None if tls is None else _tls_files(tls)
     token_file = table.path_of("token_file") if table.has("token_file") else None
     if files is not None and token_file is not None:
         table.fault("token_file", "give tls or token_file, not both")
@@ -519,6 +522,31 @@ def _console(top: Table, control: ControlConfig) -> ConsoleConfig:
         table.fault("listen", "a [[control.tcp]] listens there")
     table.close()
     return ConsoleConfig(where, files, limits)
+
+
+def _metrics(top: Table, control: ControlConfig, console: ConsoleConfig) -> MetricsConfig:
+    table = top.table("metrics")
+    if table is None:
+        return MetricsConfig()
+    where = table.parsed("listen", _host_port, ("127.0.0.1", METRICS_PORT))
+    tls = table.table("tls")
+    files = None if tls is None else _tls_files(tls)
+    if where is not None and files is None and not _is_loopback(where[0]):
+        msg = "is not loopback: plain HTTP is refused there; give it tls = { certificate, key, "
+        table.fault("listen", msg + "client_ca }")
+    if where is not None and where[1]:
+        if where in [(one.host, one.port) for one in control.tcp]:
+            table.fault("listen", "a [[control.tcp]] listens there")
+        if where == console.listen:
+            table.fault("listen", "the console listens there")
+    table.close()
+    return MetricsConfig(where, files)
+
+
+def _tls_files(table: Table) -> TlsFiles:
+    found = TlsFiles(table.path_of("certificate"), table.path_of("key"), table.path_of("client_ca"))
+    table.close()
+    return found
 
 
 def _host_port(text: str) -> tuple[str, int]:

@@ -50,6 +50,7 @@ def difference(old: Config, new: Config, slots: Collection[SlotName]) -> Differe
         ("slot", old.slots == new.slots),
         ("control", old.control == new.control),
         ("console", old.console == new.console),
+        ("metrics", old.metrics == new.metrics),
         ("enterprise", old.enterprise == new.enterprise),
         ("state_dir", old.state_dir == new.state_dir),
         ("store", old.store == new.store),

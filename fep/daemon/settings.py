@@ -311,12 +311,11 @@ class Settings:
             partial(versions.add, machine=self._site.machine, version=version, text=text)
         )
         version = attrs.evolve(version, number=number)
-        try:
-            applied = await self._put(text, who)
-        except FepError as error:
-            await self._end(version, VersionEvent.REFUSED, who, str(error))
+        applied, refused = await self._tried(text, who)
+        if refused is not None:
+            await self._end(version, VersionEvent.REFUSED, who, str(refused))
             await self._put_back(before, who)
-            raise
+            raise refused
         if confirm_s is None:
             await self._end(version, VersionEvent.APPLIED)
         else:
@@ -345,6 +344,13 @@ class Settings:
         """Write the file and take it into force."""
         await trio.to_thread.run_sync(replace_file, self._site.path, text)
         return await self._site.apply(who)
+
+    async def _tried(self, text: str, who: str) -> tuple[dict[str, Any], FepError | None]:
+        """Write the file and take it into force; returns what changed, or why nothing did."""
+        try:
+            return await self._put(text, who), None
+        except FepError as error:
+            return {}, error
 
     async def _put_back(self, text: str, who: str) -> None:
         """Undo a save that failed, as far as it came."""

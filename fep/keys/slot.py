@@ -19,6 +19,7 @@ from fep.alarms.service import Alarms
 from fep.alarms.state import AlarmKind
 from fep.domain.clock import Clock
 from fep.domain.errors import KeySlotError
+from fep.domain.histogram import REQUEST_SECONDS, Histogram
 from fep.domain.ids import SlotName
 from fep.keys.config import SlotConfig
 from fep.keys.device import Closable
@@ -138,6 +139,10 @@ class Slot:
         self.detail = ""
         """Why the slot is in its state, in one English sentence; empty when there is nothing."""
         self.view = View()
+        self.signatures = Histogram(REQUEST_SECONDS)
+        """Seconds of those that were made, with their wait for the card."""
+        self.refused = 0
+        """How many that were asked for were not made."""
         self._alarms = alarms
         self._identified: Certificate | None = None
         self._edge = trio.Event()
@@ -214,10 +219,19 @@ class Slot:
             AlgorithmUnavailableError: this key can't sign so.
             KeyBusyError: the queue is full, or the turn did not come in time.
         """
-        if not self.is_open:
-            raise self._refusal()
-        expires_at = trio.current_time() + self.config.sign_deadline_s
-        return await self._ask(SignRequest(algorithm, data, expires_at))
+        began, made = trio.current_time(), False
+        try:
+            if not self.is_open:
+                raise self._refusal()
+            expires_at = began + self.config.sign_deadline_s
+            signature = await self._ask(SignRequest(algorithm, data, expires_at))
+            made = True
+        finally:
+            if made:
+                self.signatures.observe(trio.current_time() - began)
+            else:
+                self.refused += 1
+        return signature
 
     async def unlock(self, pin: str) -> None:
         """Send an operator's PIN to the waiting card once, also with one try left; never again.

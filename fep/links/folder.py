@@ -209,6 +209,7 @@ class FolderLink(Link):
         self.failures = 0
         self._backoff.reset()
         self._step(LinkEvent.LOGGED_ON)
+        self._traffic.log_ons += 1
         log.info("link.logged_on")
         self._alarms.clear(AlarmKind.LINK_DOWN, self.config.bank)
         try:

@@ -148,6 +148,10 @@ class LinkSnapshot:
     """How many the link holds open when all is well."""
     connections_ready: int = 0
     """How many of them are READY now."""
+    log_ons: int = 0
+    """How often the bank let us in since the process started; the first is no reconnection."""
+    losses: int = 0
+    """Attempts and connections that failed since then."""
 
 
 class BankLink(Protocol):
@@ -214,6 +218,8 @@ class Traffic:
     ) -> None:
         self.requests = 0
         self.unmatched = 0
+        self.log_ons = 0
+        self.losses = 0
         self.last_reply_at: dt.datetime | None = None
         self._bank = bank
         self._clock = clock
@@ -710,6 +716,8 @@ class Link:
             unmatched=self._traffic.unmatched,
             in_flight=self.in_flight,
             connections_ready=int(self.state is LinkState.READY),
+            log_ons=self._traffic.log_ons,
+            losses=self._traffic.losses,
         )
 
     async def run(self, gate: Gate) -> None:
@@ -817,6 +825,7 @@ class Link:
         self._backoff.reset()
         self._step(LinkEvent.LOGGED_ON)
         if not again:
+            self._traffic.log_ons += 1
             log.info("link.logged_on")
         self._alarms.clear(AlarmKind.LINK_DOWN, self.config.bank)
         self._alarms.clear(AlarmKind.BANK_HEARTBEAT_LOST, self.config.bank)
@@ -946,6 +955,7 @@ class Link:
     def _note_lost(self) -> float:
         """Count a failure, tell of it, and return the delay before the next attempt in seconds."""
         self.failures += 1
+        self._traffic.losses += 1
         delay_s = self._backoff.next_s()
         self._step(LinkEvent.LOST)
         log.warning(

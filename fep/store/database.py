@@ -24,6 +24,7 @@ import structlog
 import trio
 
 from fep.domain.errors import FepError
+from fep.domain.histogram import COMMIT_SECONDS, Histogram
 from fep.store import chain, files, schema
 from fep.store.dialect import BUSY_TIMEOUT_MS, Dialect, NotYetError, Sqlite, Trouble
 from fep.store.pace import Pace
@@ -142,6 +143,10 @@ class Store:
         self._full = False
         self._wrote = False
         """Whether the last group changed anything."""
+        self.commits = Histogram(COMMIT_SECONDS)
+        """Seconds of each group, from its first work to its end on the disk."""
+        self.works = 0
+        """How many pieces of work those groups had."""
         self._opened = False
         self._failed = False
         self._closed = False
@@ -164,8 +169,7 @@ class Store:
     @property
     def directory(self) -> Path | None:
         """Where the file and its archives are; None of a store that is no file."""
-        database = None if self.is_shared else self._engine.url.database
-        return Path(database).parent if database else None
+        return None if self.path is None else self.path.parent
 
     @property
     def failed(self) -> bool:
@@ -181,6 +185,17 @@ class Store:
     def full(self) -> bool:
         """True from a commit refused by a full disk until one that succeeds."""
         return self._full
+
+    @property
+    def waiting(self) -> int:
+        """How many pieces of work wait for the disk."""
+        return len(self._waiting)
+
+    @property
+    def path(self) -> Path | None:
+        """The file; None of a store that is none."""
+        database = None if self.is_shared else self._engine.url.database
+        return Path(database) if database else None
 
     def submit(self, work: Work, done: Done) -> None:
         """Queue work for the next group; ``done`` is called after its commit.
@@ -404,6 +419,8 @@ class Store:
         except StoreFailedError as failure:
             self._fail(group, failure)
             raise
+        self.commits.observe(trio.current_time() - self._began)
+        self.works += len(group)
         self._began = math.inf
         if all(isinstance(item.error, StoreBusyError) for item in group):
             log.warning("store.held", refused=len(group))

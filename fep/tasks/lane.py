@@ -70,6 +70,7 @@ from fep.machines.service import PlaceLostError
 from fep.store.database import StoreBusyError, StoreFullError
 from fep.tasks import evidence, store
 from fep.tasks.asking import prepared, understood
+from fep.tasks.figures import Exchange, asked_by
 from fep.tasks.look import Look
 from fep.tasks.queue import LaneQueue
 from fep.tasks.result import bank_ref_of, end_columns
@@ -211,6 +212,14 @@ class Lane:
         self._resumed.set()
         self._idle.unpark_all()
         self.wake_offers()
+
+    def oldest_waiting(self) -> Task | None:
+        """Return the task that has waited longest to be fetched or sent, None when none waits."""
+        found = self.queue.oldest()
+        offered = next(iter(self.offered), None)
+        if found is None or (offered is not None and offered.seq < found.seq):
+            return offered
+        return found
 
     def next_lapse(self) -> float:
         """Return when the oldest offer lapses (trio's time), infinite when there is none."""
@@ -509,7 +518,7 @@ class Lane:
         parts.note_frame(task.task_id, frame)
         try:
             with trio.fail_after(parts.reply_timeout_s):
-                reply = await parts.link.exchange(frame, correlation, parts.may_begin)
+                reply = await self._exchange(frame, correlation, task.kind.value, task)
         except NothingSentError as error:
             self._sent_as.pop(correlation, None)
             await self._change(task, (Event.NOTHING_SENT,), f"no byte left: {error}")
@@ -526,6 +535,30 @@ class Lane:
             return
         self._sent_as.pop(correlation, None)
         await self._take_answer(task, reply)
+
+    async def _exchange(
+        self, frame: bytes, correlation: str, asked: str, task: Task | None
+    ) -> Reply:
+        """Hand a frame to the link and return its answer; note how long that took.
+
+        Raises:
+            NothingSentError, LinkLostError: as the link does.
+        """
+        how, began = Exchange.NO_ANSWER, trio.current_time()
+        try:
+            reply = await self.parts.link.exchange(frame, correlation, self.parts.may_begin)
+            how = Exchange.ANSWERED
+        except NothingSentError:
+            how = Exchange.NOT_SENT
+            raise
+        except LinkLostError:
+            how = Exchange.LOST
+            raise
+        finally:
+            seconds = trio.current_time() - began
+            task_id = None if task is None else task.task_id
+            self._service.figures.note_exchange(self.bank, asked, how, seconds, task_id)
+        return reply
 
     def _outcome(self, task: Task, reply: Reply) -> Outcome:
         """Return what an answer means for a payment; one that names another proves nothing."""
@@ -688,7 +721,8 @@ class Lane:
             if task is not None:
                 parts.note_frame(task.task_id, frame)
             with trio.move_on_after(parts.reply_timeout_s):
-                reply = await parts.link.exchange(frame, draft.correlation, parts.may_begin)
+                asked = asked_by(operation)
+                reply = await self._exchange(frame, draft.correlation, asked, task)
         except KeySlotError as error:
             raise QueryLostError(error.code, str(error), sent=False) from error
         except NothingSentError as error:

@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
+from itertools import chain, islice
+from operator import attrgetter
+from typing import Final
 
 from fep.domain.ids import ClientName
 from fep.tasks.state import State
 from fep.tasks.task import Task
 
 Entry = tuple[int, int, int, bool, Task]
+OLDEST_LOOKED_MAX: Final = 1000
+"""Of a client's tasks that came back, or can be sent, so many are looked at for the oldest."""
+LEFT_LOOKED_MAX: Final = 100
+"""Of tasks at a line's head that moved on and are still in it."""
+_BY_SEQ: Final = attrgetter("seq")
 
 
 def _is_to_fetch(task: Task) -> bool:
@@ -58,6 +66,14 @@ class _Line:
             return False
         line.append(task)
         return True
+
+    def oldest(self, belongs: Callable[[Task], bool]) -> Iterator[Task]:
+        """Yield the oldest tasks that still belong here, one a line at most."""
+        for line in self._lines.values():
+            yield from islice(filter(belongs, islice(line, LEFT_LOOKED_MAX)), 1)
+        others = (entry[-1] for entry in islice(self._others, OLDEST_LOOKED_MAX))
+        if (task := min(filter(belongs, others), key=_BY_SEQ, default=None)) is not None:
+            yield task
 
     def take(self) -> tuple[Task, bool] | None:
         """Remove and return the next task, and whether its body was fetched when it came."""
@@ -108,6 +124,11 @@ class _Turns:
                 self.add(task)
             else:
                 self.size += 1
+
+    def oldest(self) -> Iterator[Task]:
+        """Yield the oldest task of each line."""
+        for line in self._lines.values():
+            yield from line.oldest(self._belongs)
 
     def take(self, present: Container[ClientName] | None = None) -> Task | None:
         """Remove and return the next task whose client is present (None: whoever's)."""
@@ -163,6 +184,14 @@ class LaneQueue:
         while len(taken) < limit and (task := self._to_fetch.take(present)) is not None:
             taken[task] = None
         return list(taken)
+
+    def oldest(self) -> Task | None:
+        """Return the task that was admitted first, None when none waits.
+
+        It does not look at all of a long queue: of very many that came back it may be a later one.
+        """
+        both = chain(self._to_fetch.oldest(), self._to_send.oldest())
+        return min(both, key=_BY_SEQ, default=None)
 
     def take_to_send(self) -> Task | None:
         """Remove and return the next task to send, None when none waits."""

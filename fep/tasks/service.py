@@ -53,6 +53,7 @@ from fep.tasks import store
 from fep.tasks.admission import Admission, Arrival
 from fep.tasks.changes import Changes, Done
 from fep.tasks.config import TasksConfig
+from fep.tasks.figures import Figures
 from fep.tasks.lane import Lane, LaneParts
 from fep.tasks.mailbox import ClientBox, Mailbox
 from fep.tasks.register import Register
@@ -139,6 +140,7 @@ class TaskService:
         self._open = Register()
         self._boxes: dict[ClientName, ClientBox] = {}
         self._paid: dict[AccountNumber, Cny] = {}
+        self.figures = Figures()
         self.sharing: Sharing | None = None
         """None: this machine is the only one."""
         self._admission = Admission(store, config.age_max_s, self._admitted, self.note_full)
@@ -402,6 +404,7 @@ class TaskService:
 
     def _admitted(self, fresh: list[Task]) -> None:
         """Know the tasks that are on disk now, and let their lanes have them."""
+        self.figures.admitted += len(fresh)
         expiry = self._open.next_expiry
         mine = fresh if self.sharing is None else self.sharing.mine(fresh)
         self._open.keep_all(mine)
@@ -979,6 +982,8 @@ class TaskService:
                 "open": states,
                 "drained": bank in self.lanes and self.lanes[bank].drained,
                 "in_flight": self.lanes[bank].in_flight if bank in self.lanes else 0,
+                "ended": self.figures.ended_of(bank),
+                "waiting_since": self._waiting_since(bank),
             }
             for bank, states in banks.items()
         }
@@ -990,6 +995,12 @@ class TaskService:
             "queue_max": self.config.queue_max,
             "banks": shown,
         }
+
+    def _waiting_since(self, bank: BankName) -> str | None:
+        """Return since when the oldest task of a lane waits here, None when none does."""
+        lane = self.lanes.get(bank)
+        oldest = None if lane is None else lane.oldest_waiting()
+        return None if oldest is None else to_text(oldest.submitted_at)
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -1359,6 +1370,8 @@ class TaskService:
         if task.state is State.RETURNED:
             self._tell_returned(task, cause)
         self._watch_fill()
+        seconds = (now - task.submitted_at).total_seconds()
+        self.figures.note_end(task.bank, task.kind, task.state, seconds)
         log.info(
             "task.ended",
             task_id=task.task_id,
@@ -1370,7 +1383,7 @@ class TaskService:
             cause=cause,
             offers=task.offers,
             inquiries=task.inquiries,
-            seconds=round((now - task.submitted_at).total_seconds(), 3),
+            seconds=round(seconds, 3),
         )
         if values.get("delivery") == store.OWED and self._is_here(task.client):
             result = values.get("result")

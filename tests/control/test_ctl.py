@@ -360,7 +360,51 @@ def test_ready_says_what_is_not(scene: Scene, ctl: Ctl):
         assert value["not_ready"][0].startswith("link cmb is ")
     finally:
         scene.hosts["cmb"].start()
-    until(lambda: ctl("ready").status == 0, "ready again")
+    assert ctl("ready", "--wait", "60") == Ran(0, "ready 就绪\n", "")
+
+
+def test_ready_looks_at_one_bank(scene: Scene, ctl: Ctl):
+    assert ctl("ready", "--bank", "pingan").status == 0
+    assert ctl("ready", "--bank", "none") == Ran(
+        1, "not ready 未就绪: there is no bank 'none' here\n", ""
+    )
+    scene.hosts["cmb"].stop()
+    try:
+        until(lambda: ctl("ready").status == 1, "not ready")
+        assert ctl("ready", "--bank", "pingan").status == 0
+        ran = ctl("ready", "--bank", "cmb")
+        assert ran.status == 1
+        assert re.fullmatch(r"not ready 未就绪: link cmb is \w+\n", ran.out)
+        ctl("drain", "pingan")
+        assert "bank pingan is drained" in ctl("ready", "--bank", "pingan").out
+    finally:
+        ctl("resume", "pingan")
+        scene.hosts["cmb"].start()
+    assert ctl("ready", "--wait", "60").status == 0
+
+
+def test_ready_waits_no_longer_than_it_is_told(bare: Ctl, tmp_path: Path):
+    began = time.monotonic()
+    ran = bare("--address", f"unix:{tmp_path}/none.sock", "ready", "--wait", "0.5")
+    assert 0.5 <= time.monotonic() - began < 10
+    assert ran.status == 1
+    assert "no daemon answers" in ran.err
+
+
+def test_ready_waits_for_a_daemon_that_is_starting(scene: Scene, ctl: Ctl):
+    scene.stop_daemon()
+    address = ["--address", f"unix:{scene.socket}"]
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "fep.control.ctl", *address, "ready", "--wait", "60"],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert ctl("ready").status == 1
+        assert waiting.poll() is None
+    finally:
+        scene.start_daemon()
+    out, _ = waiting.communicate(timeout=60)
+    assert (waiting.returncode, out.decode()) == (0, "ready 就绪\n")
 
 
 def test_drain_holds_tasks_back_and_cancel_ends_them(scene: Scene, ctl: Ctl):
@@ -769,8 +813,9 @@ def read_line(process: subprocess.Popen[bytes], has: str) -> str:
 
 def test_events_are_followed_until_ctrl_c(scene: Scene, ctl: Ctl):
     with (
-        started(scene, "events", "task.") as people,
-        started(scene, "events", "--json") as programs,
+        started(scene, "events", "task.ended") as people,
+        # Of nothing else: a session's events would not say that a task's end will come.
+        started(scene, "events", "task.ended", "--json") as programs,
     ):
         followed = 0
 

@@ -338,9 +338,8 @@ async def test_a_handshake_that_does_not_end_is_cut(
 
 
 def test_files_that_do_not_fit_are_a_fault_of_the_configuration(tmp_path: Path) -> None:
-    files = {name: tmp_path / file for name, file in tls_files(tmp_path).items()}
-    listener = TcpListener("0.0.0.0", 1, TlsFiles(**files))
-    context = tls_context(listener)
+    files = TlsFiles(**{name: tmp_path / file for name, file in tls_files(tmp_path).items()})
+    context = tls_context(files, "a listener")
     assert (context.verify_mode, context.minimum_version) == (
         ssl.CERT_REQUIRED,
         ssl.TLSVersion.TLSv1_3,
@@ -350,13 +349,13 @@ def test_files_that_do_not_fit_are_a_fault_of_the_configuration(tmp_path: Path) 
     ], "nobody else's CA is trusted"
     (tmp_path / "ca.crt").write_bytes(b"no PEM")
     with pytest.raises(ConfigError, match="TLS files"):
-        tls_context(listener)
+        tls_context(files, "a listener")
     OTHERS.issue_cert("x.example").private_key_pem.write_to_path(tmp_path / "tls.key")
     with pytest.raises(ConfigError, match="TLS files"):
-        tls_context(listener)
+        tls_context(files, "a listener")
     (tmp_path / "tls.key").unlink()
     with pytest.raises(ConfigError, match="TLS files"):
-        tls_context(listener)
+        tls_context(files, "a listener")
 
 
 def trusted(ca: trustme.CA) -> list[dict[str, Any]]:

@@ -92,6 +92,26 @@ def test_no_client_waits_for_more_than_one_task_of_each_other(
             since = {c: 0 if c == task.client or not left[c] else n + 1 for c, n in since.items()}
 
 
+@settings(deadline=None)
+@given(TASKS, st.permutations(range(40)), st.sets(st.integers(0, 39), max_size=20), st.booleans())
+def test_the_oldest_is_the_first_admitted_that_still_waits(
+    given_tasks: list[tuple[ClientName, int]], arrival: list[int], ended: set[int], body: bool
+) -> None:
+    tasks = [make(n, c, p, body=body) for n, (c, p) in enumerate(given_tasks)]
+    queue = LaneQueue()
+    for place in arrival:
+        if place < len(tasks):
+            (queue.add_to_send if body else queue.add_to_fetch)(tasks[place])
+    for task in tasks:
+        if task.seq in ended:
+            task.state = State.CANCELLED
+    assert queue.oldest() is next((task for task in tasks if task.seq not in ended), None)
+
+
+def test_the_oldest_of_an_empty_queue_is_none() -> None:
+    assert LaneQueue().oldest() is None
+
+
 def test_a_backlog_does_not_hold_the_single_task_of_another() -> None:
     queue = LaneQueue()
     for seq in range(1000):
