@@ -39,6 +39,7 @@ class AlarmKind(StrEnum):
     UNMATCHED_REPLY = "UNMATCHED_REPLY"
     MACHINE_LOST = "MACHINE_LOST"
     STORE_DOWN = "STORE_DOWN"
+    CREDENTIAL_FAULT = "CREDENTIAL_FAULT"
 
 
 class Severity(StrEnum):
@@ -210,6 +211,12 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         "共享数据库无应答",
         Severity.CRITICAL,
         "See to the database. Until it answers nothing is taken and nothing is sent.",
+    ),
+    AlarmKind.CREDENTIAL_FAULT: Meaning(
+        "A listener's certificate, token or key file is faulty or ends soon",
+        "监听端口的证书、口令或密钥文件有误或即将到期",
+        Severity.MAJOR,
+        "Correct or renew the file named; until then new connections get the earlier one.",
     ),
 }
 
