@@ -447,6 +447,7 @@ class Session:
             deaf_at = trio.current_time()
             while True:
                 if messages:
+                    await self._share.room()
                     await self._handle(messages, nurseries)
                 await self._outbox.room()
                 while self._uncommitted >= UNCOMMITTED_MAX:
@@ -512,6 +513,7 @@ class Session:
         if (
             self._uncommitted + 1 < UNCOMMITTED_MAX
             and self._outbox.has_room
+            and self._share.has_room
             and all(map(_is_at_once, messages))
             and (pace is None or not pace.wait(trio.current_time()))
         ):
@@ -623,17 +625,17 @@ class Session:
 
     def _submit(self, batch: _Batch) -> None:
         assert self._caller is not None
-        ids = batch.ids
+        ids, share = batch.ids, self._share
 
         def done(answers: Sequence[Answer]) -> None:
+            share.stored(len(ids))
             self._uncommitted -= 1
             self._waiting.unpark_all()
             self._send(b"".join(map(_answer_line, ids, answers)))
 
         self._uncommitted += 1
-        self._services.tasks.submit(
-            self._caller.name, batch.submits, done, self._share.limits.open_max
-        )
+        share.uncommitted += len(ids)
+        self._services.tasks.submit(self._caller.name, batch.submits, done, share.limits.open_max)
 
     def _answered(self, message: Response, batch: _Batch) -> None:
         """Sort an answer to one of our requests; one we never made is noted and left."""

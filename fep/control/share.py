@@ -23,6 +23,11 @@ CALLS_MAX: Final = 64
 """Requests of one client that are being worked on at once; more wait in its sockets."""
 
 
+UNCOMMITTED_TASKS_MAX: Final = 2048
+"""Submissions of one client that wait for the disk. All that wait are stored together, so that they
+are what others wait for; a client's next ones wait in its sockets."""
+
+
 class Pace:
     """A client's lines and bytes a second. Pure; ``now`` is trio's time, in seconds.
 
@@ -57,6 +62,26 @@ class Share:
     """Its TLS connections are acted on one after the other, so that others come between."""
     calls: trio.CapacityLimiter = attrs.Factory(lambda: trio.CapacityLimiter(CALLS_MAX))
     sessions: int = 0
+    uncommitted: int = 0
+    """Submissions that wait for the disk."""
+    waiting: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
+    """Who waits for that to fall."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more submissions may be handed to the store."""
+        return self.uncommitted < UNCOMMITTED_TASKS_MAX
+
+    async def room(self) -> None:
+        """Wait until it has room; what is done before the next wait counts."""
+        while not self.has_room:
+            await self.waiting.park()
+
+    def stored(self, count: int) -> None:
+        """Note that so many submissions wait no more."""
+        self.uncommitted -= count
+        if self.has_room:
+            self.waiting.unpark_all()
 
 
 class Shares:
