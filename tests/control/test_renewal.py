@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -288,14 +289,14 @@ async def test_a_file_that_is_being_written_is_not_told_as_faulty(
 
 
 async def test_files_are_looked_at_once_a_second_however_many_connect(
-    tmp_path: Path, logs: Logs, autojump_clock: trio.testing.MockClock
+    tmp_path: Path, logs: Logs, mock_clock: trio.testing.MockClock
 ) -> None:
     one = renewed(tmp_path / "f", Alarms(), Clock())
     assert await one.fresh() == "one"
     (tmp_path / "f").write_text("two")
     for _ in range(100):
         assert await one.fresh() == "one"
-    await trio.sleep(CHECK_SECONDS)
+    mock_clock.jump(CHECK_SECONDS)
     assert await one.fresh() == "two"
 
 
