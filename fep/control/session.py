@@ -730,6 +730,8 @@ class Session:
 
     def _not_permitted(self, id_: Id, method: str) -> bytes:
         assert self._caller is not None
+        if self._is_new(f"denied {method}"):
+            self._log.warning("session.denied", method=method)
         return jsonrpc.refusal(id_, "NOT_PERMITTED", not_permitted(self._caller.role, method))
 
     # -- events -------------------------------------------------------------------------------
