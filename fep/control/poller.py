@@ -36,13 +36,6 @@ class Turn:
         self.number = 0
         self.size = 0
 
-    def is_over(self, number: int) -> bool:
-        """Say whether this client has had its turn in this round."""
-        if self.number != number:
-            self.number, self.size = number, 0
-            return False
-        return self.size >= ROUND_BYTES
-
 
 class Poller:
     """Owns the epoll; run it beside the connections that are read through it.
@@ -63,9 +56,12 @@ class Poller:
             while True:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
                 number += 1
-                # Who had to wait comes first, or one connection went before the others for ever.
-                first, late = late, {}
-                for fileno in (*first, *(fileno for fileno, _ in self._epoll.poll(0))):
+                ready = self._epoll.poll(0)
+                if late:
+                    # They come first, or one connection went before the others for ever.
+                    ready = [*((fileno, select.EPOLLIN) for fileno in late), *ready]
+                    late = {}
+                for fileno, _ in ready:
                     # One of those before it may have ended this one's connection.
                     inlet = self._inlets.get(fileno)
                     if inlet is not None and not inlet.come(number):
@@ -133,8 +129,12 @@ class Inlet(Generic[T]):
             self.disarm()
             return True
         turn = self._turn
-        if self._number == number or turn.is_over(number):
-            return self._number == number
+        if turn.number != number:
+            turn.number, turn.size = number, 0
+        elif self._number == number:
+            return True
+        elif turn.size >= ROUND_BYTES:
+            return False
         self._number = number
         result: outcome.Outcome[T]
         try:

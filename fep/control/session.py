@@ -413,7 +413,7 @@ class Session:
                 msg = f"the proof's time differs from the daemon's, {now_ms}; set the clocks"
                 raise ProtocolRefusal("STALE", msg)
             case Verdict.REPLAY:
-                raise ProtocolRefusal("REPLAY", "this proof was used before; make a new one")
+                raise ProtocolRefusal("REPLAY", "this proof was used before; a new one is needed")
             case _:
                 assert_never(verdict)
 

@@ -394,19 +394,19 @@ class TaskService:
             done([Refused("SHUTTING_DOWN", msg) for _ in submissions])
             return
         room = self.config.queue_max - len(self._open) - self._admitting - self._elsewhere()
-        own_room, under_way = len(submissions), 0
+        full: Callable[[], Refused] = self._queue_full
+        under_way = 0
         if open_max:
             under_way = self._admitting_of.get(client, 0)
             own_room = open_max - self._open.of_client(client) - under_way
+            if own_room < room:
+                room, full = own_room, partial(_limited, open_max)
         refusals: list[Refused | None] = []
         taken = 0
         for one in submissions:
             refused = self._unacceptable(one)
             if refused is None and taken >= room:
-                refused = self._queue_full()
-            elif refused is None and taken >= own_room:
-                msg = f"{open_max} tasks of this client are open; submit again when some have ended"
-                refused = Refused("LIMITED", msg, OPEN_AGAIN_SECONDS)
+                refused = full()
             refusals.append(refused)
             taken += refused is None
         self._admitting += taken
@@ -1540,6 +1540,11 @@ class TaskService:
             self.alarms.raise_alarm(
                 AlarmKind.UNMATCHED_REPLY, bank, "an answer matched no request; its bytes are kept"
             )
+
+
+def _limited(open_max: int) -> Refused:
+    msg = f"{open_max} tasks of this client are open; submit again when some have ended"
+    return Refused("LIMITED", msg, OPEN_AGAIN_SECONDS)
 
 
 def _check_evidence(evidence: str) -> None:

@@ -220,7 +220,7 @@ def test_two_requests_are_hidden_in_one(attacked: Site) -> None:
                 attacked, b"POST /login HTTP/1.1\r\nhost: x\r\n" + headers + b"\r\n" + smuggled
             )
             assert got.count(b"HTTP/1.1 ") <= 1
-            assert got.startswith(b"HTTP/1.1 4")
+            assert not got or got.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5"))
 
 
 def test_a_request_comes_byte_by_byte(attacked: Site, slow: Slow) -> None:

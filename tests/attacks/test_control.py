@@ -149,7 +149,9 @@ def test_a_proof_is_replayed(attacked: Site) -> None:
         assert opened(attacked, later) == PERMISSION
         assert opened(attacked, heard | {"client": "erp-1"}) == PERMISSION
         assert opened(attacked, {"client": "erp-2", "token": SECRET}) == PERMISSION
-    assert attacked.logged("session.refused", reason="this proof was used before; make a new one")
+    assert attacked.logged(
+        "session.refused", reason="this proof was used before; a new one is needed"
+    )
 
 
 def test_a_proof_is_forged(attacked: Site) -> None:
