@@ -427,4 +427,5 @@ def site(directory: Path) -> Iterator[Site]:
 
 def payment(site: Site, amount: str = "12.34") -> dict[str, Any]:
     """Return the body of a payment between the last two accounts."""
-    return transfer(site.scene, *site.scene.accounts[-2:], amount)
+    payer, payee = site.scene.accounts[-2:]
+    return transfer(site.scene, payer, payee, amount)

@@ -116,7 +116,7 @@ def test_a_cookie_is_planted_before_the_login(attacked: Site) -> None:
             assert answer.status_code == 303
             assert answer.cookies["fep"] != quote(planted)
             assert not is_in(attacked, quote(planted))
-        assert is_in(attacked, answer.cookies["fep"])
+            assert is_in(attacked, answer.cookies["fep"])
 
 
 def test_a_cookie_is_used_after_the_logout(attacked: Site) -> None:

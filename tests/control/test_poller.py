@@ -137,7 +137,7 @@ async def test_one_that_floods_over_many_connections_has_one_turn_a_round(poller
                 with suppress(BlockingIOError):
                     while True:
                         writes_here.send(bytes(READ_BYTES))
-                inlet = stack.enter_context(
+                inlet: Inlet[None] = stack.enter_context(
                     poller.reading(reads_here.fileno(), take(f"flood {number}"), turn)
                 )
                 nursery.start_soon(inlet.receive)

@@ -107,7 +107,7 @@ def serial(made: trustme.LeafCert) -> int:
 async def is_let_in(rig: Rig, context: ssl.SSLContext) -> bool:
     wire = await rig.tls(context)
     with suppress(trio.BrokenResourceError, AssertionError):
-        return (await wire.open("erp-1"))["role"] == "finance"
+        return bool((await wire.open("erp-1"))["role"] == "finance")
     return False
 
 
