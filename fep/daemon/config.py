@@ -444,6 +444,7 @@ def _rate(table: Table, key: str, default: float) -> float:
     rate = table.number(key, default, 0.0, RATE_MAX)
     if 0 < rate < 1:
         table.fault(key, "must be at least 1, or 0 for no limit")
+        return default
     return rate
 
 

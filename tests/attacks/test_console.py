@@ -48,6 +48,9 @@ def test_an_operator_makes_itself_an_administrator(attacked: Site) -> None:
     with attacked.unharmed():
         answer = olaf.post("/users/olaf", act="role", role="admin")
         assert answer.status_code == 403
+        # Nor by way of the configuration, where roles on the machine are written.
+        for path in ("/config/text", "/config/apply", "/config/confirm", "/config/bank"):
+            assert olaf.post(path, text="", act="apply").status_code == 403
         answer = olaf.post("/me/password", old=PASSWORD, new="another-password", role="admin")
         assert olaf.get("/users").status_code in {403, 303}
     assert attacked.logged("authz.denied", user="olaf", what="/users/olaf")
