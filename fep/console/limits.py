@@ -82,13 +82,21 @@ class Headers:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        gone = False
 
         async def with_headers(message: Message) -> None:
+            nonlocal gone
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in self._headers.items():
                     headers.setdefault(name, value)
                 headers.setdefault("cache-control", "no-store")
-            await send(message)
+            if gone:
+                return
+            try:
+                await send(message)
+            except trio.BusyResourceError:
+                # Its client hung up at this very moment: the server is ending the connection.
+                gone = True
 
         await self._app(scope, receive, with_headers)

@@ -212,7 +212,8 @@ def test_a_body_and_a_header_are_larger_than_may_be(attacked: Site) -> None:
 def test_two_requests_are_hidden_in_one(attacked: Site) -> None:
     smuggled = b"0\r\n\r\nGET /users HTTP/1.1\r\nhost: x\r\n\r\n"
     with attacked.unharmed():
-        for headers in (
+        # Often: each hangs up at another moment of the answer.
+        for headers in 20 * (
             b"content-length: 4\r\ntransfer-encoding: chunked\r\n",
             b"content-length: 4\r\ncontent-length: 40\r\n",
             b"transfer-encoding: chunked, identity\r\n",
