@@ -40,7 +40,7 @@ from fep.control.config import Limits
 from fep.control.poller import Poller
 from fep.control.postman import Postman
 from fep.control.proof import Gate, Verdict
-from fep.control.share import Share, Shares
+from fep.control.share import UNCOMMITTED_TASKS_MAX, Share, Shares
 from fep.domain.clock import to_text
 from fep.domain.errors import BodyError, FepError, KeySlotError
 from fep.domain.ids import BankName, ClientName, TaskId, new_session_id, parse_name, parse_task_id
@@ -513,7 +513,7 @@ class Session:
         if (
             self._uncommitted + 1 < UNCOMMITTED_MAX
             and self._outbox.has_room
-            and self._share.has_room
+            and self._share.uncommitted < UNCOMMITTED_TASKS_MAX
             and all(map(_is_at_once, messages))
             and (pace is None or not pace.wait(trio.current_time()))
         ):

@@ -80,7 +80,8 @@ class Share:
     def stored(self, count: int) -> None:
         """Note that so many submissions wait no more."""
         self.uncommitted -= count
-        if self.has_room:
+        # Nobody waits, nearly always; to wake nobody would cost more than all the rest here.
+        if self.waiting and self.has_room:
             self.waiting.unpark_all()
 
 
