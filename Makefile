@@ -25,7 +25,7 @@ demo: setup ## the main job on this machine: keys, banks, tasks, one pooling rou
 	@$(BIN)/fep demo
 
 # Real processes, and the simulation: they measure no coverage, so that nothing is traced in them.
-WHOLE := tests/system tests/crash tests/simulation tests/bench tests/browser
+WHOLE := tests/system tests/crash tests/simulation tests/bench tests/browser tests/attacks
 
 test: setup ## every test, in two halves at once; branch coverage of the first
 	@$(BIN)/coverage erase

@@ -44,6 +44,9 @@ _ACCOUNTS: Final = frozenset({"account", "payer", "payee", "target"})
 NUMBER_CHARS_MIN: Final = 12
 """A shorter text can hold no number that is masked."""
 # Not \w in the guards: Chinese characters are \w, and a number beside one would pass unmasked.
+_UNSEEN: Final = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""What a terminal obeys, takes for a line's end, or turns the order of what is around it by. What
+is below a space, JSON escapes itself."""
 _NUMBER: Final = re.compile(r"(?<![0-9A-Za-z_-])(\d{4})\d{4,15}(\d{4})(?![0-9A-Za-z_-])")
 
 
@@ -61,12 +64,17 @@ def masked(text: str) -> str:
     return _text("", text)
 
 
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
+
+
 def _text(name: str, value: str) -> str:
     if len(value) < NUMBER_CHARS_MIN and value.isascii() and name not in _ACCOUNTS:
         return value
     if not value.isascii():
         # A lone surrogate (from a file's name, from a peer) can't be written as UTF-8.
         value = value.encode("utf-8", "backslashreplace").decode("utf-8")
+        value = _UNSEEN.sub(_escaped, value)
     if name in _PLAIN:
         return value[:VALUE_CHARS_MAX]
     if name in _ACCOUNTS and "*" not in value and value.isascii():

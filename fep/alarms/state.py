@@ -40,6 +40,7 @@ class AlarmKind(StrEnum):
     MACHINE_LOST = "MACHINE_LOST"
     STORE_DOWN = "STORE_DOWN"
     ALARM_UNDELIVERED = "ALARM_UNDELIVERED"
+    CREDENTIAL_FAULT = "CREDENTIAL_FAULT"
 
 
 class Severity(StrEnum):
@@ -243,6 +244,13 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         Severity.MAJOR,
         "See fepctl channels for the reason; mend it, then fepctl channel-test NAME.",
         "用 fepctl channels 查看原因；修复后运行 fepctl channel-test NAME。",
+    ),
+    AlarmKind.CREDENTIAL_FAULT: Meaning(
+        "A listener's certificate, token or key file is faulty or ends soon",
+        "监听端口的证书、口令或密钥文件有误或即将到期",
+        Severity.MAJOR,
+        "Correct or renew the file named; until then new connections get the earlier one.",
+        "更正或更新所指文件；在此之前新连接沿用原来的内容。",
     ),
 }
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from fep.client.address import Address, parse_address
 from fep.client.blocking import BlockingClient
 from fep.client.conversation import CallError, DisconnectedError, TaskResult
+from fep.wire.proof import Key, parse_keys
 
 if TYPE_CHECKING:
     from fep.client.trio_client import Client, open_client
@@ -15,9 +16,11 @@ __all__ = [
     "CallError",
     "Client",
     "DisconnectedError",
+    "Key",
     "TaskResult",
     "open_client",
     "parse_address",
+    "parse_keys",
 ]
 
 

@@ -8,6 +8,7 @@ body is asked for, and the result told, again later.
 
 from __future__ import annotations
 
+import secrets
 import select
 import socket
 import ssl
@@ -39,6 +40,7 @@ from fep.client.conversation import (
     TaskResult,
 )
 from fep.domain.clock import Clock, SystemClock, to_text
+from fep.wire.proof import NONCE_BYTES, Key
 
 RECEIVE_BYTES: Final = 65_536
 SEND_BYTES: Final = 262_144
@@ -84,6 +86,7 @@ class BlockingClient:
         name: str,
         *,
         token: str | None = None,
+        key: Key | None = None,
         tls: ssl.SSLContext | None = None,
         fetch: Fetch | None = None,
         result: Result | None = None,
@@ -95,7 +98,7 @@ class BlockingClient:
     ) -> None:
         self._address = parse_address(address) if isinstance(address, str) else address
         self._tls = tls
-        self._conversation = Conversation(name, token)
+        self._conversation = Conversation(name, token, key)
         self._fetch = fetch
         self._result = result
         self._alarm = alarm
@@ -306,7 +309,9 @@ class BlockingClient:
         with self._connect() as sock:
             sock.settimeout(0)
             with self._lock:
-                self._out[:] = self._conversation.connected()
+                self._out[:] = self._conversation.connected(
+                    int(self._clock.now().timestamp() * 1000), secrets.token_hex(NONCE_BYTES)
+                )
             poller = select.poll()  # select itself can't take files numbered 1024 and more
             poller.register(self._wakee, select.POLLIN)
             heard = beaten = time.monotonic()

@@ -14,12 +14,15 @@ import attrs
 import msgspec
 
 from fep.domain.errors import FepError
-from fep.wire import jsonrpc
+from fep.wire import jsonrpc, proof
 from fep.wire.jsonrpc import Fault, Request, Response
+from fep.wire.proof import Key
 
 SILENCE_HEARTBEATS: Final = 3
 HEARTBEAT_SECONDS_MAX: Final = 86_400.0
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.2, 10.0
+NOT_PROVED: Final = "NOT_PROVED"
+"""The other side holds not our key: it only listens where the daemon should."""
 RESENT: Final = frozenset({"task.submit"})
 PERMANENT: Final = frozenset(
     {
@@ -35,9 +38,11 @@ PERMANENT: Final = frozenset(
 class CallError(FepError):
     """The daemon refused a call; ``code`` is its stable code, such as ``TASK_CONFLICT``."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.retry_after_s = retry_after_s
+        """Of ``LIMITED``: when another try may be taken."""
 
 
 class DisconnectedError(FepError):
@@ -114,7 +119,9 @@ class Broken:
 Happening = Answered | Opened | FetchAsked | ResultTold | EventTold | Broken
 
 
-class _Welcome(msgspec.Struct):
+class _Welcome(msgspec.Struct, kw_only=True):
+    session: str = ""
+    proof: str = ""
     heartbeat_s: Annotated[float, msgspec.Meta(gt=0, le=HEARTBEAT_SECONDS_MAX)]
 
 
@@ -149,9 +156,12 @@ class _Call:
 class Conversation:
     """Over any number of connections: what was asked and is not answered yet."""
 
-    def __init__(self, name: str, token: str | None) -> None:
+    def __init__(self, name: str, token: str | None, key: Key | None = None) -> None:
         self._name = name
         self._token = token
+        self._key = key
+        self._mac = ""
+        """Of the proof that this connection was opened with."""
         self._next_id = 0
         self._calls: dict[jsonrpc.Id, _Call] = {}
         self._receiver = jsonrpc.LineReceiver()
@@ -159,12 +169,27 @@ class Conversation:
         self._beats = 0
         self.heartbeat_s = 10.0
 
-    def connected(self) -> bytes:
-        """Begin on a new connection; returns the first line to send."""
+    def connected(self, time_ms: int = 0, nonce: str = "") -> bytes:
+        """Begin on a new connection; returns the first line to send.
+
+        Args:
+            time_ms: now, in milliseconds since 1970; where there is a key.
+            nonce: 32 random hexadecimal digits, new for each connection; where there is a key.
+        """
         self._receiver = jsonrpc.LineReceiver()
         self._next_id += 1
         self._opening = self._next_id
-        params = {"client": self._name} | ({"token": self._token} if self._token else {})
+        params: dict[str, Any] = {"client": self._name}
+        if self._token:
+            params["token"] = self._token
+        if (key := self._key) is not None:
+            self._mac = proof.opening_mac(key.secret, key.id, self._name, time_ms, nonce)
+            params["proof"] = {
+                "key_id": key.id,
+                "time": time_ms,
+                "nonce": nonce,
+                "mac": self._mac,
+            }
         return jsonrpc.request(self._opening, "session.open", params)
 
     def disconnected(self) -> list[Answered]:
@@ -272,9 +297,15 @@ class Conversation:
             return Broken(message.error.message, code, permanent=code in PERMANENT), b""
         try:
             welcome = jsonrpc.decoded(_OBJECT, message.result)
-            self.heartbeat_s = jsonrpc.decoded(_WELCOME, message.result).heartbeat_s
+            read = jsonrpc.decoded(_WELCOME, message.result)
         except msgspec.ValidationError as error:
             return Broken(f"the daemon's welcome can't be read: {error}"), b""
+        if self._key is not None:
+            right = proof.welcome_mac(self._key.secret, self._mac, read.session)
+            if not proof.is_same(read.proof, right):
+                msg = "who answered did not prove to hold our key: this is not the daemon"
+                return Broken(msg, NOT_PROVED, permanent=True), b""
+        self.heartbeat_s = read.heartbeat_s
         return Opened(welcome), b"".join(call.line for call in self._calls.values())
 
 
@@ -285,7 +316,11 @@ def _code(failure: jsonrpc.Failure) -> str:
 
 def _answer(call: _Call, message: Response) -> Answered:
     if message.error is not None:
-        return Answered(call.ticket, None, CallError(_code(message.error), message.error.message))
+        data = message.error.data
+        again = data.get("retry_after_s") if isinstance(data, dict) else None
+        later = again if isinstance(again, int | float) else None
+        error = CallError(_code(message.error), message.error.message, later)
+        return Answered(call.ticket, None, error)
     try:
         return Answered(call.ticket, jsonrpc.value(message.result), None)
     except msgspec.ValidationError as error:

@@ -11,6 +11,7 @@ cancelled when the connection ends.
 
 from __future__ import annotations
 
+import secrets
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -38,6 +39,7 @@ from fep.client.conversation import (
     TaskResult,
 )
 from fep.domain.clock import Clock, SystemClock, to_text
+from fep.wire.proof import NONCE_BYTES, Key
 
 RECEIVE_BYTES: Final = 65_536
 CONNECT_SECONDS_MAX: Final = 10.0
@@ -84,6 +86,7 @@ class Client:
         name: str,
         *,
         token: str | None = None,
+        key: Key | None = None,
         tls: ssl.SSLContext | None = None,
         fetch: Fetch | None = None,
         result: Result | None = None,
@@ -95,7 +98,7 @@ class Client:
         self._address = parse_address(address) if isinstance(address, str) else address
         self._open_stream = connect
         self._tls = tls
-        self._conversation = Conversation(name, token)
+        self._conversation = Conversation(name, token, key)
         self._fetch = fetch
         self._result = result
         self._alarm = alarm
@@ -235,7 +238,8 @@ class Client:
     async def _live(self, opened: Callable[[], None]) -> None:
         """Live through one connection; raises ``_LostError`` at its end."""
         stream = await self._connect()
-        self._out = [self._conversation.connected()]
+        now_ms = int(self._clock.now().timestamp() * 1000)
+        self._out = [self._conversation.connected(now_ms, secrets.token_hex(NONCE_BYTES))]
         self._out_wanted.set()
         self._heard_at = trio.current_time()
         lost: _LostError | None = None
@@ -431,11 +435,12 @@ class Client:
 
 
 @asynccontextmanager
-async def open_client(
+async def open_client(  # noqa: PLR0913 - as Client
     address: str | Address,
     name: str,
     *,
     token: str | None = None,
+    key: Key | None = None,
     tls: ssl.SSLContext | None = None,
     fetch: Fetch | None = None,
     result: Result | None = None,
@@ -451,6 +456,7 @@ async def open_client(
         address,
         name,
         token=token,
+        key=key,
         tls=tls,
         fetch=fetch,
         result=result,

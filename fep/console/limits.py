@@ -7,6 +7,7 @@ from typing import Final
 import trio
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BODY_BYTES_MAX: Final = 512 * 1024
@@ -27,7 +28,7 @@ HSTS: Final = "max-age=31536000"
 
 
 class BodyLimit:
-    """Ends a request whose body is too large, or does not come."""
+    """Ends a request whose body is too large, does not come, or has two lengths."""
 
     def __init__(
         self,
@@ -59,7 +60,17 @@ class BodyLimit:
                 return message
             raise HTTPException(408)
 
+        if not complete and _is_framed_twice(scope):
+            # A proxy before us may read another body than we do, and take the rest for a request.
+            answer = PlainTextResponse("400", 400, {"connection": "close"})
+            await answer(scope, receive, send)
+            return
         await self._app(scope, limited, send)
+
+
+def _is_framed_twice(scope: Scope) -> bool:
+    names = [name for name, _ in scope["headers"]]
+    return b"transfer-encoding" in names and b"content-length" in names
 
 
 class Headers:
@@ -71,13 +82,21 @@ class Headers:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        gone = False
 
         async def with_headers(message: Message) -> None:
+            nonlocal gone
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in self._headers.items():
                     headers.setdefault(name, value)
                 headers.setdefault("cache-control", "no-store")
-            await send(message)
+            if gone:
+                return
+            try:
+                await send(message)
+            except trio.BusyResourceError:
+                # Its client hung up at this very moment: the server is ending the connection.
+                gone = True
 
         await self._app(scope, receive, with_headers)

@@ -24,6 +24,8 @@ from fep.console.app import make_app
 from fep.console.config import ConsoleConfig, ConsoleTls
 from fep.console.desk import Desk
 from fep.control.commands import Services
+from fep.control.renewal import Loaded, Renewed
+from fep.control.service import certificate_ends
 from fep.domain.errors import ConfigError
 
 log = structlog.get_logger()
@@ -60,23 +62,29 @@ async def run_console(
         ConfigError: it can't listen; the message says why.
     """
     assert config.listen is not None
-    context = None if config.tls is None else _tls_context(config.tls)
-    desk = Desk(services, verify, secure=context is not None)
-    listeners = await _listen(*config.listen)
+    where, renewed = f"console {config.listen[0]}:{config.listen[1]}", None
+    if (files := config.tls) is not None:
+        renewed = services.renewals.begin(
+            where,
+            [files.certificate, files.key],
+            lambda: Loaded(_tls_context(files), certificate_ends(files.certificate)),
+        )
+    desk = Desk(services, verify, secure=renewed is not None)
+    try:
+        listeners = await _listen(*config.listen)
+    except ConfigError:
+        if renewed is not None:
+            services.renewals.end(renewed)
+        raise
     sockets = [one.socket for one in listeners]
     serve = _handler(wrap_app(cast("Any", make_app(desk)), 0, "asgi"), _server_config())
     async with trio.open_nursery() as nursery:
         try:
             await nursery.start(desk.live.run)
             nursery.start_soon(desk.checker.run)
-            if context is not None:
-                secure = [
-                    trio.SSLListener(one, context, https_compatible=True) for one in listeners
-                ]
-                await nursery.start(trio.serve_listeners, guard(serve), secure)
-            else:
-                await nursery.start(trio.serve_listeners, guard(serve), listeners)
-            scheme = "https" if context is not None else "http"
+            handler = guard(serve if renewed is None else _secured(serve, renewed))
+            await nursery.start(trio.serve_listeners, handler, listeners)
+            scheme = "https" if renewed is not None else "http"
             addresses = [f"{scheme}://{_address(one)}" for one in sockets]
             services.console = addresses
             log.info("console.listening", addresses=addresses)
@@ -84,6 +92,8 @@ async def run_console(
             await trio.sleep_forever()
         finally:
             services.console = []
+            if renewed is not None:
+                services.renewals.end(renewed)
             for one in sockets:
                 one.close()
 
@@ -101,6 +111,16 @@ def _handler(app: Any, config: Config) -> Callable[[Stream], Awaitable[None]]:  
             await TCPServer(app, config, context, ConnectionState({}), stream)
         finally:
             places.release_on_behalf_of(stream)
+
+    return handle
+
+
+def _secured(
+    serve: Callable[[Stream], Awaitable[None]], renewed: Renewed[ssl.SSLContext]
+) -> Callable[[trio.SocketStream], Awaitable[None]]:
+    async def handle(stream: trio.SocketStream) -> None:
+        context = await renewed.fresh()
+        await serve(trio.SSLStream(stream, context, server_side=True, https_compatible=True))
 
     return handle
 

@@ -20,6 +20,7 @@ from fep.control import config_commands as settings
 from fep.control import probe
 from fep.control import user_commands as people
 from fep.control.audit import Audit
+from fep.control.renewal import Renewals
 from fep.domain.clock import Clock, to_text
 from fep.domain.errors import FepError
 from fep.domain.ids import TASK_ID_CHARS_MAX, BankName, ClientName, SlotName, TaskId
@@ -36,6 +37,7 @@ from fep.tasks.service import TaskService
 from fep.tasks.state import FINAL, State
 from fep.tasks.task import PRIORITY_DEFAULT, PRIORITY_MAX, PRIORITY_MIN
 from fep.users.service import Users
+from fep.wire.proof import MAC_CHARS, NONCE_CHARS, TIME_MS_MAX
 
 PROTOCOL_VERSION: Final = 1
 EXPIRES_SECONDS_MAX: Final = 30 * 86_400.0
@@ -63,9 +65,10 @@ ADMINS: Final = frozenset({Role.ADMIN})
 class ProtocolRefusal(FepError):  # noqa: N818 - a refusal is an answer, not a defect
     """A request that is refused with one of the protocol's own codes; nothing was changed."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.retry_after_s = retry_after_s
 
 
 @attrs.frozen
@@ -117,10 +120,22 @@ class Services:
     """Where the page of metrics is."""
     sessions: dict[Role, int] = attrs.Factory(lambda: dict.fromkeys(Role, 0))
     """How many are open."""
+    renewals: Renewals = attrs.field(kw_only=True)
+    """The files that listeners read anew while they serve."""
 
 
 class NoParams(msgspec.Struct, forbid_unknown_fields=True):
     """No members."""
+
+
+class ProofParams(msgspec.Struct, forbid_unknown_fields=True):
+    """What proves that the client holds a key; see ``fep.wire.proof``."""
+
+    key_id: str
+    time: Annotated[int, msgspec.Meta(ge=0, le=TIME_MS_MAX)]
+    """Milliseconds since 1970, UTC."""
+    nonce: Annotated[str, msgspec.Meta(pattern=f"^[0-9a-f]{{{NONCE_CHARS}}}\\Z")]
+    mac: Annotated[str, msgspec.Meta(pattern=f"^[0-9a-f]{{{MAC_CHARS}}}\\Z")]
 
 
 class OpenParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -128,6 +143,7 @@ class OpenParams(msgspec.Struct, forbid_unknown_fields=True):
 
     client: str
     token: str | None = None
+    proof: ProofParams | None = None
 
 
 class HeartbeatParams(msgspec.Struct, forbid_unknown_fields=True):

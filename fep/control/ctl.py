@@ -21,7 +21,15 @@ from typing import Any, Final
 import attrs
 import msgspec
 
-from fep.client import Address, BlockingClient, CallError, DisconnectedError, parse_address
+from fep.client import (
+    Address,
+    BlockingClient,
+    CallError,
+    DisconnectedError,
+    Key,
+    parse_address,
+    parse_keys,
+)
 from fep.control import show
 from fep.domain.errors import FepError
 from fep.tasks.state import FINAL, State
@@ -714,6 +722,12 @@ GLOBALS: Final[dict[str, Argument]] = {
     ),
     "client": _arg("--client", metavar="NAME", help="open the session as; else fepctl-USER"),
     "token_file": _arg("--token-file", type=Path, metavar="FILE", help="for tcp: on loopback"),
+    "key_file": _arg(
+        "--key-file",
+        type=Path,
+        metavar="FILE",
+        help="for tcp: on loopback: a line KEY_ID CLIENT SECRET, which never leaves this program",
+    ),
     "tls_certificate": _arg("--tls-certificate", type=Path, metavar="FILE", help="ours, PEM"),
     "tls_key": _arg("--tls-key", type=Path, metavar="FILE", help="ours, PEM"),
     "tls_ca": _arg("--tls-ca", type=Path, metavar="FILE", help="who signed the daemon's, PEM"),
@@ -812,6 +826,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace | None:
     tls = [file is not None for file in (given.tls_certificate, given.tls_key, given.tls_ca)]
     if given.address.kind == "tls" and not all(tls):
         parser.error("a tls: address needs --tls-certificate, --tls-key and --tls-ca")
+    if given.key_file is not None and (given.token_file is not None or given.address.kind != "tcp"):
+        parser.error("--key-file is for an address tcp:HOST:PORT, and without --token-file")
     if given.address.kind != "tls" and any(tls):
         parser.error("--tls-… is for an address tls:HOST:PORT")
     return given
@@ -831,10 +847,12 @@ def _run_patiently(given: argparse.Namespace) -> int:
 
 def _run(given: argparse.Namespace, until: float) -> int:
     told: SimpleQueue[Value | str] = SimpleQueue()
+    key = _key(given.key_file, given.client)
     client = BlockingClient(
         given.address,
-        given.client or _own_name(),
+        given.client or (_own_name() if key is None else key.client),
         token=_token(given.token_file),
+        key=key,
         tls=_tls(given),
         # Results of tasks submitted here are read by id, so ours count as told. A name that was
         # given may be a finance system's, which must get its results itself.
@@ -868,6 +886,22 @@ def _token(file: Path | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         msg = f"--token-file {file}: {error}"
         raise LocalFileError(msg) from error
+
+
+def _key(file: Path | None, client: str | None) -> Key | None:
+    """Return the last key of a file, of one client if that is given."""
+    if file is None:
+        return None
+    try:
+        keys = parse_keys(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"--key-file {file}: {error}"
+        raise LocalFileError(msg) from error
+    found = [one for one in keys.values() if client in (None, one.client)]
+    if not found:
+        msg = f"--key-file {file}: there is no key of {client}"
+        raise LocalFileError(msg)
+    return found[-1]
 
 
 def _tls(given: argparse.Namespace) -> Any:  # noqa: ANN401 - an SSL context, which only clients name

@@ -1,4 +1,4 @@
-"""The control protocol's listeners: the Unix socket, TCP with mutual TLS, loopback TCP with token.
+"""The control protocol's listeners: the Unix socket, TCP with mutual TLS, or with a secret.
 
 Every connection is guarded: what goes wrong in one handler ends that connection alone. Each
 listener has places of its own: who floods one keeps nobody from the others.
@@ -6,32 +6,40 @@ listener has places of its own: who floods one keeps nobody from the others.
 
 from __future__ import annotations
 
+import datetime as dt
 import os
+import secrets
 import socket
 import ssl
 import stat
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import structlog
 import trio
+from cryptography import x509
 
 from fep.control.commands import Role, Services
-from fep.control.config import ControlConfig, TcpListener, TlsFiles
+from fep.control.config import SESSIONS_MAX, ControlConfig, TcpListener, TlsFiles
 from fep.control.poller import Poller
 from fep.control.postman import Postman
-from fep.control.session import Peer, Session
+from fep.control.proof import Gate
+from fep.control.renewal import Loaded, Renewals, Renewed
+from fep.control.session import Lock, Peer, Session
+from fep.control.share import Shares
 from fep.domain.errors import ConfigError
 from fep.domain.ids import ClientName
+from fep.wire.proof import Key, parse_keys
 
 log = structlog.get_logger()
 
 HANDSHAKE_SECONDS_MAX: Final = 5.0
-CONNECTIONS_MAX: Final = 256
+CONNECTIONS_MAX: Final = SESSIONS_MAX
 """Open sessions of one listener; who comes then is refused."""
 UNOPENED_MAX: Final = 64
 """Connections of one listener without a session yet; the oldest makes room for the next, so that a
@@ -70,26 +78,39 @@ async def run_control(
     Raises:
         ConfigError: a listener can't be opened; the message says which and why.
     """
-    with ExitStack() as undo:
-        faces = []
-        # The Unix socket last: who can connect to it finds all others open too.
-        for listen in (*map(_tcp_face, config.tcp), _unix_face):
-            face = await listen(config, inherited)
-            faces.append(face)
-            for listener in face.listeners:
-                undo.callback(listener.socket.close)
-        undo.pop_all()
-    faces.insert(0, faces.pop())
-    poller, postman = Poller(), Postman()
-    async with trio.open_nursery() as nursery:
-        await nursery.start(poller.run)
-        await nursery.start(postman.run)
-        for face in faces:
-            handler = guard(_handler(face, services, config.heartbeat_s, poller, postman))
-            await nursery.start(trio.serve_listeners, handler, face.listeners)
-        addresses = [address for face in faces for address in face.addresses]
-        log.info("control.listening", addresses=addresses)
-        task_status.started(addresses)
+    with ExitStack() as watched:
+        with ExitStack() as undo:
+            faces = []
+            # The Unix socket last: who can connect to it finds all others open too.
+            for listen in (*map(_tcp_face, config.tcp), _unix_face):
+                face = await listen(config, services, inherited)
+                faces.append(face)
+                if face.renewed is not None:
+                    watched.callback(services.renewals.end, face.renewed)
+                for listener in face.listeners:
+                    undo.callback(listener.socket.close)
+            undo.pop_all()
+        faces.insert(0, faces.pop())
+        shared = _Shared(Poller(), Postman(), Shares(config.limits, config.clients))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(shared.poller.run)
+            await nursery.start(shared.postman.run)
+            nursery.start_soon(services.renewals.run)
+            for face in faces:
+                handler = guard(_handler(face, services, config.heartbeat_s, shared))
+                await nursery.start(trio.serve_listeners, handler, face.listeners)
+            addresses = [address for face in faces for address in face.addresses]
+            log.info("control.listening", addresses=addresses)
+            task_status.started(addresses)
+
+
+@attrs.frozen
+class _Shared:
+    """What all connections have in common."""
+
+    poller: Poller
+    postman: Postman
+    shares: Shares
 
 
 Identify = Callable[[trio.SocketStream], Awaitable[tuple[trio.abc.Stream, Peer] | None]]
@@ -103,29 +124,52 @@ class _Face:
     identify: Identify
     listeners: list[trio.SocketListener]
     addresses: list[str]
+    renewed: Renewed[Any] | None = None
+    """What is read anew while it serves."""
 
 
-Listen = Callable[[ControlConfig, Sequence[socket.socket]], Awaitable[_Face]]
+Listen = Callable[[ControlConfig, Services, Sequence[socket.socket]], Awaitable[_Face]]
 
 
-async def _unix_face(config: ControlConfig, inherited: Sequence[socket.socket]) -> _Face:
+async def _unix_face(
+    config: ControlConfig, _services: Services, inherited: Sequence[socket.socket]
+) -> _Face:
     listeners = [_adopt(one) for one in inherited] or [_listen_unix(config)]
     addresses = [str(one.socket.getsockname()) for one in listeners]
     return _Face(_UnixPeers(config), listeners, addresses)
 
 
 def _tcp_face(listener: TcpListener) -> Listen:
-    async def face(config: ControlConfig, _inherited: Sequence[socket.socket]) -> _Face:
+    async def face(
+        config: ControlConfig, services: Services, _inherited: Sequence[socket.socket]
+    ) -> _Face:
         # The files first: what they lack must not leave an open listener behind.
-        peers = _TlsPeers(listener, config) if listener.tls else _TokenPeers(listener, config)
-        listeners = await _listen_tcp(listener)
-        return _Face(peers, listeners, [_address(one.socket) for one in listeners])
+        subject = f"control.tcp {listener.host}:{listener.port}"
+        peers = _peers(listener, config, services, subject)
+        try:
+            listeners = await _listen_tcp(listener)
+        except ConfigError:
+            services.renewals.end(peers.renewed)
+            raise
+        addresses = [_address(one.socket) for one in listeners]
+        return _Face(peers, listeners, addresses, peers.renewed)
 
     return face
 
 
+def _peers(
+    listener: TcpListener, config: ControlConfig, services: Services, subject: str
+) -> _TlsPeers | _TokenPeers | _KeyPeers:
+    if listener.tls is not None:
+        return _TlsPeers(listener, config, services.renewals, subject)
+    if listener.keys_file is not None:
+        return _KeyPeers(listener.keys_file, config, services, subject)
+    assert listener.token_file is not None
+    return _TokenPeers(listener.token_file, config, services.renewals, subject)
+
+
 def _handler(
-    face: _Face, services: Services, heartbeat_s: float, poller: Poller, postman: Postman
+    face: _Face, services: Services, heartbeat_s: float, shared: _Shared
 ) -> Callable[[trio.SocketStream], Awaitable[None]]:
     places = _Places()
 
@@ -134,13 +178,24 @@ def _handler(
             return
         session: Session | None = None
         opened = False
-        with places.unopened():
-            if (found := await face.identify(stream)) is not None:
-                session = Session(*found, services, heartbeat_s, poller, postman)
-                opened = await session.open()
-        if session is not None and opened:
-            with places.open():
-                await session.run()
+        try:
+            with places.unopened():
+                if (found := await face.identify(stream)) is not None:
+                    session = Session(
+                        *found,
+                        services,
+                        heartbeat_s,
+                        shared.poller,
+                        shared.postman,
+                        shared.shares,
+                    )
+                    opened = await session.open()
+            if session is not None and opened:
+                with places.open():
+                    await session.run()
+        finally:
+            if session is not None:
+                session.leave()
 
     return handle
 
@@ -230,14 +285,21 @@ class _UnixPeers:
 class _TlsPeers:
     """Proves a client by its certificate: the subject's common name is the client's name."""
 
-    def __init__(self, listener: TcpListener, config: ControlConfig) -> None:
+    def __init__(
+        self, listener: TcpListener, config: ControlConfig, renewals: Renewals, subject: str
+    ) -> None:
         self._names = _roles(config)
-        assert listener.tls is not None
-        where = f"control.tcp {listener.host}:{listener.port}"
-        self._context = tls_context(listener.tls, where)
+        files = listener.tls
+        assert files is not None
+        self.renewed = renewals.begin(
+            subject,
+            [files.certificate, files.key, files.client_ca, files.client_crl],
+            partial(_loaded_tls, listener),
+        )
 
     async def __call__(self, stream: trio.SocketStream) -> tuple[trio.abc.Stream, Peer] | None:
-        secured = trio.SSLStream(stream, self._context, server_side=True)
+        # Each has a context of its own, so that no ticket of an earlier one opens a later one.
+        secured = trio.SSLStream(stream, await self.renewed.fresh(), server_side=True)
         origin = _origin(stream)
         try:
             with trio.fail_after(HANDSHAKE_SECONDS_MAX):
@@ -255,17 +317,60 @@ class _TlsPeers:
 class _TokenPeers:
     """Loopback only: the first line must bear the token of a file that only its user can read."""
 
-    def __init__(self, listener: TcpListener, config: ControlConfig) -> None:
-        assert listener.token_file is not None
+    def __init__(self, file: Path, config: ControlConfig, renewals: Renewals, subject: str) -> None:
         self._names = _roles(config)
-        self._token = read_token(listener.token_file)
+        self.renewed = renewals.begin(subject, [file], lambda: Loaded(read_token(file)))
 
     async def __call__(self, stream: trio.SocketStream) -> tuple[trio.abc.Stream, Peer] | None:
-        return stream, Peer(None, self._names, None, self._token, f"tcp {_origin(stream)}")
+        token = await self.renewed.fresh()
+        return stream, Peer(None, self._names, None, token, f"tcp {_origin(stream)}")
+
+
+class _KeyPeers:
+    """Loopback only: the first line must bear a proof that its client holds a key of a file."""
+
+    def __init__(self, file: Path, config: ControlConfig, services: Services, subject: str) -> None:
+        self._names = _roles(config)
+        self._gate = Gate(int(services.clock.now().timestamp() * 1000), secrets.token_bytes(32))
+        self.renewed = services.renewals.begin(subject, [file], lambda: Loaded(read_keys(file)))
+
+    async def __call__(self, stream: trio.SocketStream) -> tuple[trio.abc.Stream, Peer] | None:
+        lock = Lock(await self.renewed.fresh(), self._gate)
+        return stream, Peer(None, self._names, None, None, f"tcp {_origin(stream)}", lock)
 
 
 def _roles(config: ControlConfig) -> dict[ClientName, Role]:
     return {name: Role(client.role) for name, client in config.clients.items()}
+
+
+def _secret_text(path: Path, what: str) -> str:
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text("utf-8").strip()
+    except OSError as error:
+        msg = f"{what} {path}: {error.strerror}"
+        raise ConfigError(msg) from error
+    except UnicodeDecodeError as error:
+        msg = f"{what} {path}: is not UTF-8"
+        raise ConfigError(msg) from error
+    if stat.S_IMODE(mode) & 0o077:
+        msg = f"{what} {path} can be read by others; chmod 600 it"
+        raise ConfigError(msg)
+    return text
+
+
+def read_keys(path: Path) -> Mapping[str, Key]:
+    """Return the keys in a file by their ids.
+
+    Raises:
+        ConfigError: not there, readable by others, or a line is no key.
+    """
+    text = _secret_text(path, "key file")
+    try:
+        return parse_keys(text)
+    except ValueError as error:
+        msg = f"key file {path}: {error}"
+        raise ConfigError(msg) from error
 
 
 def read_token(path: Path) -> str:
@@ -274,18 +379,7 @@ def read_token(path: Path) -> str:
     Raises:
         ConfigError: not there, readable by others, or too short.
     """
-    try:
-        mode = path.stat().st_mode
-        text = path.read_text("utf-8").strip()
-    except OSError as error:
-        msg = f"token file {path}: {error.strerror}"
-        raise ConfigError(msg) from error
-    except UnicodeDecodeError as error:
-        msg = f"token file {path}: is not UTF-8"
-        raise ConfigError(msg) from error
-    if stat.S_IMODE(mode) & 0o077:
-        msg = f"token file {path} can be read by others; chmod 600 it"
-        raise ConfigError(msg)
+    text = _secret_text(path, "token file")
     if len(text) < TOKEN_CHARS_MIN:
         msg = f"token file {path}: a token has at least {TOKEN_CHARS_MIN} characters"
         raise ConfigError(msg)
@@ -308,10 +402,49 @@ def tls_context(files: TlsFiles, where: str) -> ssl.SSLContext:
     try:
         context.load_cert_chain(files.certificate, files.key)
         context.load_verify_locations(files.client_ca)
+        if files.client_crl is not None:
+            context.load_verify_locations(files.client_crl)
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     except (OSError, ssl.SSLError) as error:
         msg = f"{where}: TLS files: {error}"
         raise ConfigError(msg) from error
     return context
+
+
+def _loaded_tls(listener: TcpListener) -> Loaded[ssl.SSLContext]:
+    """Return the context, and when what we show, and the list of what was taken back, end.
+
+    Raises:
+        ConfigError: as of ``tls_context``.
+    """
+    assert listener.tls is not None
+    context = tls_context(listener.tls, f"control.tcp {listener.host}:{listener.port}")
+    ends = certificate_ends(listener.tls.certificate)
+    crl = listener.tls.client_crl
+    if crl is not None and (end := _crl_end(crl)) is not None:
+        ends[crl] = end
+    return Loaded(context, ends)
+
+
+def certificate_ends(path: Path) -> dict[Path, dt.datetime]:
+    """Return until when the first certificate of a PEM file is valid.
+
+    Raises:
+        ConfigError: it can't be read.
+    """
+    try:
+        return {path: x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc}
+    except (OSError, ValueError) as error:
+        msg = f"{path}: {error}"
+        raise ConfigError(msg) from error
+
+
+def _crl_end(path: Path) -> dt.datetime | None:
+    try:
+        return x509.load_pem_x509_crl(path.read_bytes()).next_update_utc
+    except (OSError, ValueError) as error:
+        msg = f"{path}: {error}"
+        raise ConfigError(msg) from error
 
 
 def _common_name(certificate: Mapping[str, object] | None) -> ClientName:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import attrs
 import msgspec
@@ -28,6 +28,7 @@ from fep.control.commands import (
     FollowParams,
     HeartbeatParams,
     OpenParams,
+    ProofParams,
     ProtocolRefusal,
     Role,
     Services,
@@ -35,8 +36,11 @@ from fep.control.commands import (
     not_permitted,
     perform,
 )
+from fep.control.config import Limits
 from fep.control.poller import Poller
 from fep.control.postman import Postman
+from fep.control.proof import Gate, Verdict
+from fep.control.share import UNCOMMITTED_TASKS_MAX, Share, Shares
 from fep.domain.clock import to_text
 from fep.domain.errors import BodyError, FepError, KeySlotError
 from fep.domain.ids import BankName, ClientName, TaskId, new_session_id, parse_name, parse_task_id
@@ -44,8 +48,9 @@ from fep.domain.order import Body
 from fep.tasks.mailbox import Mailbox
 from fep.tasks.state import State
 from fep.tasks.task import Admitted, Answer, Delivery, Fetch, Message, Refused, Submission
-from fep.wire import jsonrpc
+from fep.wire import jsonrpc, proof
 from fep.wire.jsonrpc import Fault, Id, Request, Response
+from fep.wire.proof import Key
 
 log = structlog.get_logger()
 
@@ -53,11 +58,13 @@ RECEIVE_BYTES: Final = 65_536
 OUTBOX_BYTES_MAX: Final = 8 * 1024 * 1024
 """While more than this waits for a client, nothing more is read from it, asked of it or told it."""
 WRITE_BYTES: Final = 256 * 1024
-CALLS_MAX: Final = 64
-"""Requests of one connection that are being worked on at once; more wait in the socket."""
 UNCOMMITTED_MAX: Final = 64
 """Groups of one connection's submissions that wait for the disk; more wait in the socket."""
 OPEN_SECONDS_MAX: Final = 10.0
+LINE_SECONDS_MAX: Final = 30.0
+"""A line that has begun is to end by then."""
+SESSIONS_AGAIN_SECONDS: Final = 5.0
+"""After so long a client that has too many sessions may try again."""
 WRITE_SECONDS_MAX: Final = 30.0
 """A client that takes not even ``WRITE_BYTES`` in this time is cut off."""
 RESULT_AGAIN_SECONDS: Final = 30.0
@@ -89,6 +96,16 @@ class Peer:
     """What ``session.open`` must bear, None where the channel itself is proof."""
     origin: str
     """For logs: ``unix uid 1000``, ``tls CN erp-1``, ``tcp 127.0.0.1:50000``."""
+    lock: Lock | None = None
+    """Opened by who proves that it holds a key; None: by nothing of the kind."""
+
+
+@attrs.frozen
+class Lock:
+    """The keys of a listener at this moment, and which proofs were used."""
+
+    keys: Mapping[str, Key]
+    gate: Gate
 
 
 class _Closed(Exception):  # noqa: N818 - the end of a session, not a defect
@@ -211,7 +228,16 @@ class Session:
         heartbeat_s: float,
         poller: Poller | None = None,
         postman: Postman | None = None,
+        shares: Shares | None = None,
     ) -> None:
+        self._shares = shares
+        self._share = Share(Limits(), None)
+        """What the client may use up; its own once it is known who it is."""
+        self._joined = False
+        self._proof: str | None = None
+        """What proves to the client that we hold its key."""
+        self._line_at = float("inf")
+        """When the line began that has not ended."""
         self._stream = stream
         self._poller = poller if isinstance(stream, trio.SocketStream) else None
         """Reads a plain socket; None: the stream is read by its own means."""
@@ -240,7 +266,6 @@ class Session:
         """Whose results must be read from the store, or are being read."""
         self._is_left = trio.Event()
         self._next_id = 0
-        self._calls = trio.CapacityLimiter(CALLS_MAX)
         self._follow: trio.CancelScope | None = None
         self._noted: set[str] = set()
 
@@ -264,6 +289,14 @@ class Session:
         if not opened:
             await self._linger()
         return opened
+
+    def leave(self) -> None:
+        """Give back what the client's share was asked for; the second time nothing happens."""
+        if self._joined:
+            assert self._shares is not None
+            assert self._caller is not None
+            self._joined = False
+            self._shares.leave(self._caller.name, self._share)
 
     async def run(self) -> None:
         """Serve an open session until either side ends it."""
@@ -317,8 +350,9 @@ class Session:
                     self._caller = self._admit(params)
                 except msgspec.ValidationError as error:
                     line = jsonrpc.error(id_, jsonrpc.INVALID_PARAMS, str(error))
+                    log.warning("session.refused", origin=self._peer.origin, reason=str(error))
                 except ProtocolRefusal as error:
-                    line = jsonrpc.refusal(id_, error.code, str(error))
+                    line = jsonrpc.refusal(id_, error.code, str(error), error.retry_after_s)
                     log.warning("session.refused", origin=self._peer.origin, reason=str(error))
                 else:
                     await self._stream.send_all(jsonrpc.result(id_, self._welcome()))
@@ -346,6 +380,7 @@ class Session:
         if peer.token is not None and not _same(params.token or "", peer.token):
             # The name is checked after the token, so that names can't be guessed without it.
             raise ProtocolRefusal("NOT_PERMITTED", "wrong or missing token")
+        opening = None if peer.lock is None else self._proved(peer.lock, name, params.proof)
         role = peer.role if peer.role is not None else peer.names.get(name)
         if role is None:
             # On the Unix socket the name proves nothing: there is no list of names to look at.
@@ -355,11 +390,47 @@ class Session:
         if self._services.closed is not None:
             # Said to who may know it, and before anything is taken.
             raise ProtocolRefusal("STORE_AWAY", self._services.closed())
-        return Caller(name, role, new_session_id(), peer.origin)
+        self._join(name)
+        session = new_session_id()
+        if opening is not None:
+            secret, mac = opening
+            self._proof = proof.welcome_mac(secret, mac, session)
+        return Caller(name, role, session, peer.origin)
+
+    def _proved(self, lock: Lock, name: ClientName, given: ProofParams | None) -> tuple[bytes, str]:
+        """Return the key that the client proved to hold, and the code that proved it."""
+        if given is None:
+            raise ProtocolRefusal("NOT_PERMITTED", "this listener takes a proof of a key only")
+        now_ms = int(self._services.clock.now().timestamp() * 1000)
+        verdict = lock.gate.judge(
+            lock.keys, name, given.key_id, given.time, given.nonce, given.mac, now_ms
+        )
+        match verdict:
+            case Verdict.OK:
+                return lock.keys[given.key_id].secret, given.mac
+            case Verdict.BAD_MAC:
+                # The same words for a key that is not there: no id can be guessed.
+                raise ProtocolRefusal("NOT_PERMITTED", "the proof is not right: BAD_MAC")
+            case Verdict.STALE:
+                msg = f"the proof's time differs from the daemon's, {now_ms}; set the clocks"
+                raise ProtocolRefusal("STALE", msg)
+            case Verdict.REPLAY:
+                raise ProtocolRefusal("REPLAY", "this proof was used before; a new one is needed")
+            case _:
+                assert_never(verdict)
+
+    def _join(self, name: ClientName) -> None:
+        if self._shares is None:
+            return
+        share = self._shares.join(name)
+        if share is None:
+            msg = f"{name} has as many sessions as it may have; close one"
+            raise ProtocolRefusal("LIMITED", msg, SESSIONS_AGAIN_SECONDS)
+        self._share, self._joined = share, True
 
     def _welcome(self) -> dict[str, Any]:
         assert self._caller is not None
-        return {
+        return ({} if self._proof is None else {"proof": self._proof}) | {
             "session": self._caller.session,
             "server": f"fep {self._services.version}",
             "protocol": PROTOCOL_VERSION,
@@ -375,20 +446,25 @@ class Session:
         self._early.clear()
         self._receiver.shortcut = _SHORTCUT
         with self._reading() as more:
+            deaf_at = trio.current_time()
             while True:
                 if messages:
+                    await self._share.room()
                     await self._handle(messages, nurseries)
                 await self._outbox.room()
                 while self._uncommitted >= UNCOMMITTED_MAX:
                     await self._waiting.park()
+                await self._paced()
                 # What came meanwhile is in the socket: the client is heard soon, or is silent.
                 self._heard_at, self._listening = trio.current_time(), True
+                # Nor does a line that has begun come further while nobody reads it.
+                self._line_at += self._heard_at - deaf_at
                 try:
                     messages = await more()
                 except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
                     msg = "the connection broke"
                     raise _Closed(msg) from error
-                self._listening = False
+                self._listening, deaf_at = False, trio.current_time()
 
     @contextmanager
     def _reading(self) -> Iterator[Callable[[], Awaitable[list[Any]]]]:
@@ -397,27 +473,51 @@ class Session:
         if poller is None:
 
             async def more() -> list[Any]:
-                return self._messages(bytes(await stream.receive_some(RECEIVE_BYTES)))
+                data = bytes(await stream.receive_some(RECEIVE_BYTES))
+                async with self._share.secured:
+                    await trio.lowlevel.checkpoint()
+                return self._messages(data)
 
             yield more
             return
         assert isinstance(stream, trio.SocketStream)
-        with poller.reading(stream.socket.fileno(), self._act_at_once) as inlet:
+        fileno = stream.socket.fileno()
+        with poller.reading(fileno, self._act_at_once, self._share.turn) as inlet:
             yield inlet.receive
 
     def _messages(self, data: bytes) -> list[Any]:
         if not data:
             msg = "the client closed the connection"
             raise _Closed(msg)
-        return self._receiver.receive_data(data)
+        receiver = self._receiver
+        messages = receiver.receive_data(data)
+        if not receiver.is_amid_line:
+            self._line_at = float("inf")
+        elif messages or self._line_at == float("inf"):
+            self._line_at = trio.current_time()
+        if (pace := self._share.pace) is not None:
+            pace.spend(len(messages), len(data), trio.current_time())
+        return messages
+
+    async def _paced(self) -> None:
+        """Wait while the client has sent more than its share; the rest waits in its socket."""
+        if (pace := self._share.pace) is None:
+            return
+        while (wait := pace.wait(trio.current_time())) > 0:
+            if self._is_new("held back"):
+                self._log.warning("session.held_back", wait_seconds=round(wait, 3))
+            await trio.sleep(wait)
 
     def _act_at_once(self, data: bytes) -> list[Any] | None:
         """Act on what came where nothing of it makes anybody wait; else return it (poller)."""
         messages = self._messages(data)
+        pace = self._share.pace
         if (
             self._uncommitted + 1 < UNCOMMITTED_MAX
             and self._outbox.has_room
+            and self._share.uncommitted < UNCOMMITTED_TASKS_MAX
             and all(map(_is_at_once, messages))
+            and (pace is None or not pace.wait(trio.current_time()))
         ):
             self._heard_at = trio.current_time()
             batch = _Batch()
@@ -527,15 +627,17 @@ class Session:
 
     def _submit(self, batch: _Batch) -> None:
         assert self._caller is not None
-        ids = batch.ids
+        ids, share = batch.ids, self._share
 
         def done(answers: Sequence[Answer]) -> None:
+            share.stored(len(ids))
             self._uncommitted -= 1
             self._waiting.unpark_all()
             self._send(b"".join(map(_answer_line, ids, answers)))
 
         self._uncommitted += 1
-        self._services.tasks.submit(self._caller.name, batch.submits, done)
+        share.uncommitted += len(ids)
+        self._services.tasks.submit(self._caller.name, batch.submits, done, share.limits.open_max)
 
     def _answered(self, message: Response, batch: _Batch) -> None:
         """Sort an answer to one of our requests; one we never made is noted and left."""
@@ -607,7 +709,7 @@ class Session:
                     # A client may cancel the task whose body it has just given.
                     await self._waiting.park()
                 # Waiting here, not in the task, keeps the excess in the client's socket.
-                await self._calls.acquire_on_behalf_of(id(request))
+                await self._share.calls.acquire_on_behalf_of(id(request))
                 nursery = nurseries.acts if row.acts else nurseries.talk
                 nursery.start_soon(self._serve, request, params)
 
@@ -625,11 +727,13 @@ class Session:
         else:
             line = _fitting(request.id, value)
         finally:
-            self._calls.release_on_behalf_of(id(request))
+            self._share.calls.release_on_behalf_of(id(request))
         self._send(line)
 
     def _not_permitted(self, id_: Id, method: str) -> bytes:
         assert self._caller is not None
+        if self._is_new(f"denied {method}"):
+            self._log.warning("session.denied", method=method)
         return jsonrpc.refusal(id_, "NOT_PERMITTED", not_permitted(self._caller.role, method))
 
     # -- events -------------------------------------------------------------------------------
@@ -733,9 +837,15 @@ class Session:
         silence_max = SILENCE_HEARTBEATS * self._heartbeat_s
         seq, due = 0, trio.current_time() + self._heartbeat_s
         while True:
-            ends = self._heard_at + silence_max if self._listening else float("inf")
-            await trio.sleep_until(min(due, ends))
+            ends = float("inf")
+            if self._listening:
+                ends = min(self._heard_at + silence_max, self._line_at + LINE_SECONDS_MAX)
+            # A line that begins meanwhile is not missed either.
+            await trio.sleep_until(min(due, ends, trio.current_time() + LINE_SECONDS_MAX))
             now = trio.current_time()
+            if self._listening and now - self._line_at >= LINE_SECONDS_MAX:
+                msg = f"a line did not end within {LINE_SECONDS_MAX:g} s"
+                raise _Closed(msg)
             if self._listening and now - self._heard_at >= silence_max:
                 msg = f"nothing heard for {silence_max:g} s, {SILENCE_HEARTBEATS} heartbeats"
                 raise _Closed(msg)
@@ -784,7 +894,7 @@ def _answer_line(id_: Id, answer: Answer) -> bytes:
     """Return the reply to a submission."""
     if type(answer) is not Admitted:
         assert isinstance(answer, Refused)
-        return jsonrpc.refusal(id_, answer.code, answer.message)
+        return jsonrpc.refusal(id_, answer.code, answer.message, answer.retry_after_s)
     if type(id_) is int and not answer.known and answer.state is State.QUEUED:
         # Nearly all; nothing in a task's id needs escaping.
         return (

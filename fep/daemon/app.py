@@ -31,6 +31,7 @@ from fep.alarms.state import AlarmKind
 from fep.control.audit import Audit
 from fep.control.commands import ProtocolRefusal, Services, answer
 from fep.control.config import ControlConfig
+from fep.control.renewal import Renewals
 from fep.control.service import Guard, run_control
 from fep.daemon import config as configuration
 from fep.daemon import notify
@@ -303,6 +304,7 @@ class Daemon:
             settings=self.settings,
             machines=self.machines,
             machine_name=config.enterprise.fep_number,
+            renewals=Renewals(self.alarms, clock),
         )
         if self.machines is not None:
             self.machines.answer(partial(answer, self.services))
@@ -569,6 +571,7 @@ class Daemon:
         """
         if self._lanes_nursery is None:
             raise ProtocolRefusal("BAD_STATE", "the daemon is still starting; nothing was changed")
+        await self.services.renewals.look()
         applied = await self._apply(who)
         await self.settings.noted(self.config, who)
         return applied

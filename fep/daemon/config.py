@@ -23,8 +23,10 @@ import attrs
 from fep.alarms.config import AlarmsConfig, HttpTarget, MailTarget
 from fep.console.config import ConsoleConfig, ConsoleTls
 from fep.control.config import (
+    SESSIONS_MAX,
     ClientConfig,
     ControlConfig,
+    Limits,
     RoleName,
     TcpListener,
     TlsFiles,
@@ -100,6 +102,7 @@ PORT_MAX: Final = 65_535
 CONSOLE_PORT: Final = 8200
 METRICS_PORT: Final = 9187
 UID_MAX: Final = 2**32 - 2
+RATE_MAX: Final = 1e12
 ROLES: Final = ("finance", "viewer", "operator", "admin")
 _PART: Final = r"(?:[A-Za-z0-9_-]+|\"[^\"\n]*\"|'[^'\n]*')[ \t]*\.[ \t]*"
 _MANY_PARTS: Final = re.compile(
@@ -206,11 +209,17 @@ def secret_faults(config: Config) -> list[str]:
     ]
     if config.store is not None and config.store.password is not None:
         secrets += [config.store.password.file] if config.store.password.file else []
-    secrets += [one.token_file for one in config.control.tcp if one.token_file is not None]
+    secrets += [
+        file
+        for one in config.control.tcp
+        for file in (one.token_file, one.keys_file)
+        if file is not None
+    ]
     listeners = [*(one.tls for one in config.control.tcp), config.metrics.tls]
     tls = [one for one in listeners if one is not None]
     secrets += [one.key for one in tls]
     public = [file for one in tls for file in (one.certificate, one.client_ca)]
+    public += [one.client_crl for one in tls if one.client_crl is not None]
     if config.console.tls is not None:
         secrets.append(config.console.tls.key)
         public.append(config.console.tls.certificate)
@@ -418,19 +427,41 @@ def _control(top: Table) -> ControlConfig:
     if table is None:
         return ControlConfig(socket=Path("unset"))
     mode = table.parsed("socket_mode", _socket_mode, 0o660)
+    limits = Limits()
+    if (of_all := table.table("limits")) is not None:
+        limits = _limits(of_all, limits)
+        of_all.close()
     found = ControlConfig(
         socket=table.path_of("socket"),
         socket_mode=0o660 if mode is None else mode,
         heartbeat_s=table.number("heartbeat_s", 10.0, 0.05, 3600.0),
         tcp=_listeners(table),
         clients={
-            ClientName(name): ClientConfig(role=_role(row, name))
-            for name, row in table.named("clients")
+            ClientName(name): _client(row, name, limits) for name, row in table.named("clients")
         },
         users=_users(table),
+        limits=limits,
     )
     table.close()
     return found
+
+
+def _limits(table: Table, default: Limits) -> Limits:
+    """Return what a client may use up; 0 is no limit."""
+    return Limits(
+        lines_s=_rate(table, "lines_s", default.lines_s),
+        bytes_s=_rate(table, "bytes_s", default.bytes_s),
+        open_max=table.integer("open_max", default.open_max, 0, 100_000_000),
+        sessions_max=table.integer("sessions_max", default.sessions_max, 1, SESSIONS_MAX),
+    )
+
+
+def _rate(table: Table, key: str, default: float) -> float:
+    rate = table.number(key, default, 0.0, RATE_MAX)
+    if 0 < rate < 1:
+        table.fault(key, "must be at least 1, or 0 for no limit")
+        return default
+    return rate
 
 
 def _socket_mode(text: str) -> int:
@@ -439,11 +470,12 @@ def _socket_mode(text: str) -> int:
     return int(text, 8)
 
 
-def _role(table: Table, name: str) -> RoleName:
+def _client(table: Table, name: str, default: Limits) -> ClientConfig:
     _name_is_good(table, name, "a client's name")
     role = table.choice("role", ROLES, "finance")
+    limits = _limits(table, default)
     table.close()
-    return cast(RoleName, role)
+    return ClientConfig(cast(RoleName, role), limits)
 
 
 def _name_is_good(table: Table, name: str, what: str) -> None:
@@ -488,17 +520,20 @@ def _listener(table: Table) -> TcpListener | None:
     tls = table.table("tls")
     files = None if tls is None else _tls_files(tls)
     token_file = table.path_of("token_file") if table.has("token_file") else None
-    if files is not None and token_file is not None:
-        table.fault("token_file", "give tls or token_file, not both")
+    keys_file = table.path_of("keys_file") if table.has("keys_file") else None
+    given = [key for key in ("tls", "token_file", "keys_file") if table.has(key)]
+    if len(given) > 1:
+        table.fault(given[1], "give one of tls, token_file and keys_file")
     elif where is None:
         pass
     elif files is None and not _is_loopback(where[0]):
         msg = "is not loopback: plain TCP is refused there; give it tls = { certificate, key, "
         table.fault("listen", msg + "client_ca }")
-    elif files is None and token_file is None and table.values.keys() <= {"listen"}:
-        table.fault("listen", "needs token_file, or tls = { certificate, key, client_ca }")
+    elif not given and table.values.keys() <= {"listen"}:
+        msg = "needs token_file or keys_file, or tls = { certificate, key, client_ca }"
+        table.fault("listen", msg)
     table.close()
-    return None if where is None else TcpListener(where[0], where[1], files, token_file)
+    return None if where is None else TcpListener(where[0], where[1], files, token_file, keys_file)
 
 
 def _console(top: Table, control: ControlConfig) -> ConsoleConfig:
@@ -544,7 +579,10 @@ def _metrics(top: Table, control: ControlConfig, console: ConsoleConfig) -> Metr
 
 
 def _tls_files(table: Table) -> TlsFiles:
-    found = TlsFiles(table.path_of("certificate"), table.path_of("key"), table.path_of("client_ca"))
+    crl = table.path_of("client_crl") if table.has("client_crl") else None
+    found = TlsFiles(
+        table.path_of("certificate"), table.path_of("key"), table.path_of("client_ca"), crl
+    )
     table.close()
     return found
 

@@ -27,6 +27,7 @@ class Register:
     def __init__(self) -> None:
         self._tasks: dict[TaskId, Task] = {}
         self._counts: dict[BankName, dict[State, int]] = {}
+        self._clients: dict[ClientName, int] = {}
         self._under_way: dict[tuple[AccountNumber, ClientName], Cny] = {}
         self._ages: dict[int, list[Task]] = {}
         """By the second in which they expire, which is much less than an entry of a heap a task."""
@@ -57,13 +58,14 @@ class Register:
         """Take a task in."""
         self._tasks[task.task_id] = task
         self._count(task, 1)
+        self._note_client(task.client, 1)
         self._sum(task, task.body, 1)
         if task.state in (State.QUEUED, State.OFFERED):
             self.expire_at(task, task.expires_at.timestamp())
 
     def keep_all(self, tasks: Iterable[Task]) -> None:
         """Take in many, as at a start: of a million, each is worth a microsecond at most."""
-        for (bank, state), several in itertools.groupby(tasks, _where):
+        for (bank, state, client), several in itertools.groupby(tasks, _where):
             before = len(self._tasks)
             ages = state is State.QUEUED or state is State.OFFERED
             expires_at, bucket = None, list[Task]()
@@ -80,12 +82,14 @@ class Register:
                     self._aged += 1
             states = self._counts.setdefault(bank, {})
             states[state] = states.get(state, 0) + len(self._tasks) - before
+            self._note_client(client, len(self._tasks) - before)
         self._tidy_ages()
 
     def drop(self, task: Task) -> None:
         """Let go of a task that is at its end."""
         if self._tasks.pop(task.task_id, None) is not None:
             self._count(task, -1)
+            self._note_client(task.client, -1)
             self._sum(task, task.body, -1)
 
     def turn(self, task: Task, state: State, body: Body | None = None) -> None:
@@ -107,6 +111,10 @@ class Register:
             bank: {state: number for state, number in states.items() if number}
             for bank, states in self._counts.items()
         }
+
+    def of_client(self, client: ClientName) -> int:
+        """Return how many tasks of a client are open."""
+        return self._clients.get(client, 0)
 
     def under_way(self, but: ClientName | None = None) -> dict[AccountNumber, Cny]:
         """Return by payer what open payments will or may take, without one client's."""
@@ -164,6 +172,13 @@ class Register:
         states = self._counts.setdefault(task.bank, {})
         states[task.state] = states.get(task.state, 0) + by
 
+    def _note_client(self, client: ClientName, by: int) -> None:
+        number = self._clients.get(client, 0) + by
+        if number:
+            self._clients[client] = number
+        else:
+            self._clients.pop(client, None)
+
     def _sum(self, task: Task, body: Body | None, sign: int) -> None:
         if isinstance(body, Order):
             key = (body.payer, task.client)
@@ -174,5 +189,5 @@ class Register:
                 self._under_way.pop(key, None)
 
 
-def _where(task: Task) -> tuple[BankName, State]:
-    return task.bank, task.state
+def _where(task: Task) -> tuple[BankName, State, ClientName]:
+    return task.bank, task.state, task.client

@@ -71,6 +71,8 @@ from fep.tasks.task import (
 
 log = structlog.get_logger()
 
+OPEN_AGAIN_SECONDS: Final = 5.0
+"""After so long a client that has too many open tasks may try again."""
 TIMER_SECONDS: Final = 0.5
 ABSENT_SECONDS: Final = 2.0
 """A client that is back by then is asked again for what it was asked for, and nothing lapses."""
@@ -150,6 +152,8 @@ class TaskService:
         self._answered = trio.Event()
         self._admitting = 0
         """How many tasks may become open by what waits to be admitted."""
+        self._admitting_of: dict[ClientName, int] = {}
+        """The same of each client that has a limit of its own."""
         self._leaving: dict[ClientName, float] = {}
         """When the offers to a client that has gone lapse (trio's time)."""
         self._look = trio.Event()
@@ -374,29 +378,47 @@ class TaskService:
         client: ClientName,
         submissions: Sequence[Submission],
         done: Callable[[list[Answer]], None],
+        open_max: int = 0,
     ) -> None:
         """Admit what arrived together; ``done`` gets one answer each, in order, once on disk.
 
         An id that is stored is answered as known, whatever holds for new ones: a queue that is full
         by now must not look like a refusal of the task that is in it.
+
+        Args:
+            client: whose they are.
+            submissions: what arrived.
+            done: called with the answers.
+            open_max: how many open tasks the client may have on this machine; 0: no such limit.
         """
         if not self._accepting:
             msg = "the daemon is stopping; submit again after restart"
             done([Refused("SHUTTING_DOWN", msg) for _ in submissions])
             return
         room = self.config.queue_max - len(self._open) - self._admitting - self._elsewhere()
+        full: Callable[[], Refused] = self._queue_full
+        under_way = 0
+        if open_max:
+            under_way = self._admitting_of.get(client, 0)
+            own_room = open_max - self._open.of_client(client) - under_way
+            if own_room < room:
+                room, full = own_room, partial(_limited, open_max)
         refusals: list[Refused | None] = []
         taken = 0
         for one in submissions:
             refused = self._unacceptable(one)
             if refused is None and taken >= room:
-                refused = self._queue_full()
+                refused = full()
             refusals.append(refused)
             taken += refused is None
         self._admitting += taken
+        if open_max:
+            self._admitting_of[client] = under_way + taken
 
         def answered(answers: list[Answer]) -> None:
             self._admitting -= taken
+            if open_max:
+                self._admitting_of[client] -= taken
             done(answers)
 
         arrival = Arrival(client, submissions, refusals, self.clock.now(), answered)
@@ -1531,6 +1553,11 @@ class TaskService:
             self.alarms.raise_alarm(
                 AlarmKind.UNMATCHED_REPLY, bank, "an answer matched no request; its bytes are kept"
             )
+
+
+def _limited(open_max: int) -> Refused:
+    msg = f"{open_max} tasks of this client are open; submit again when some have ended"
+    return Refused("LIMITED", msg, OPEN_AGAIN_SECONDS)
 
 
 def _check_evidence(evidence: str) -> None:

@@ -163,10 +163,13 @@ class Refused:
         "UNKNOWN_BANK",
         "UNSUPPORTED_KIND",
         "QUEUE_FULL",
+        "LIMITED",
         "SHUTTING_DOWN",
         "STORE_FULL",
     ]
     message: str
+    retry_after_s: float | None = None
+    """When another try may be taken; None: nobody can say."""
 
 
 Answer = Admitted | Refused

@@ -140,6 +140,11 @@ class LineReceiver:
             messages.append(self._too_long())
         return messages
 
+    @property
+    def is_amid_line(self) -> bool:
+        """Whether a line has begun that has not ended."""
+        return bool(self._tail)
+
     def _short(self, line: bytes) -> Any:  # noqa: ANN401 - of the shortcut's type, or None
         short = self.shortcut
         if short is None or short.mark not in line:
@@ -242,9 +247,10 @@ def error(id_: Id | None, code: int, message: str, data: Any = None) -> bytes:  
     return _line({"jsonrpc": "2.0", "id": id_, "error": failure})
 
 
-def refusal(id_: Id | None, code: str, message: str) -> bytes:
+def refusal(id_: Id | None, code: str, message: str, retry_after_s: float | None = None) -> bytes:
     """Return the line of one of our own refusals; ``code`` such as ``TASK_CONFLICT``."""
-    return error(id_, REFUSED, message, {"code": code})
+    again = {} if retry_after_s is None else {"retry_after_s": retry_after_s}
+    return error(id_, REFUSED, message, {"code": code, **again})
 
 
 def value(raw: msgspec.Raw | None) -> Any:  # noqa: ANN401

@@ -202,8 +202,8 @@ def code_of(answer: dict[str, Any]) -> str | int:
     if error["code"] != -32000:
         found: int = error["code"]
         return found
-    assert set(error["data"]) == {"code"}
     code: str = error["data"]["code"]
+    assert set(error["data"]) == {"code"} | ({"retry_after_s"} if code == "LIMITED" else set())
     return code
 
 

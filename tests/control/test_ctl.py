@@ -30,7 +30,7 @@ from rich.cells import cell_len
 from fep.control import show
 from fep.control.ctl import COMMANDS, main
 from fep.domain.money import Cny
-from fep.sandbox.scene import BANKS, FINANCE_CLIENT, Scene, free_port
+from fep.sandbox.scene import BANKS, FINANCE_CLIENT, Scene, free_port, write_secret
 
 SECONDS_MAX = 30.0
 POLL_SECONDS = 0.05
@@ -66,7 +66,7 @@ Ctl = Callable[..., Ran]
 # -- the scene --------------------------------------------------------------------------------
 
 
-def configuration(scene: Scene, tls_port: int) -> dict[str, Any]:
+def configuration(scene: Scene, tls_port: int, keys_port: int) -> dict[str, Any]:
     """Four pools that end in four ways, and a TLS listener for the client ``ops-1``."""
     config = scene.configuration()
     authority = trustme.CA()
@@ -93,6 +93,10 @@ def configuration(scene: Scene, tls_port: int) -> dict[str, Any]:
             )
         ]
     }
+    lines = f"k1 {FINANCE_CLIENT} {'x' * 32}\nk2 ops-1 {'y' * 32}\n"
+    write_secret(scene.directory / "keys", lines)
+    keys = {"listen": f"127.0.0.1:{keys_port}", "keys_file": "keys"}
+    config["control"]["tcp"].append(keys)
     pingan, cmb = scene.accounts[:4], scene.accounts[4:]
     config["account"].append(config["account"][1] | {"number": NO_SUCH_ACCOUNT})
     config["pool"] = [
@@ -116,7 +120,12 @@ def tls_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def scene(tls_port: int) -> Iterator[Scene]:
+def keys_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def scene(tls_port: int, keys_port: int) -> Iterator[Scene]:
     """Two banks with software keys and the daemon; payments from cmb land and stay accepted."""
     path = Path(tempfile.mkdtemp(prefix="fep-t-"))
     with Scene(path, banks=BANKS[:2], accounts_per_bank=4) as scene:
@@ -125,7 +134,7 @@ def scene(tls_port: int) -> Iterator[Scene]:
         landing.stop()
         landing.faults = "landed=1.0"
         landing.start()
-        scene.write_config(configuration(scene, tls_port))
+        scene.write_config(configuration(scene, tls_port, keys_port))
         scene.start_daemon()
         with scene.operator() as operator:
             scene.wait_ready(operator)
@@ -1001,6 +1010,30 @@ def test_a_token_file_that_cannot_be_read(bare: Ctl, scene: Scene, tmp_path: Pat
         ran = bare(*where, str(closed), "status")
     assert ran.status == 1
     assert ran.err.startswith(f"fepctl: BAD_FILE: --token-file {closed}: [Errno 13]")
+
+
+def test_a_key_file_opens_and_is_told_where_it_can_not_be_used(
+    scene: Scene, bare: Ctl, tmp_path: Path, keys_port: int
+):
+    where = ["--address", f"tcp:127.0.0.1:{keys_port}"]
+    keys = scene.directory / "keys"
+    given = [*where, "--key-file", str(keys)]
+    # The name is that of the last key, or the one that is given.
+    for name, who in (([], "ops-1"), (["--client", FINANCE_CLIENT], FINANCE_CLIENT)):
+        ran = bare(*given, *name, "call", "session.heartbeat", '{"seq": 1, "time": ""}')
+        assert (ran.status, ran.err) == (0, ""), who
+    stranger = bare(*given, "--client", "stranger", "status")
+    assert stranger.err == f"fepctl: BAD_FILE: --key-file {keys}: there is no key of stranger\n"
+    wrong = tmp_path / "keys"
+    wrong.write_text("k1 ops-1 short\n")
+    ran = bare(*where, "--key-file", str(wrong), "status")
+    assert ran.err.startswith(f"fepctl: BAD_FILE: --key-file {wrong}: line 1: a secret has 32")
+    wrong.write_text(f"k2 ops-1 {'z' * 40}\n")
+    ran = bare(*where, "--key-file", str(wrong), "status")
+    assert ran.err.startswith("fepctl: NOT_PERMITTED: the proof is not right")
+    for usage in (["--address", f"unix:{scene.socket}"], [*where, "--token-file", str(keys)]):
+        ran = bare(*usage, "--key-file", str(keys), "status")
+        assert ran.status == 2
 
 
 @contextlib.contextmanager

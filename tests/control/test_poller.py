@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 import trio
 import trio.testing
 
-from fep.control.poller import READ_BYTES, Inlet, Poller
+from fep.control.poller import READ_BYTES, Inlet, Poller, Turn
 from fep.control.postman import Postman
 
 SECONDS_MAX = 5.0
@@ -116,6 +116,50 @@ async def test_more_than_one_read_takes_comes_in_parts(poller: Poller) -> None:
         await stream.aclose()
         assert got == sent
         assert max(map(len, line.given)) <= READ_BYTES
+
+
+async def test_one_that_floods_over_many_connections_has_one_turn_a_round(poller: Poller) -> None:
+    """What others send is read after one read of the flood, not after all its connections."""
+    turn, reads = Turn(), list[tuple[str, int]]()
+    flood = [socket.socketpair() for _ in range(20)]
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+
+    def take(name: str) -> Callable[[bytes], None]:
+        return lambda data: reads.append((name, len(data)))
+
+    with ExitStack() as stack:
+        async with trio.open_nursery() as nursery:
+            for number, (reads_here, writes_here) in enumerate(flood):
+                for sock in (reads_here, writes_here):
+                    stack.callback(sock.close)
+                    sock.setblocking(False)
+                with suppress(BlockingIOError):
+                    while True:
+                        writes_here.send(bytes(READ_BYTES))
+                inlet: Inlet[None] = stack.enter_context(
+                    poller.reading(reads_here.fileno(), take(f"flood {number}"), turn)
+                )
+                nursery.start_soon(inlet.receive)
+            stack.callback(ours.close)
+            stack.callback(theirs.close)
+            inlet = stack.enter_context(poller.reading(ours.fileno(), take("other")))
+            nursery.start_soon(inlet.receive)
+            for number in range(50):
+                theirs.send(b"x")
+                while reads.count(("other", 1)) <= number:
+                    await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    between = [0]
+    for name, size in reads:
+        if name == "other":
+            between.append(0)
+        else:
+            between[-1] += size
+    # Less than two reads of the flood before it, and in the next round: never all twenty.
+    assert max(between) <= 4 * READ_BYTES
+    # And of the flood's own connections none goes before the others for ever.
+    assert len({name for name, _ in reads if name != "other"}) == len(flood)
 
 
 async def test_a_defect_is_raised_in_its_connection_alone(poller: Poller) -> None:

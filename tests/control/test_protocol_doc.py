@@ -29,9 +29,10 @@ import fep
 from fep.alarms.config import AlarmsConfig, ChannelConfig, ChannelKind, SyslogTarget
 from fep.alarms.outgoing import ChannelState, Outbox, shown
 from fep.alarms.state import Alarm, AlarmKind, AlarmState, Severity
-from fep.control import commands, service, session
+from fep.control import commands, service, session, share
+from fep.control import proof as control_proof
 from fep.control.commands import METHODS, Method, Role, Services
-from fep.control.config import ControlConfig
+from fep.control.config import ControlConfig, Limits
 from fep.control.user_commands import AUDIT_LIMIT_MAX
 from fep.domain import ids, order
 from fep.domain.clock import BusinessDate
@@ -445,7 +446,7 @@ def test_the_errors_of_task_submit_are_those_of_admission() -> None:
         if isinstance(node, ast.FunctionDef) and not (name == "admission" and node.name == "submit")
     }
     codes: set[str] = set()
-    for name in ("submit", "_unacceptable", "_repeated", "_not_stored"):
+    for name in ("submit", "_limited", "_unacceptable", "_repeated", "_not_stored"):
         codes |= set(_named_codes(functions[name]))
     assert set(errors_of(CLIENT_METHODS["task.submit"])) == codes
 
@@ -454,9 +455,10 @@ def test_methods_that_the_session_answers_itself_have_its_errors() -> None:
     themselves = {name for name, row in METHODS.items() if row.handle is None}
     errors = {name: set(errors_of(CLIENT_METHODS[name])) for name in themselves - {"task.submit"}}
     with_errors = {name: codes for name, codes in errors.items() if codes}
-    assert with_errors == {"session.open": {"NOT_PERMITTED", "BAD_STATE", "STORE_AWAY"}}
+    of_opening = {"NOT_PERMITTED", "STALE", "REPLAY", "LIMITED", "BAD_STATE", "STORE_AWAY"}
+    assert with_errors == {"session.open": of_opening}
     written = set(_named_codes(ast.parse(inspect.getsource(session))))
-    assert written == {"NOT_PERMITTED", "BAD_STATE", "KEY_UNAVAILABLE", "STORE_AWAY"}
+    assert written == of_opening | {"KEY_UNAVAILABLE"}
 
 
 # -- bodies and results ----------------------------------------------------------------------------
@@ -809,7 +811,7 @@ def test_an_event_of_a_task_has_the_members_that_are_shown() -> None:
 
 # -- limits ----------------------------------------------------------------------------------------
 
-LIMITED = (jsonrpc, commands, session, service, ids, order, lane)
+LIMITED = (jsonrpc, commands, session, service, share, control_proof, ids, order, lane)
 ELSEWHERE = {
     "FOLLOWERS_MAX": FOLLOWERS_MAX,
     "AUDIT_LIMIT_MAX": AUDIT_LIMIT_MAX,
@@ -818,6 +820,7 @@ ELSEWHERE = {
 NOT_SHOWN = {
     "CLIENT_REF_CHARS",
     "PROBE_SECONDS_MAX",
+    "NONCES_MAX",
     "PRIORITY_MAX",
     "PIN_CHARS_MAX",
     "PAGE_BYTES_MAX",
@@ -861,7 +864,11 @@ def test_limits_are_as_in_the_code() -> None:
 def test_configured_limits_are_as_in_the_code() -> None:
     defaults = {
         f"{section}.{field.name}": field.default
-        for section, config in (("tasks", TasksConfig), ("control", ControlConfig))
+        for section, config in (
+            ("tasks", TasksConfig),
+            ("control", ControlConfig),
+            ("control.limits", Limits),
+        )
         for field in attrs.fields(config)
     }
     shown = {row[0].strip("`"): float(row[1]) for row in tables(PARTS["Limits"])["key"]}
@@ -875,6 +882,9 @@ def test_configured_limits_are_as_in_the_code() -> None:
         ("Lines", f"{jsonrpc.LINE_BYTES_MAX} bytes"),
         ("The session", f"within {session.OPEN_SECONDS_MAX:g} seconds"),
         ("Connections", f"{service.CONNECTIONS_MAX} sessions, and for {service.UNOPENED_MAX}"),
+        ("The session", f"must end within {session.LINE_SECONDS_MAX:g} seconds"),
+        ("The session", f"more than {control_proof.WINDOW_MS // 1000} seconds from the daemon's"),
+        ("Connections", f"{share.UNCOMMITTED_TASKS_MAX} submissions of one client wait"),
         ("The session", f"{session.OUTBOX_BYTES_MAX // 2**20} MiB wait for it"),
         ("The session", f"{session.WRITE_BYTES // 2**10} KiB in {session.WRITE_SECONDS_MAX:g} seconds"),
         ("The life of a task", f"told again after {session.RESULT_AGAIN_SECONDS:g} seconds"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import secrets
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -10,15 +12,29 @@ import pytest
 import trio
 
 from fep.domain.clock import SystemClock, business_date
+from fep.sandbox.scene import write_secret
+from fep.wire.proof import opening_mac
 from tests.control.conftest import Start
 from tests.control.rig import LONG_HEARTBEAT_S, Config, Rig, Wire
 from tests.control.transcript import SCRIPTS, Step, differences, expected_line, filled_in, steps
 
+KEY_ID = "erp-1-2026"
 CLIENTS = {"erp-1": "finance", "erp-2": "finance", "auditor": "viewer"}
 
 
 def with_clients(config: Config) -> None:
     config["control"]["clients"] = {name: {"role": role} for name, role in CLIENTS.items()}
+    config["control"]["tcp"].append({"listen": "127.0.0.1:0", "keys_file": "keys"})
+
+
+def with_key(directory: Path) -> dict[str, Any]:
+    """Write the key file; returns what opens a session with its key, once."""
+    secret, nonce = secrets.token_hex(16), secrets.token_hex(16)
+    write_secret(directory / "keys", f"{KEY_ID} erp-1 {secret}")
+    # As soon as the daemon has started: what is older than that is refused.
+    time_ms = int(SystemClock().now().timestamp() * 1000) + 5000
+    mac = opening_mac(secret.encode(), KEY_ID, "erp-1", time_ms, nonce)
+    return {"time_ms": time_ms, "nonce": nonce, "mac": mac}
 
 
 @attrs.define
@@ -61,6 +77,9 @@ class Player:
                 pass
             case ["connect", name]:
                 self.current, self.wires[name] = name, await self.rig.tcp()
+            case ["connect", name, "over", "keys"]:
+                port = int(self.rig.addresses[2].rpartition(":")[2])
+                self.current, self.wires[name] = name, await self.rig.tcp(port)
             case ["connect", name, "over", "unix"]:
                 self.current, self.wires[name] = name, await self.rig.unix()
             case ["close"]:
@@ -94,14 +113,15 @@ class Player:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.req("FEP-22", "FEP-23", "FEP-24", "FEP-25", "FEP-26", "FEP-29", "FEP-32", "DEC-a")
-async def test_script(name: str, start: Start) -> None:
+async def test_script(name: str, start: Start, directory: Path) -> None:
     text = SCRIPTS[name]
     found = re.search(r"^-- daemon heartbeat_s=([0-9.]+) --$", text, re.MULTILINE)
     heartbeat_s = float(found[1]) if found else LONG_HEARTBEAT_S
+    opening = with_key(directory)
     async with start(bank=True, heartbeat_s=heartbeat_s, change=with_clients) as rig:
         await rig.ready()
         today = business_date(SystemClock().now()).isoformat()
-        player = Player(rig, {"token": rig.token, "today": today})
+        player = Player(rig, {"token": rig.token, "today": today} | opening)
         for step in steps(text):
             try:
                 await player.play(step)

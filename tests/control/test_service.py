@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -23,6 +24,7 @@ import trustme
 
 from fep.control import session
 from fep.control.config import ControlConfig, TcpListener, TlsFiles
+from fep.control.renewal import Renewals
 from fep.control.service import (
     CONNECTIONS_MAX,
     HANDSHAKE_SECONDS_MAX,
@@ -34,6 +36,7 @@ from fep.control.service import (
 from fep.control.session import OPEN_SECONDS_MAX
 from fep.daemon import config as configuration
 from fep.daemon.supervisor import guarded
+from fep.domain.clock import SystemClock
 from fep.domain.errors import ConfigError
 from tests.control.conftest import Start
 from tests.control.rig import (
@@ -375,8 +378,12 @@ async def settle() -> None:
     await trio.testing.wait_all_tasks_blocked(0.01)
 
 
+def crowd(config: Config) -> None:
+    config["control"]["limits"] = {"sessions_max": CONNECTIONS_MAX}
+
+
 async def test_two_hundred_connections_work_at_once(start: Start) -> None:
-    async with start() as rig:
+    async with start(change=crowd) as rig:
         answers: list[Any] = []
 
         async def one() -> None:
@@ -422,7 +429,7 @@ async def opened_at_last(rig: Rig) -> None:
 
 
 async def test_sessions_beyond_the_limit_are_refused_on_their_listener_only(start: Start) -> None:
-    async with start() as rig:
+    async with start(change=crowd) as rig:
         wires = [await rig.finance() for _ in range(CONNECTIONS_MAX)]
         extra = await rig.tcp()
         with suppress(trio.BrokenResourceError):
@@ -518,8 +525,7 @@ class Alone:
     nursery: trio.Nursery
 
     async def listen(self, config: ControlConfig, inherited: tuple[socket.socket, ...] = ()) -> Any:
-        services: Any = None
-        return await self.nursery.start(run_control, config, services, guarded, inherited)
+        return await self.nursery.start(run_control, config, services(), guarded, inherited)
 
 
 async def test_the_socket_of_a_dead_daemon_is_replaced(directory: Path, logs: Logs) -> None:
@@ -558,7 +564,9 @@ async def test_the_socket_of_a_living_daemon_is_left_alone(directory: Path, logs
 
 
 def services() -> Any:
-    return None
+    """Return what listeners need while nobody opens a session."""
+    clock = SystemClock()
+    return SimpleNamespace(renewals=Renewals(None, clock), clock=clock)
 
 
 async def test_what_can_not_be_listened_on_is_told_plainly(directory: Path, logs: Logs) -> None:

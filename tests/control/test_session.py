@@ -19,13 +19,14 @@ import trio
 import trio.testing
 
 from fep.control.session import (
-    CALLS_MAX,
+    LINE_SECONDS_MAX,
     OUTBOX_BYTES_MAX,
     RESULT_AGAIN_SECONDS,
     SILENCE_HEARTBEATS,
     UNCOMMITTED_MAX,
     WRITE_SECONDS_MAX,
 )
+from fep.control.share import CALLS_MAX
 from fep.domain.ids import ClientName, TaskId
 from fep.store.database import READERS_MAX
 from fep.tasks.state import State
@@ -325,9 +326,32 @@ async def test_anything_that_comes_is_a_sign_of_life(
                 case 1:
                     await finance.result("session.heartbeat", {"seq": number, "time": "x"})
                 case _:
-                    await finance.send_bytes(b" ")
+                    await finance.send({"method": "anything"})
             await settle()
         await finance.result("status")
+
+
+async def test_a_line_that_does_not_end_is_cut_in_its_time_and_no_byte_of_it_is_a_sign_of_life(
+    start: Start, clock: trio.testing.MockClock
+) -> None:
+    async with start(heartbeat_s=HEARTBEAT_S) as rig:
+        patient, finance = await rig.finance(), await rig.finance()
+        begun = trio.current_time()
+        with suppress(trio.BrokenResourceError):
+            for place in range(2 * int(LINE_SECONDS_MAX)):
+                await finance.send_bytes(b" ")
+                if place % 10 == 0:
+                    # A line that comes in pieces, and another behind it, are in order.
+                    line = b'{"jsonrpc":"2.0","id":7,"method":"status"}\n'
+                    await patient.send_bytes(line[20:] + line[:20] if place else line[:20])
+                await settle()
+                clock.jump(1.0)
+        await finance.ended()
+        assert LINE_SECONDS_MAX <= trio.current_time() - begun < 2 * LINE_SECONDS_MAX + 5
+        assert (await closed(rig)) == [f"a line did not end within {LINE_SECONDS_MAX:g} s"]
+        assert len([one for one in patient.seen if one.get("id") == 7]) == 0
+        await patient.send_bytes(b'{"jsonrpc":"2.0","id":7,"method":"status"}\n'[20:])
+        assert (await patient.reply({"id": 7}))["result"]
 
 
 async def test_the_daemons_own_work_is_not_the_clients_silence(

@@ -4,7 +4,8 @@ A line of a transcript::
 
     # a comment
     -- daemon heartbeat_s=1 --     how the daemon is configured; first of all
-    -- connect NAME --             a connection over TCP, or ``-- connect NAME over unix --``
+    -- connect NAME --             a connection over TCP, or ``-- connect NAME over unix --``, or
+                                   ``over keys``: to the listener that takes proofs
     -- NAME --                     go on with this earlier connection
     -- close --                    the client closes it
     -- closed --                   the daemon has closed it

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fep.adapters.card import Signer
+from fep.control.config import Limits
 from fep.daemon import bank_section, config, tables
 from fep.daemon.config import ConfigFaultsError, check, load, redacted, secret_faults
 from fep.domain.account import Account
@@ -45,6 +46,7 @@ def test_every_part_of_a_good_file_is_taken(tmp_path: Path) -> None:
     assert (token.host, token.port, token.tls) == ("127.0.0.1", 7071, None)
     assert token.token_file == tmp_path / "token"
     assert control.clients[ClientName("erp-1")].role == "finance"
+    assert control.clients[ClientName("erp-1")].limits == control.limits == Limits()
     assert (control.users["li"].uid, control.users["li"].role) == (1001, "operator")
     assert (found.tasks.queue_max, found.tasks.fetch_timeout_s) == (1000, 30.0)
     first, second = found.slots
@@ -230,8 +232,27 @@ WRONG = [
     ('listen = "127.0.0.1:7071"', '‸listen = "[::]:7071"', "plain TCP is refused there"),
     ('listen = "127.0.0.1:7071"', '‸listen = "localhost.example:7071"', "plain TCP is refused"),
     ('7071"\ntoken_file', '7071"\n‸tokenfile', "unknown key; did you mean 'token_file'?"),
-    ('token_file = "token"', "", "needs token_file, or tls"),
-    ("tls = {", 'token_file = "t"\ntls = {', "give tls or token_file, not both"),
+    ('token_file = "token"', "", "needs token_file or keys_file, or tls"),
+    ("tls = {", 'token_file = "t"\ntls = {', "give one of tls, token_file and keys_file"),
+    ('token_file = "token"', 'token_file = "t"\n‸keys_file = "k"', "give one of tls, token_file"),
+    ('listen = "127.0.0.1:7071"\ntoken_file', '‸listen = "10.0.0.1:7071"\nkeys_file', "plain TCP"),
+    (
+        "[control.users.li]",
+        "[control.limits]\n‸lines_s = 0.5\n[control.users.li]",
+        "at least 1, or 0",
+    ),
+    ("[control.users.li]", "[control.limits]\n‸bytes_s = -1\n[control.users.li]", "from 0 to"),
+    (
+        "[control.users.li]",
+        "[control.limits]\n‸sessions_max = 0\n[control.users.li]",
+        "from 1 to 256",
+    ),
+    (
+        "[control.users.li]",
+        "[control.limits]\n‸line_s = 5\n[control.users.li]",
+        "did you mean 'lines_s'",
+    ),
+    ("[control.clients.erp-1]", "[control.clients.erp-1]\n‸open_max = -1", "a whole number from 0"),
     ('client_ca = "ca.crt"', '‸client_cert = "ca.crt"', "unknown key"),
     (', client_ca = "ca.crt"', "", "is missing"),
     ('listen = "0.0.0.0:7070"', 'listen = "127.0.0.1:7071"', "another [[control.tcp]] listens"),
@@ -344,6 +365,33 @@ PLACES = {
     ('unit = "100.00"', 'unit = "50000.01"'): 'maximum = "50000.00"',
     ('kind = "excess"', ""): "rule = {  }",
 }
+
+
+def test_a_client_has_the_limits_of_all_but_for_its_own(tmp_path: Path) -> None:
+    text = changed("[control.clients.erp-1]", "[control.clients.erp-1]\nlines_s = 5", GOOD)
+    text = changed(
+        "[control.users.li]",
+        "[control.clients.erp-2]\n[control.limits]\nlines_s = 9\nbytes_s = 1e6\nopen_max = 7\n"
+        "sessions_max = 3\n[control.users.li]",
+        text,
+    )
+    control = load(written(tmp_path, text)).control
+    assert control.limits == Limits(9.0, 1e6, 7, 3)
+    assert control.clients[ClientName("erp-1")].limits == Limits(5.0, 1e6, 7, 3)
+    assert control.clients[ClientName("erp-2")].limits == control.limits
+
+
+def test_files_of_listeners_are_looked_at(tmp_path: Path) -> None:
+    text = changed('token_file = "token"', 'keys_file = "keys"', GOOD)
+    text = changed('client_ca = "ca.crt"', 'client_ca = "ca.crt", client_crl = "ca.crl"', text)
+    found = load(written(tmp_path, text))
+    assert found.control.tcp[0].tls is not None
+    assert found.control.tcp[0].tls.client_crl == tmp_path / "ca.crl"
+    (tmp_path / "keys").write_text("k")
+    (tmp_path / "keys").chmod(0o640)
+    faults = secret_faults(found)
+    assert f"{tmp_path / 'keys'}: can be read by others; chmod 600 it" in faults
+    assert f"{tmp_path / 'ca.crl'}: No such file or directory" in faults
 
 
 @pytest.mark.parametrize(("old", "new", "message"), WRONG)
