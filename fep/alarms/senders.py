@@ -26,7 +26,7 @@ from fep.domain.errors import FepError
 if TYPE_CHECKING:
     import smtplib
 
-    import httpx
+    import httpx2
 
 SEND_SECONDS_MAX: Final = 20.0
 """Of one message, whatever the receiver does."""
@@ -86,7 +86,7 @@ def _reason(error: Exception, *secrets: str | None) -> str:
     """Return what an exception says, without secrets."""
     told: BaseException = error
     while not str(told) and (under := told.__cause__ or told.__context__) is not None:
-        told = under  # httpx says nothing itself of a certificate that does not fit
+        told = under  # httpx2 says nothing itself of a certificate that does not fit
     text = f"{type(error).__name__}: {told}".rstrip(": ")
     return one_line(without_pieces(text, *secrets), REASON_CHARS_MAX)
 
@@ -115,7 +115,7 @@ class _HttpSender:
 
     async def send(self, message: Message) -> Outcome:
         try:
-            # Files are read, and httpx takes a tenth of a second to load: not in the loop.
+            # Files are read, and httpx2 takes a tenth of a second to load: not in the loop.
             prepared = await trio.to_thread.run_sync(
                 self._prepare, message, limiter=self.limiter, abandon_on_cancel=True
             )
@@ -129,7 +129,7 @@ class _HttpSender:
             return attrs.evolve(outcome, reason=told[:REASON_CHARS_MAX])
         return outcome
 
-    def _prepare(self, message: Message) -> tuple[Post, httpx.AsyncClient, tuple[str | None, ...]]:
+    def _prepare(self, message: Message) -> tuple[Post, httpx2.AsyncClient, tuple[str | None, ...]]:
         """Return the request and what sends it.
 
         Raises:
@@ -137,14 +137,14 @@ class _HttpSender:
             ValueError: the URL or the secret is none.
             OSError: the certificates can't be read.
         """
-        import httpx  # noqa: PLC0415 - see above; most daemons have no such channel
+        import httpx2  # noqa: PLC0415 - see above; most daemons have no such channel
 
         url = self.target.url().strip()
         check_url(url)
         secret = None if self.target.secret is None else self.target.secret().strip()
         post = post_of(message, self.config.kind, url, secret)
         ca = None if self.target.ca is None else str(self.target.ca)
-        client = httpx.AsyncClient(
+        client = httpx2.AsyncClient(
             verify=ssl.create_default_context(cafile=ca),
             proxy=self.target.proxy,
             trust_env=False,
@@ -154,8 +154,8 @@ class _HttpSender:
         )
         return post, client, (post.url, url, secret)
 
-    async def _post(self, client: httpx.AsyncClient, post: Post) -> Outcome:
-        import httpx  # noqa: PLC0415
+    async def _post(self, client: httpx2.AsyncClient, post: Post) -> Outcome:
+        import httpx2  # noqa: PLC0415
 
         body = bytearray()
         try:
@@ -170,7 +170,7 @@ class _HttpSender:
                             # The generators below end in order only when they are cancelled.
                             scope.cancel()
                 status, asked = answer.status_code, answer.headers.get("retry-after", "")
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
             return NotSent(_reason(error))
         if scope.cancelled_caught:
             return NotSent(f"the answer has more than {ANSWER_BYTES_MAX} bytes")

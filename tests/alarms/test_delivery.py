@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import httpx  # noqa: F401 - loaded before the clock runs
+import httpx2  # noqa: F401 - loaded before the clock runs
 import pytest
 import structlog
 import trio

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import attrs
-import httpx
+import httpx2
 import tomli_w
 import trustme
 
@@ -150,24 +150,24 @@ class Browser:
     """One browser, at a loopback address of its own: the log-in's brake counts by address."""
 
     def __init__(self, url: str, address: str) -> None:
-        transport = httpx.HTTPTransport(local_address=address)
-        self.http = httpx.Client(base_url=url, transport=transport, timeout=20.0, trust_env=False)
+        transport = httpx2.HTTPTransport(local_address=address)
+        self.http = httpx2.Client(base_url=url, transport=transport, timeout=20.0, trust_env=False)
         self.csrf = ""
 
-    def get(self, path: str, **more: Any) -> httpx.Response:
+    def get(self, path: str, **more: Any) -> httpx2.Response:
         return self._kept(self.http.get(path, **more))
 
-    def post(self, path: str, **fields: str) -> httpx.Response:
+    def post(self, path: str, **fields: str) -> httpx2.Response:
         return self._kept(self.http.post(path, data={"csrf": self.csrf, **fields}))
 
-    def log_in(self, user: str, password: str = PASSWORD, after: str = "/") -> httpx.Response:
+    def log_in(self, user: str, password: str = PASSWORD, after: str = "/") -> httpx2.Response:
         self.get("/login")
         answer = self.post("/login", user=user, password=password, next=after)
         if answer.status_code == 303:
             self.get("/me")
         return answer
 
-    def _kept(self, answer: httpx.Response) -> httpx.Response:
+    def _kept(self, answer: httpx2.Response) -> httpx2.Response:
         if found := CSRF.search(answer.text):
             self.csrf = found[1]
         return answer
@@ -277,7 +277,7 @@ class Site:
         before = self.worker.done
         until(lambda: self.worker.done > before + 2, "the other client's work")
         assert self.worker.faults == []
-        assert httpx.get(f"{self.url}/login", trust_env=False).status_code == 200
+        assert httpx2.get(f"{self.url}/login", trust_env=False).status_code == 200
         text = self.log_text()[begin:]
         crashed = [one for one in text.splitlines() if any(f'"{c}"' in one for c in CRASHES)]
         assert not crashed, "\n".join(crashed)

@@ -1,4 +1,4 @@
-"""A whole daemon with its console, and browsers without a screen: httpx keeps their cookies."""
+"""A whole daemon with its console, and browsers without a screen: httpx2 keeps their cookies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import httpx
+import httpx2
 import trio
 from argon2 import PasswordHasher
 
@@ -28,15 +28,15 @@ CSRF = re.compile(r'name="csrf" value="([0-9a-f]{64})"')
 class Person:
     """One browser."""
 
-    http: httpx.AsyncClient
+    http: httpx2.AsyncClient
     csrf: str = ""
 
-    async def get(self, path: str, **more: Any) -> httpx.Response:
+    async def get(self, path: str, **more: Any) -> httpx2.Response:
         answer = await self.http.get(path, **more)
         self._keep(answer)
         return answer
 
-    async def post(self, path: str, **fields: str) -> httpx.Response:
+    async def post(self, path: str, **fields: str) -> httpx2.Response:
         """Send a form of a page of ours."""
         answer = await self.http.post(path, data={"csrf": self.csrf, **fields})
         self._keep(answer)
@@ -44,7 +44,7 @@ class Person:
 
     async def log_in(
         self, user: str, password: str = PASSWORD, code: str = "", after: str = "/"
-    ) -> httpx.Response:
+    ) -> httpx2.Response:
         """Log in, and read the mark of this person's forms."""
         await self.get("/login")
         answer = await self.post("/login", user=user, password=password, code=code, next=after)
@@ -52,7 +52,7 @@ class Person:
             await self.get("/me")
         return answer
 
-    def _keep(self, answer: httpx.Response) -> None:
+    def _keep(self, answer: httpx2.Response) -> None:
         if found := CSRF.search(answer.text):
             self.csrf = found[1]
 
@@ -63,11 +63,11 @@ class Console:
 
     rig: Rig
     url: str
-    _browsers: list[httpx.AsyncClient] = attrs.Factory(list)
+    _browsers: list[httpx2.AsyncClient] = attrs.Factory(list)
 
     def browser(self, **more: Any) -> Person:
         """Return a browser that nobody has used."""
-        http = httpx.AsyncClient(base_url=self.url, timeout=20.0, trust_env=False, **more)
+        http = httpx2.AsyncClient(base_url=self.url, timeout=20.0, trust_env=False, **more)
         self._browsers.append(http)
         return Person(http)
 

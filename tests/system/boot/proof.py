@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from fep.client import BlockingClient, CallError
 from fep.domain.ids import TaskId, client_ref
@@ -233,7 +233,7 @@ def console() -> Notes:
     """A person logs in at the console, and has the store looked at."""
     made = run("fepctl", "user", "add", "anna", "admin", said=PLAN["password"] + "\n")
     mark = re.compile(r'name="csrf" value="([0-9a-f]{64})"')
-    with httpx.Client(base_url=PLAN["console"], timeout=STEP_SECONDS_MAX, trust_env=False) as http:
+    with httpx2.Client(base_url=PLAN["console"], timeout=STEP_SECONDS_MAX, trust_env=False) as http:
         page = http.get("/login")
         (csrf,) = mark.findall(page.text)[:1]
         fields = {"csrf": csrf, "user": "anna", "code": "", "next": "/"}
