@@ -102,20 +102,37 @@ class Settings:
         self._judged = lru_cache(TEXTS_KEPT)(partial(_judged, site.path))
         self._pending: _Pending | None = None
         self._came = trio.Event()
+        self._behind = trio.Event()
+        """Set while the file in force is not written down, since the store takes nothing."""
 
     # -- life ---------------------------------------------------------------------------------
 
     async def load(self) -> None:
-        """Write down what this process began with, and take up what the last one left."""
+        """Write down what this process began with, and take up what the last one left.
+
+        A store that takes nothing at this moment keeps no daemon from its work: it is done later.
+        """
+        with self._done_later():
+            await self._load()
+
+    async def _load(self) -> None:
         config = self._site.in_force()
         last = await self._newest(*_STANDING)
         if last is not None and last.state is VersionState.BEGUN:
             last = await self._after_a_stop(last, config)
-        if last is not None and last.state is VersionState.UNCONFIRMED:
+        if last is not None and last.state is VersionState.UNCONFIRMED and self._pending is None:
             assert last.confirm_until is not None
             left = (last.confirm_until - self._clock.now()).total_seconds()
             self._wait_for(last, max(0.0, left))
         await self._note_if_new(config, ITSELF, "start", last)
+
+    @contextmanager
+    def _done_later(self) -> Iterator[None]:
+        try:
+            yield
+        except FepError as error:
+            log.error("config.not_noted", reason=str(error))
+            self._behind.set()
 
     async def _after_a_stop(self, last: Version, config: Config) -> Version | None:
         """Decide on a version in whose saving the last process ended."""
@@ -129,15 +146,27 @@ class Settings:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take back what nobody confirms in its time, until cancelled."""
-        task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._catch_up)
+            task_status.started()
+            while True:
+                while (pending := self._pending) is None:
+                    self._came = trio.Event()
+                    await self._came.wait()
+                with trio.move_on_at(pending.until):
+                    await pending.over.wait()
+                if not pending.over.is_set():
+                    await self._take_back_in_time(pending)
+
+    async def _catch_up(self) -> None:
+        """Write down what the store did not take, when it takes something again."""
         while True:
-            while (pending := self._pending) is None:
-                self._came = trio.Event()
-                await self._came.wait()
-            with trio.move_on_at(pending.until):
-                await pending.over.wait()
-            if not pending.over.is_set():
-                await self._take_back_in_time(pending)
+            await self._behind.wait()
+            await trio.sleep(AGAIN_SECONDS)
+            self._behind = trio.Event()
+            async with self._saving:
+                with self._done_later():
+                    await self._load()
 
     async def _take_back_in_time(self, pending: _Pending) -> None:
         number = pending.version.number
@@ -153,7 +182,8 @@ class Settings:
     async def noted(self, config: Config, who: str) -> None:
         """Write down a file that was taken into force and not saved here."""
         async with self._saving:
-            await self._note_if_new(config, who, "file", await self._newest(*_STANDING))
+            with self._done_later():
+                await self._note_if_new(config, who, "file", await self._newest(*_STANDING))
 
     async def _note_if_new(self, config: Config, who: str, how: str, last: Version | None) -> None:
         if last is not None and last.digest == config.digest:

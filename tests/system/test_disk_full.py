@@ -187,6 +187,25 @@ def test_a_daemon_killed_on_a_full_disk_goes_on_when_there_is_room(scene: Scene)
     assert chain["proved_done: the bank's status query says: done"] > 0
 
 
+@pytest.mark.req("FEP-20")
+@pytest.mark.slow
+def test_a_start_on_a_full_disk_notes_its_configuration_later(scene: Scene) -> None:
+    scene.kill_daemon()
+    fill_up(scene)
+    with scene.config.open("a", encoding="utf-8") as file:
+        file.write("# changed by hand meanwhile\n")
+    scene.start_daemon()
+    with scene.operator() as client:
+        scene.wait_ready(client)
+        scene.wait(
+            client, lambda _: "config.not_noted" in (scene.directory / "fep.log").read_text(), "no"
+        )
+        assert len(client.call("config.versions")["versions"]) == 1
+        ballast(scene).unlink()
+        noted = lambda _: len(client.call("config.versions")["versions"]) == 2  # noqa: E731
+        scene.wait(client, noted, "the version is noted")
+
+
 @pytest.mark.slow
 def test_an_answer_that_comes_late_on_a_full_disk_ends_nothing(scene: Scene) -> None:
     host = scene.hosts[BANK]
