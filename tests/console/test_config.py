@@ -8,6 +8,7 @@ import tomllib
 from typing import Any
 
 import pytest
+import trio
 
 from fep.console.drafts import DRAFTS_MAX, Drafts
 from fep.console.pages import config as page
@@ -302,3 +303,25 @@ def test_the_newest_drafts_are_kept() -> None:
     assert drafts.find("s", made[0].id) is None
     assert drafts.find("s", made[1].id) is made[1]
     assert drafts.find("other", made[1].id) is None
+
+
+async def test_a_browser_that_is_gone_has_its_change_done_to_the_end(
+    console: Console,  # noqa: F811
+) -> None:
+    person = await console.person("anna")
+    answer = await person.post("/config/bank", **await form_of(person) | {"workers": "9"})
+    found = DRAFT.search(answer.text)
+    assert found is not None
+    request = person.http.build_request(
+        "POST",
+        "/config/apply",
+        data={"csrf": person.csrf, "draft": found[1], "confirm_s": "0", "note": ""},
+    )
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    address = console.url.removeprefix("http://").split(":")
+    stream = await trio.open_tcp_stream(address[0], int(address[1]))
+    await stream.send_all(f"POST /config/apply HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+    await stream.aclose()
+    await console.rig.until(lambda: console.rig.logs.named("config.saved"), "the save")
+    assert console.rig.daemon.config.banks[0].workers == 9
+    assert [one.name for one in console.rig.daemon.config.banks] == [*console.rig.daemon.links]
