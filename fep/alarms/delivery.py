@@ -29,6 +29,8 @@ log = structlog.get_logger()
 KEPT_DAYS: Final = 90
 """So long the store says who was told what, and when."""
 HOUSEKEEPING_SECONDS: Final = 600.0
+LOOK_PAUSE_SECONDS: Final = 0.1
+"""After a change, until it is looked at."""
 
 Supervise = Callable[..., Awaitable[None]]
 """Runs a lane by its name, again after a defect."""
@@ -124,6 +126,8 @@ class Delivery:
                     continue
                 with trio.move_on_at(box.next_s(now)):
                     await noted.wait()
+                    # Thousands may end one after the other: one look is for all of them.
+                    await trio.sleep(LOOK_PAUSE_SECONDS)
         finally:
             box.abandon()
 

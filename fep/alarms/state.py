@@ -41,6 +41,7 @@ class AlarmKind(StrEnum):
     STORE_DOWN = "STORE_DOWN"
     ALARM_UNDELIVERED = "ALARM_UNDELIVERED"
     CREDENTIAL_FAULT = "CREDENTIAL_FAULT"
+    CONFIG_STUCK = "CONFIG_STUCK"
 
 
 class Severity(StrEnum):
@@ -251,6 +252,13 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         Severity.MAJOR,
         "Correct or renew the file named; until then new connections get the earlier one.",
         "更正或更新所指文件；在此之前新连接沿用原来的内容。",
+    ),
+    AlarmKind.CONFIG_STUCK: Meaning(
+        "A configuration that nobody confirmed can't be taken back",
+        "未确认的配置无法撤回",
+        Severity.MAJOR,
+        "See the cause: the file's folder, a secret that is gone; it is tried again every 10 s.",
+        "查看原因：文件所在目录，或已不存在的密钥；每 10 秒重试一次。",
     ),
 }
 

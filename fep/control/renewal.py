@@ -31,6 +31,8 @@ LOOK_SECONDS: Final = 5.0
 LOOK_SECONDS_MAX: Final = 2.0
 """A file system that does not answer by then is asked again later."""
 ENDS_SOON_DAYS: Final = 30
+LIST_ENDS_SOON_DAYS: Final = 2
+"""Of a list of what was taken back: many are made anew each week."""
 TOLD_AGAIN: Final = dt.timedelta(days=1)
 
 T = TypeVar("T")
@@ -45,6 +47,8 @@ class Loaded(Generic[T]):
     value: T
     ends: Mapping[Path, dt.datetime] = attrs.Factory(dict)
     """What stops to be valid by itself, and when."""
+    lists: Mapping[Path, dt.datetime] = attrs.Factory(dict)
+    """Lists of what was taken back, and when the next ones are due."""
 
 
 @attrs.frozen
@@ -137,9 +141,12 @@ class Renewed(Generic[T]):
             return
         self._told_at = now
         causes = [f"{self._fault}; the earlier one stays in force"] if self._fault else []
-        for file, end in self._loaded.ends.items():
+        loaded = self._loaded
+        soon = [(file, end, ENDS_SOON_DAYS) for file, end in loaded.ends.items()]
+        soon += [(file, end, LIST_ENDS_SOON_DAYS) for file, end in loaded.lists.items()]
+        for file, end, days_before in soon:
             days = (end - now).days
-            if days < ENDS_SOON_DAYS:
+            if days < days_before:
                 log.warning(
                     "credential.ends_soon", subject=self._subject, file=str(file), days=days
                 )
@@ -209,5 +216,5 @@ def _look(files: Sequence[Path], load: Callable[[], Loaded[T]], known: Prints) -
         return _Seen(prints)
     try:
         return _Seen(prints, load())
-    except ConfigError as error:
-        return _Seen(prints, fault=str(error))
+    except (ConfigError, OSError, ValueError) as error:
+        return _Seen(prints, fault=str(error) or repr(error))

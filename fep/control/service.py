@@ -421,9 +421,9 @@ def _loaded_tls(listener: TcpListener) -> Loaded[ssl.SSLContext]:
     context = tls_context(listener.tls, f"control.tcp {listener.host}:{listener.port}")
     ends = certificate_ends(listener.tls.certificate)
     crl = listener.tls.client_crl
-    if crl is not None and (end := _crl_end(crl)) is not None:
-        ends[crl] = end
-    return Loaded(context, ends)
+    end = None if crl is None else _crl_end(crl)
+    lists = {} if crl is None or end is None else {crl: end}
+    return Loaded(context, ends, lists)
 
 
 def certificate_ends(path: Path) -> dict[Path, dt.datetime]:

@@ -36,10 +36,10 @@ from fep.control.service import Guard, run_control
 from fep.daemon import config as configuration
 from fep.daemon import notify
 from fep.daemon.config import BankConfig, Config, ConfigFaultsError
-from fep.daemon.difference import difference
+from fep.daemon.difference import Difference, difference
 from fep.daemon.settings import Settings, Site
 from fep.daemon.store_section import database_of
-from fep.daemon.supervisor import guarded, supervise
+from fep.daemon.supervisor import attempted, guarded, supervise
 from fep.domain.account import Account
 from fep.domain.clock import Clock
 from fep.domain.errors import ConfigError, FepError
@@ -66,6 +66,8 @@ log = structlog.get_logger()
 UNMATCHED_WAITING_MAX: Final = 64
 DRAIN_SECONDS_MAX: Final = 10.0
 """At a stop, requests in flight get this long to have their answers."""
+APPLY_SECONDS_MAX: Final = 600.0
+"""A configuration is taken into force by then; each bank that ends has ``DRAIN_SECONDS_MAX``."""
 INSTANCE_FILE: Final = "fep.instance"
 LEAVE_SECONDS_MAX: Final = 10.0
 CLOSED_AFTER_SECONDS: Final = 5.0
@@ -162,6 +164,9 @@ class Daemon:
         self._stop = trio.Event()
         self._lanes_nursery: trio.Nursery | None = None
         self._reloading = trio.Lock()
+        self._began = config
+        """What the process was started with: some of it only a start takes."""
+        self._is_up = False
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -278,11 +283,14 @@ class Daemon:
         )
         site = Site(
             path=config.path,
-            machine=config.enterprise.fep_number,
+            # A store of its own has one machine, whatever number that bears.
+            machine="" if config.store is None else config.enterprise.fep_number,
             in_force=lambda: self.config,
             slots=self.ring.slots.keys,
             links=self.links.values,
+            difference=lambda new: self._difference(new).value(),
             apply=self._apply,
+            alarms=self.alarms,
         )
         self.settings = Settings(site, self._store, clock)
         self.services = Services(
@@ -337,7 +345,6 @@ class Daemon:
         return self.tasks.configuration
 
     async def _live(self, task_status: trio.TaskStatus[list[str]]) -> None:
-        config = self.config
         await self.alarms.load()
         self.alarms.clear(AlarmKind.STORE_DOWN, "store")
         for bank in self.config.banks:
@@ -367,19 +374,7 @@ class Daemon:
                     self._outside.faces, self.config.control, self.services, guarded
                 )
                 faces.start_soon(notify.watchdog, self._healthy, self.status_line)
-                if config.console.listen is not None:
-                    # What it needs takes a tenth of a second to load, and most daemons have none.
-                    from fep.console.service import run_console  # noqa: PLC0415
-
-                    console = partial(
-                        run_console, config.console, self.services, guarded, self._verify_store
-                    )
-                    await faces.start(self._supervised, "console", console)
-                if config.metrics.listen is not None:
-                    from fep.metrics.service import run_metrics  # noqa: PLC0415
-
-                    metrics = partial(run_metrics, config.metrics, self.services, guarded)
-                    await faces.start(self._supervised, "metrics", metrics)
+                await self._start_pages(faces)
                 log.info(
                     "daemon.started",
                     version=self.services.version,
@@ -389,12 +384,29 @@ class Daemon:
                     accounts=len(self._accounts),
                     addresses=addresses,
                 )
+                self._is_up = True
                 task_status.started(addresses)
                 await self._stop.wait()
                 await self._wind_down()
                 faces.cancel_scope.cancel()
             lanes.cancel_scope.cancel()
         log.info("daemon.stopped")
+
+    async def _start_pages(self, faces: trio.Nursery) -> None:
+        """Start what is served over HTTP; most daemons have none, and it takes time to load."""
+        config = self._began
+        if config.console.listen is not None:
+            from fep.console.service import run_console  # noqa: PLC0415
+
+            console = partial(
+                run_console, config.console, self.services, guarded, self._verify_store
+            )
+            await faces.start(self._supervised, "console", console)
+        if config.metrics.listen is not None:
+            from fep.metrics.service import run_metrics  # noqa: PLC0415
+
+            metrics = partial(run_metrics, config.metrics, self.services, guarded)
+            await faces.start(self._supervised, "metrics", metrics)
 
     async def _wind_down(self) -> None:
         """Take nothing new, and let what is at the banks come home."""
@@ -404,7 +416,7 @@ class Daemon:
         for lane in self.tasks.lanes.values():
             lane.drain()
         with trio.move_on_after(DRAIN_SECONDS_MAX):
-            for lane in self.tasks.lanes.values():
+            for lane in list(self.tasks.lanes.values()):
                 await lane.wait_idle()
 
     async def _supervised(
@@ -427,7 +439,7 @@ class Daemon:
         codec = bank.adapter.open(bank.profile(self._accounts, bank.read_secrets()))
         tape, connect = None, self._outside.connect
         if bank.tape:
-            directory = self.config.state_dir / TAPE_DIRECTORY
+            directory = self._began.state_dir / TAPE_DIRECTORY
             tape = Recorder(directory, bank.name, bank.adapter.name, self._clock)
             connect = tape.tapped(connect)
         link: BankLink = _LINKS[bank.card.transport.protocol](
@@ -576,7 +588,13 @@ class Daemon:
         await self.settings.noted(self.config, who)
         return applied
 
+    def _difference(self, new: Config) -> Difference:
+        return difference(self._began, self.config, new, self.ring.slots, self._units)
+
     async def _apply(self, who: str) -> dict[str, Any]:
+        if not self._is_up or self._stop.is_set():
+            doing = "stopping" if self._is_up else "still starting"
+            raise ProtocolRefusal("BAD_STATE", f"the daemon is {doing}; nothing was changed")
         async with self._reloading:
             try:
                 new = await trio.to_thread.run_sync(configuration.load, self.config.path)
@@ -584,10 +602,20 @@ class Daemon:
                 log.error("config.refused", who=who, faults=len(error.faults))
                 msg = f"{len(error.faults)} faults, nothing was changed:\n{error}"
                 raise ProtocolRefusal("BAD_STATE", msg) from error
-            return await self._take_into_force(new, who)
+            applied: dict[str, Any] = {}
+
+            async def take() -> None:
+                applied.update(await self._take_into_force(new, who))
+
+            # Half a change would leave a bank ended and not begun.
+            with trio.CancelScope(shield=True, relative_deadline=APPLY_SECONDS_MAX):
+                if why := await attempted(f"apply by {who}", take):
+                    msg = f"not all of it is in force, an apply tries it again: {why}"
+                    raise ProtocolRefusal("BAD_STATE", msg)
+            return applied
 
     async def _take_into_force(self, new: Config, who: str) -> dict[str, Any]:
-        found = difference(self.config, new, self.ring.slots)
+        found = self._difference(new)
         after = {bank.name: bank for bank in new.banks}
         _try_secrets(new, [after[name] for name in found.changed])
         self._accounts.clear()
@@ -609,6 +637,8 @@ class Daemon:
         assert self._lanes_nursery is not None
         for name in found.changed:
             self._make(after[name])
+            if self._stop.is_set() and name in self.tasks.lanes:
+                self.tasks.lanes[name].drain()
             await self.tasks.keep_drained()
             if name in self._units:
                 if self.tasks.sharing is not None:
@@ -659,7 +689,7 @@ def _try_secrets(new: Config, banks: Iterable[BankConfig]) -> None:
             continue
         try:
             bank.adapter.open(bank.profile(new.accounts, bank.read_secrets()))
-        except (FepError, ValueError) as error:
+        except (FepError, ValueError, TypeError, LookupError, AttributeError, OSError) as error:
             msg = f"nothing was changed: bank {bank.name}: {error}"
             raise ProtocolRefusal("BAD_STATE", msg) from error
 

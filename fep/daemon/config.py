@@ -196,8 +196,14 @@ def redacted(config: Config) -> dict[str, Any]:
     return {"path": str(config.path), "digest": config.digest, "config": _hidden("", config.raw)}
 
 
-def secret_faults(config: Config) -> list[str]:
-    """Return what is wrong with the files it names: not there, or open to others."""
+def secret_faults(config: Config, *, vital: bool = False) -> list[str]:
+    """Return what is wrong with the files it names: not there, or open to others.
+
+    Args:
+        config: what names them.
+        vital: only those without which banks and clients can't be served; the console, the page of
+            metrics and channels of alarms tell by an alarm what they lack.
+    """
     secrets = [
         reference.file
         for slot in config.slots
@@ -215,19 +221,21 @@ def secret_faults(config: Config) -> list[str]:
         for file in (one.token_file, one.keys_file)
         if file is not None
     ]
-    listeners = [*(one.tls for one in config.control.tcp), config.metrics.tls]
-    tls = [one for one in listeners if one is not None]
+    tls = [one.tls for one in config.control.tcp if one.tls is not None]
+    public: list[Path] = []
+    if not vital:
+        tls += [] if config.metrics.tls is None else [config.metrics.tls]
+        if config.console.tls is not None:
+            secrets.append(config.console.tls.key)
+            public.append(config.console.tls.certificate)
+        for channel in config.alarms.channels:
+            secrets += channel.secret_files
+            target = channel.target
+            if isinstance(target, HttpTarget | MailTarget) and target.ca is not None:
+                public.append(target.ca)
     secrets += [one.key for one in tls]
-    public = [file for one in tls for file in (one.certificate, one.client_ca)]
+    public += [file for one in tls for file in (one.certificate, one.client_ca)]
     public += [one.client_crl for one in tls if one.client_crl is not None]
-    if config.console.tls is not None:
-        secrets.append(config.console.tls.key)
-        public.append(config.console.tls.certificate)
-    for channel in config.alarms.channels:
-        secrets += channel.secret_files
-        target = channel.target
-        if isinstance(target, HttpTarget | MailTarget) and target.ca is not None:
-            public.append(target.ca)
     modules = [slot.module for slot in config.slots if slot.module is not None]
     public += modules
     faults = [_file_fault(file, secret=True) for file in dict.fromkeys(secrets)]

@@ -34,27 +34,39 @@ class Difference:
         }
 
 
-def difference(old: Config, new: Config, slots: Collection[SlotName]) -> Difference:
+def difference(
+    began: Config,
+    old: Config,
+    new: Config,
+    slots: Collection[SlotName],
+    running: Collection[BankName],
+) -> Difference:
     """Compare the configuration in force with the one to come.
 
     Args:
+        began: what the process was started with, for what only a start takes.
         old: in force.
         new: to come.
         slots: those that run.
+        running: the banks that do; one that should and does not is begun.
     """
     before = {bank.name: bank.digest for bank in old.banks}
     after = {bank.name: bank for bank in new.banks}
     waiting = {one.name for one in new.banks if one.slot is not None and one.slot not in slots}
-    changed = {name for name, bank in after.items() if before.get(name) != bank.digest} - waiting
+    changed = {
+        name
+        for name, bank in after.items()
+        if before.get(name) != bank.digest or (bank.slot is not None and name not in running)
+    } - waiting
     alike = (
-        ("slot", old.slots == new.slots),
-        ("control", old.control == new.control),
-        ("console", old.console == new.console),
-        ("metrics", old.metrics == new.metrics),
-        ("enterprise", old.enterprise == new.enterprise),
-        ("state_dir", old.state_dir == new.state_dir),
-        ("store", old.store == new.store),
-        ("tasks", old.tasks == new.tasks),
+        ("slot", began.slots == new.slots),
+        ("control", began.control == new.control),
+        ("console", began.console == new.console),
+        ("metrics", began.metrics == new.metrics),
+        ("enterprise", began.enterprise == new.enterprise),
+        ("state_dir", began.state_dir == new.state_dir),
+        ("store", began.store == new.store),
+        ("tasks", began.tasks == new.tasks),
     )
     return Difference(
         changed=tuple(sorted(changed)),

@@ -332,8 +332,10 @@ def _run(given: argparse.Namespace) -> int:
     except configuration.ConfigFaultsError as error:
         print(error, file=sys.stderr)
         return 1
-    if secrets := configuration.secret_faults(config):
-        print("\n".join(secrets), file=sys.stderr)
+    vital = configuration.secret_faults(config, vital=True)
+    for fault in vital or configuration.secret_faults(config):
+        print(fault, file=sys.stderr)
+    if vital:
         return 1
     os.umask(0o077)
     followers = logs.Followers()
@@ -359,8 +361,8 @@ async def _serve(daemon: Daemon) -> None:
     """Run the daemon under the signals: TERM and INT stop it, HUP reloads."""
     import trio  # noqa: PLC0415
 
-    from fep.control.commands import ProtocolRefusal  # noqa: PLC0415
     from fep.daemon import notify  # noqa: PLC0415
+    from fep.domain.errors import FepError  # noqa: PLC0415
 
     async def obey() -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
@@ -368,13 +370,20 @@ async def _serve(daemon: Daemon) -> None:
                 if number != signal.SIGHUP:
                     daemon.stop()
                     continue
-                notify.reloading()
-                try:
-                    await daemon.apply("SIGHUP")
-                except ProtocolRefusal as error:
-                    print(error, file=sys.stderr)
+                # A stop that comes meanwhile is not kept waiting.
+                nursery.start_soon(reload)
+
+    async def reload() -> None:
+        async with one_at_a_time:
+            notify.reloading()
+            try:
+                await daemon.apply("SIGHUP")
+            except FepError as error:
+                print(error, file=sys.stderr)
+            finally:
                 notify.notify("READY=1")
 
+    one_at_a_time = trio.Lock()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(obey)
         async with trio.open_nursery() as work:

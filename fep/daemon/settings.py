@@ -20,9 +20,12 @@ from typing import Any, Final
 import attrs
 import structlog
 import trio
+from sqlalchemy.exc import SQLAlchemyError
 
 from fep.adapters import registry
 from fep.adapters.forms import fields_of
+from fep.alarms.service import Alarms
+from fep.alarms.state import AlarmKind
 from fep.control import probe
 from fep.control.commands import ProtocolRefusal
 from fep.control.config_commands import (
@@ -35,7 +38,6 @@ from fep.control.config_commands import (
 from fep.daemon import config as configuration
 from fep.daemon import versions
 from fep.daemon.config import Config, ConfigFaultsError, Fault
-from fep.daemon.difference import difference
 from fep.daemon.edit import Edit
 from fep.daemon.versions import Version, VersionEvent, VersionState
 from fep.domain.clock import Clock, to_text
@@ -87,8 +89,11 @@ class Site:
     in_force: Callable[[], Config]
     slots: Callable[[], Collection[SlotName]]
     links: Callable[[], Collection[BankLink]]
+    difference: Callable[[Config], dict[str, Any]]
+    """What a configuration would change."""
     apply: Callable[[str], Awaitable[dict[str, Any]]]
     """Takes the file into force; raises a refusal when it does not."""
+    alarms: Alarms
 
 
 class Settings:
@@ -130,8 +135,9 @@ class Settings:
     def _done_later(self) -> Iterator[None]:
         try:
             yield
-        except FepError as error:
-            log.error("config.not_noted", reason=str(error))
+        except (FepError, SQLAlchemyError, ValueError, LookupError) as error:
+            # What was before is worth no daemon.
+            log.error("config.not_noted", reason=repr(error))
             self._behind.set()
 
     async def _after_a_stop(self, last: Version, config: Config) -> Version | None:
@@ -176,6 +182,7 @@ class Settings:
                     await self._take_back(pending, ITSELF, "nobody confirmed it in its time")
         except FepError as error:
             log.error("config.not_taken_back", version=number, reason=str(error))
+            self._site.alarms.raise_alarm(AlarmKind.CONFIG_STUCK, f"version {number}", str(error))
             with trio.move_on_after(AGAIN_SECONDS):
                 await pending.over.wait()
 
@@ -215,7 +222,7 @@ class Settings:
             "path": str(path),
             "base": _digest(disk),
             "in_force": in_force.digest,
-            "writable": os.access(path.parent, os.W_OK | os.X_OK),
+            "writable": os.access(path.resolve().parent, os.W_OK | os.X_OK),
             "text": text,
             "digest": _digest(text),
             "difference": _diff(disk, text),
@@ -230,7 +237,7 @@ class Settings:
             ]
             return found
         found["warnings"] = configuration.secret_faults(config)
-        found["changes"] = difference(in_force, config, self._site.slots()).value()
+        found["changes"] = self._site.difference(config)
         return found
 
     async def tried(self, text: str, bank: str) -> dict[str, Any]:
@@ -312,6 +319,9 @@ class Settings:
             pending = self._pending
             if pending is None or pending.version.number != number:
                 raise ProtocolRefusal("BAD_STATE", f"version {number} waits for no confirmation")
+            if _digest(await self._on_disk()) != pending.version.digest:
+                msg = f"the file is not version {number} any more; take it back, or apply the file"
+                raise ProtocolRefusal("BAD_STATE", msg)
             await self._let_go(VersionEvent.CONFIRMED, who)
             log.warning("config.confirmed", version=number, who=who)
             return {"version": number, "state": VersionState.KEPT.value}
@@ -328,14 +338,18 @@ class Settings:
             msg = "the file was changed since this draft was begun; nothing was changed: begin anew"
             raise ConfigChangedError(msg)
         config = await self._parsed(text)
-        if text == before and config.digest == self._site.in_force().digest:
+        in_force = self._site.in_force()
+        if text == before and config.digest == in_force.digest:
             raise ProtocolRefusal("BAD_STATE", "nothing would change")
-        last = await self._newest(VersionState.KEPT)
+        if lacking := await trio.to_thread.run_sync(_new_secret_faults, in_force, config):
+            msg = f"nothing was changed: the next start would be refused: {'; '.join(lacking)}"
+            raise ProtocolRefusal("BAD_STATE", msg)
+        last = await self._in_force_noted()
         now = self._clock.now()
         until = None if confirm_s is None else now + dt.timedelta(seconds=confirm_s)
         version = Version(
             0, config.digest, now, who, how, note, VersionState.BEGUN,
-            None if last is None else last.number, until, "", "",
+            last.number, until, "", "",
         )  # fmt: skip
         number = await self._store.write(
             partial(versions.add, machine=self._site.machine, version=version, text=text)
@@ -343,14 +357,17 @@ class Settings:
         version = attrs.evolve(version, number=number)
         applied, refused = await self._tried(text, who)
         if refused is not None:
-            await self._end(version, VersionEvent.REFUSED, who, str(refused))
             await self._put_back(before, who)
+            with self._done_later():
+                await self._end(version, VersionEvent.REFUSED, who, str(refused))
             raise refused
-        if confirm_s is None:
-            await self._end(version, VersionEvent.APPLIED)
-        else:
-            await self._end(version, VersionEvent.APPLIED_FOR_A_TIME)
+        event = VersionEvent.APPLIED
+        if confirm_s is not None:
+            # Before anything else: it goes back in its time, also when the store takes no word.
             self._wait_for(version, confirm_s)
+            event = VersionEvent.APPLIED_FOR_A_TIME
+        with self._done_later():
+            await self._end(version, event)
         log.warning("config.saved", version=number, who=who, how=how, confirm_s=confirm_s)
         told = {} if until is None else {"confirm_until": to_text(until)}
         return {"version": number, **told, **applied}
@@ -361,14 +378,35 @@ class Settings:
         found = None if version.before is None else await self._read(version.before)
         if found is None:
             raise ProtocolRefusal("NOT_FOUND", f"there is no version before {version.number}")
-        _, text = found
-        applied = await self._put(text, who)
-        await self._end(version, VersionEvent.TAKEN_BACK, who, reason)
+        on_disk = await self._on_disk()
+        await self._keep_hand_edit(on_disk, version)
+        applied, refused = await self._tried(found[1], who)
+        if refused is not None:
+            # What is in force and what a start would find stay the same.
+            await trio.to_thread.run_sync(replace_file, self._site.path, on_disk)
+            raise refused
+        with self._done_later():
+            await self._end(version, VersionEvent.TAKEN_BACK, who, reason)
         self._forget(pending)
-        note = f"version {version.number}: {reason}"
-        await self._note(self._site.in_force(), who, "rollback", note)
+        with self._done_later():
+            note = f"version {version.number}: {reason}"
+            await self._note(self._site.in_force(), who, "rollback", note)
         log.warning("config.taken_back", version=version.number, who=who, reason=reason)
         return {"version": version.number, "state": VersionState.TAKEN_BACK.value, **applied}
+
+    async def _keep_hand_edit(self, on_disk: str, version: Version) -> None:
+        """Write down what somebody wrote into the file and nobody took into force."""
+        digest = _digest(on_disk)
+        if digest in {version.digest, self._site.in_force().digest}:
+            return
+        kept = Version(
+            0, digest, self._clock.now(), ITSELF, "file", "", VersionState.FAILED,
+            version.number, None, "", "it stood in the file and was never taken into force",
+        )  # fmt: skip
+        await self._store.write(
+            partial(versions.add, machine=self._site.machine, version=kept, text=on_disk)
+        )
+        log.warning("config.hand_edit_kept", digest=digest)
 
     async def _put(self, text: str, who: str) -> dict[str, Any]:
         """Write the file and take it into force."""
@@ -385,8 +423,10 @@ class Settings:
     async def _put_back(self, text: str, who: str) -> None:
         """Undo a save that failed, as far as it came."""
         try:
-            if await self._on_disk() != text:
-                await self._put(text, who)
+            await trio.to_thread.run_sync(replace_file, self._site.path, text)
+            if _digest(text) == self._site.in_force().digest:
+                # Nearly always there is nothing to do: a bank that did not come up is begun again.
+                await self._site.apply(who)
         except FepError as error:
             log.error("config.not_put_back", reason=str(error))
 
@@ -465,6 +505,16 @@ class Settings:
         with _told_as_state():
             raise ConfigFaultsError(list(found))
 
+    async def _in_force_noted(self) -> Version:
+        """Return the version that is in force; one that is not known yet is written down."""
+        config = self._site.in_force()
+        last = await self._newest(VersionState.KEPT)
+        if last is None or last.digest != config.digest:
+            await self._note(config, ITSELF, "file")
+            last = await self._newest(VersionState.KEPT)
+        assert last is not None
+        return last
+
     async def _newest(self, *states: VersionState) -> Version | None:
         read = partial(_newest, self._site.machine, states)
         found: Version | None = await self._store.read(read)
@@ -512,6 +562,7 @@ class Settings:
         self._came.set()
 
     def _forget(self, pending: _Pending) -> None:
+        self._site.alarms.clear(AlarmKind.CONFIG_STUCK, f"version {pending.version.number}")
         self._pending = None
         pending.over.set()
 
@@ -522,6 +573,12 @@ def _judged(path: Path, text: str) -> Config | tuple[Fault, ...]:
         return configuration.parse(path, text)
     except ConfigFaultsError as error:
         return tuple(error.faults)
+
+
+def _new_secret_faults(in_force: Config, config: Config) -> list[str]:
+    """Return what a start with a configuration would refuse, and one with that in force not."""
+    known = configuration.secret_faults(in_force)
+    return [one for one in configuration.secret_faults(config) if one not in known]
 
 
 def edited(text: str, edit: ConfigEdit, path: Path) -> str:
@@ -606,6 +663,7 @@ def replace_file(path: Path, text: str) -> None:
     Raises:
         ConfigWriteError: it can't be written.
     """
+    path = path.resolve()  # a link stays one
     fresh = path.with_name(f".{path.name}.new")
     try:
         before = path.stat()

@@ -17,6 +17,7 @@ import trio
 
 from fep.alarms.service import Alarms
 from fep.alarms.state import AlarmKind
+from fep.domain.errors import FepError
 from fep.store.database import StoreFailedError
 
 log = structlog.get_logger()
@@ -91,6 +92,26 @@ class _Once:
         if not self._done:
             self._done = True
             self._task_status.started()
+
+
+async def attempted(what: str, work: Callable[[], Awaitable[None]]) -> str:
+    """Do something whose defect must end nothing that runs; returns what went wrong, else nothing.
+
+    Args:
+        what: it is, for the log.
+        work: what a person asked for.
+
+    Raises:
+        FepError: as ``work`` does; a refusal is no defect.
+    """
+    try:
+        await work()
+    except FepError:
+        raise
+    except Exception as error:  # the one place: see the module's docstring
+        log.exception("attempt.failed", what=what)
+        return str(error) or repr(error)
+    return ""
 
 
 def guarded(handler: Handler) -> Handler:

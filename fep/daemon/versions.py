@@ -50,6 +50,10 @@ TRANSITIONS: Final[dict[VersionState, dict[VersionEvent, VersionState]]] = {
         VersionEvent.APPLIED: VersionState.KEPT,
         VersionEvent.APPLIED_FOR_A_TIME: VersionState.UNCONFIRMED,
         VersionEvent.REFUSED: VersionState.FAILED,
+        # The store did not take the word that it was applied.
+        VersionEvent.CONFIRMED: VersionState.KEPT,
+        VersionEvent.REPLACED: VersionState.KEPT,
+        VersionEvent.TAKEN_BACK: VersionState.TAKEN_BACK,
     },
     VersionState.UNCONFIRMED: {
         VersionEvent.CONFIRMED: VersionState.KEPT,

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from fep.daemon import versions
 from fep.daemon.settings import ConfigWriteError, replace_file
 from fep.daemon.versions import TRANSITIONS, IllegalVersionError, VersionEvent, VersionState, step
 from fep.sandbox.scene import BANKS, free_port
+from fep.store.database import StoreFullError
 from tests.control.conftest import Start
 from tests.control.rig import BANK, Rig, Wire
 
@@ -170,8 +172,14 @@ async def test_a_secret_that_is_not_there_leaves_the_bank_as_it_runs(start: Star
         tried = await admin.result("config.try", {"text": draft["text"], "bank": "boc"})
         assert not tried["reached"]
         assert len(tried["lacking"]) == 1
-        answer = await admin.ask("config.save", {"text": draft["text"], "base": draft["base"]})
+        wanted = {"text": draft["text"], "base": draft["base"]}
+        answer = await admin.ask("config.save", wanted)
         assert answer["error"]["data"]["code"] == "BAD_STATE"
+        assert "the next start would be refused" in answer["error"]["message"]
+        assert await states(admin) == [(1, "start", "kept")]
+        # A credential is known only when it is read.
+        wanted["text"] = wanted["text"].replace('file = "none"', 'credential = "none"')
+        answer = await admin.ask("config.save", wanted)
         assert "bank boc" in answer["error"]["message"]
         assert rig.scene.config.read_bytes() == before
         assert await states(admin) == [(1, "start", "kept"), (2, "page", "failed")]
@@ -343,7 +351,7 @@ async def test_a_stop_in_the_middle_of_a_save_leaves_a_known_version(
             "INSERT INTO configuration (machine, number, digest, at, who, how, note, state,"
             " before, confirm_until, text) VALUES (?, 2, ?, ?, 'li', 'page', '', 'begun', 1, ?, ?)",
             (
-                rig.daemon.config.enterprise.fep_number,
+                "",
                 digest,
                 "2026-01-01T00:00:00.000+00:00",
                 "2099-01-01T00:00:00.000+00:00" if written else None,
@@ -356,6 +364,124 @@ async def test_a_stop_in_the_middle_of_a_save_leaves_a_known_version(
         assert await states(admin) == [(1, "start", "kept"), (2, "page", state)]
         shown = await admin.result("config.versions")
         assert ("pending" in shown) == written
+
+
+async def test_a_store_that_takes_no_second_word_leaves_the_way_back(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fep.daemon.settings.AGAIN_SECONDS", 0.05)
+    async with start() as rig:
+        admin = await rig.admin()
+        before = rig.scene.config.read_bytes()
+        draft = await drafted(admin, bank_edit(workers=2))
+        end = versions.end
+        refused: list[VersionEvent] = []
+
+        def refuse(*given: Any, **more: Any) -> Any:
+            if not refused:
+                refused.append(more["event"])
+                raise StoreFullError("no room")
+            return end(*given, **more)
+
+        monkeypatch.setattr(versions, "end", refuse)
+        await rig.daemon.settings.save("root", draft["text"], draft["base"], "", 0.5)
+        assert refused == [VersionEvent.APPLIED_FOR_A_TIME]
+        await rig.until(lambda: rig.logs.named("config.taken_back"), "the way back")
+        assert rig.scene.config.read_bytes() == before
+        assert await states(admin) == [
+            (1, "start", "kept"),
+            (2, "page", "taken_back"),
+            (3, "rollback", "kept"),
+        ]
+
+
+async def test_a_way_back_that_is_barred_changes_nothing_and_raises_an_alarm(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fep.daemon.settings.AGAIN_SECONDS", 0.05)
+    async with start() as rig:
+        admin = await rig.admin()
+        secret = rig.scene.config.parent / "boc.password"
+        secret.write_text("a-password", "utf-8")
+        secret.chmod(0o600)
+        new = {
+            "name": "boc",
+            "adapter": "boc_b2e",
+            "class": "104",
+            "direct_connect_number": "C1",
+            "host": "127.0.0.1",
+            "port": free_port(),
+            "slot": on_disk(rig)["slot"][0]["name"],
+            "options": {"terminal_id": "E1", "customer_id": "1", "operator_id": "1"},
+            "secrets": {"password": {"file": "boc.password"}},
+        }
+        await save(admin, await drafted(admin, {"edit": "bank", "values": new}))
+        gone = await drafted(admin, {"edit": "remove_bank", "bank": "boc"})
+        secret.unlink()
+        await rig.daemon.settings.save("root", gone["text"], gone["base"], "", 0.2)
+        await rig.until(lambda: ("CONFIG_STUCK", "version 3") in rig.alarms(), "the alarm")
+        # A start would find what is in force.
+        assert rig.scene.config.read_text("utf-8") == gone["text"]
+        secret.write_text("a-password", "utf-8")
+        secret.chmod(0o600)
+        await rig.until(lambda: rig.logs.named("config.taken_back"), "the way back")
+        assert ("CONFIG_STUCK", "version 3") not in rig.alarms()
+        assert [one["name"] for one in on_disk(rig)["bank"]] == [BANK.name, "boc"]
+
+
+async def test_what_somebody_wrote_by_hand_is_kept_when_a_version_goes_back(start: Start) -> None:
+    async with start() as rig:
+        admin = await rig.admin()
+        before = rig.scene.config.read_text("utf-8")
+        await save(admin, await drafted(admin, bank_edit(workers=2)), confirm_s=600)
+        by_hand = rig.scene.config.read_text("utf-8") + "# by hand\n"
+        rig.scene.config.write_text(by_hand, "utf-8")
+        assert await admin.refusal("config.confirm", {"version": 2}) == "BAD_STATE"
+        await admin.result("config.rollback", {"version": 1})
+        assert rig.scene.config.read_text("utf-8") == before
+        assert (await admin.result("config.version", {"version": 3}))["text"] == by_hand
+        assert await states(admin) == [
+            (1, "start", "kept"),
+            (2, "page", "taken_back"),
+            (3, "file", "failed"),
+            (4, "rollback", "kept"),
+        ]
+
+
+async def test_a_bank_that_did_not_come_up_is_begun_by_the_next_apply(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with start(bank=True) as rig:
+        await rig.ready()
+        admin = await rig.admin()
+        make = rig.daemon._make
+        broken: list[str] = []
+
+        def breaks(bank: Any) -> None:
+            if not broken:
+                broken.append(bank.name)
+                raise KeyError("a defect of an adapter")
+            make(bank)
+
+        monkeypatch.setattr(rig.daemon, "_make", breaks)
+        draft = await drafted(admin, bank_edit(workers=2))
+        wanted = {"text": draft["text"], "base": draft["base"]}
+        answer = await admin.ask("config.save", wanted)
+        assert "not all of it is in force" in answer["error"]["message"]
+        assert broken == [BANK.name]
+        # The file was put back, and the bank begun again by that.
+        await rig.ready()
+        assert on_disk(rig)["bank"][0]["workers"] == 4
+
+
+async def test_what_a_start_alone_takes_is_named_until_there_is_one(start: Start) -> None:
+    async with start() as rig:
+        admin = await rig.admin()
+        edit = {"edit": "enterprise", "id": "E2", "fep_number": "FEP-01"}
+        done = await save(admin, await drafted(admin, edit))
+        assert done["restart_needed"] == ["enterprise"]
+        found = await drafted(admin, bank_edit(workers=2))
+        assert found["changes"]["restart_needed"] == ["enterprise"]
 
 
 async def test_adapters_say_what_they_want_to_be_told(start: Start) -> None:
@@ -378,6 +504,15 @@ def test_a_file_is_replaced_whole_and_keeps_its_mode(tmp_path: Path) -> None:
     assert path.read_text("utf-8") == "新"
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert [one.name for one in tmp_path.iterdir()] == ["fep.toml"]
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    real, link = tmp_path / "there/real.toml", tmp_path / "fep.toml"
+    real.write_text("old", "utf-8")
+    link.symlink_to(real)
+    replace_file(link, "new")
+    assert (link.is_symlink(), real.read_text("utf-8")) == (True, "new")
 
 
 def test_a_file_that_can_not_be_written_is_told(tmp_path: Path) -> None:
