@@ -352,6 +352,9 @@ CATALOGUE: Final[dict[str, str]] = {
     "version taken_back": "已撤回",
     "version unconfirmed": "待确认",
     "yes": "是",
+    "{bank} has {count} tasks: {state}. They wait until a bank of this name is there again.": (
+        "{bank} 还有 {count} 个任务：{state}。须等到同名银行重新配置后才会继续。"
+    ),
     "{bank}: paused; nothing more is sent": "{bank}：已暂停发送",
     "{bank}: resumed": "{bank}：已恢复发送",
     "{count} accounts; known to be available in all": "{count} 个账户；已知可用余额合计",

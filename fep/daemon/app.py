@@ -288,7 +288,7 @@ class Daemon:
             in_force=lambda: self.config,
             slots=self.ring.slots.keys,
             links=self.links.values,
-            difference=lambda new: self._difference(new).value(),
+            difference=self._foretold,
             apply=self._apply,
             alarms=self.alarms,
         )
@@ -590,6 +590,15 @@ class Daemon:
 
     def _difference(self, new: Config) -> Difference:
         return difference(self._began, self.config, new, self.ring.slots, self._units)
+
+    def _foretold(self, new: Config) -> dict[str, Any]:
+        """Return what a configuration would change, and what is under way where it does."""
+        found = self._difference(new)
+        banks = self.tasks.status()["banks"]
+        touched = (*found.changed, *found.removed)
+        return found.value() | {
+            "open": {one: banks[one]["open"] for one in touched if one in banks}
+        }
 
     async def _apply(self, who: str) -> dict[str, Any]:
         if not self._is_up or self._stop.is_set():

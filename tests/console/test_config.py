@@ -8,6 +8,7 @@ import tomllib
 from typing import Any
 
 import pytest
+import tomli_w
 import trio
 
 from fep.console.drafts import DRAFTS_MAX, Drafts
@@ -208,6 +209,24 @@ async def test_the_enterprise_and_the_text_are_changed(console: Console) -> None
     answer = await person.post("/config/text", text=text.replace("\n", "\r\n") + "# more\r\n")
     await applied(person, answer)
     assert console.rig.scene.config.read_text("utf-8") == text + "# more\n"
+
+
+async def test_what_is_under_way_at_a_bank_is_told_before_it_goes(
+    console: Console,  # noqa: F811
+) -> None:
+    admin = await console.rig.admin()
+    task = {"task_id": "T1", "bank": BANK.name, "kind": "balance"}
+    await admin.result("task.submit", task)
+    person = await console.person("anna")
+    # What pools need is a fault of the draft.
+    answer = await person.post("/config/remove", name=BANK.name)
+    assert "pool.0.target" in answer.text
+    table = on_disk(console)
+    del table["pool"]
+    console.rig.scene.config.write_text(tomli_w.dumps(table), "utf-8")
+    answer = await person.post("/config/remove", name=BANK.name)
+    assert f"{BANK.name} 还有 1 个任务：排队" in answer.text
+    assert "/config/apply" in answer.text
 
 
 async def test_another_persons_draft_is_not_there(console: Console) -> None:  # noqa: F811
