@@ -467,7 +467,7 @@ async def test_a_slow_card_is_stuck_until_its_call_returns(
             await slot.sign(RSA, b"x")
         before = trio.current_time()
         assert is_signature_of(quick, b"q", await bench.slot(1).sign(RSA, b"q"))
-        assert trio.current_time() - before < EVENT_SECONDS_MAX
+        assert trio.current_time() - before < 0.5
         assert slot.state is SlotState.STUCK
         slow.slow(0)
         await bench.state(SlotState.READY)
