@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import attrs
 import orjson
@@ -60,6 +60,9 @@ from fep.store.files import LOCK_FILE, RESTORING_FILE, STORE_FILE
 from fep.tasks.lane import Lane, LaneParts
 from fep.tasks.service import TaskService
 from fep.users.service import Users
+
+if TYPE_CHECKING:
+    from fep.traces.service import Tracer
 
 log = structlog.get_logger()
 
@@ -262,6 +265,16 @@ class Daemon:
             accounts=self._accounts,
             configuration=config.digest,
         )
+        self.tracer: Tracer | None = None
+        if config.traces is not None:
+            # Most daemons send none.
+            from fep.traces.service import Tracer  # noqa: PLC0415
+
+            who = config.enterprise
+            self.tracer = Tracer(
+                config.traces, who.id, who.fep_number, clock, self._store, self._slot_of
+            )
+            self.tasks.tracing = self.tracer
         self.machines: Machines | None = None
         guarded_store = None
         if config.store is not None:
@@ -369,6 +382,8 @@ class Daemon:
                 lanes.start_soon(partial(self._pool_in_turns, self.machines))
             await self.settings.load()
             await lanes.start(self._supervised, "settings", self.settings.run)
+            if self.tracer is not None:
+                await lanes.start(self._supervised, "traces", self.tracer.run)
             async with trio.open_nursery() as faces:
                 addresses = await faces.start(
                     self._outside.faces, self.config.control, self.services, guarded
@@ -560,6 +575,10 @@ class Daemon:
         lane.drain()
         with trio.move_on_after(DRAIN_SECONDS_MAX):
             await lane.wait_idle()
+
+    def _slot_of(self, name: BankName) -> str:
+        unit = self._units.get(name)
+        return "" if unit is None else unit.config.slot or ""
 
     async def _end_unit(self, name: BankName) -> None:
         """Take a bank out of force: nothing new leaves, answers come home, then it ends."""

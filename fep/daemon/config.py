@@ -47,6 +47,7 @@ from fep.daemon.tables import (
     hint,
     made_fault,
 )
+from fep.daemon.trace_section import read_traces
 from fep.domain.account import Account
 from fep.domain.ids import (
     AccountNumber,
@@ -72,6 +73,7 @@ from fep.logs import is_secret
 from fep.metrics.config import MetricsConfig
 from fep.pooling.config import PoolConfig
 from fep.tasks.config import TasksConfig
+from fep.traces.config import TracesConfig
 from fep.users.config import IDLE_SECONDS_DEFAULT, SESSION_SECONDS_DEFAULT, SessionLimits
 
 __all__ = [
@@ -137,6 +139,8 @@ class Config:
     control: ControlConfig
     console: ConsoleConfig
     metrics: MetricsConfig
+    traces: TracesConfig | None
+    """None: there are none."""
     tasks: TasksConfig
     slots: tuple[SlotConfig, ...]
     banks: tuple[BankConfig, ...]
@@ -233,6 +237,9 @@ def secret_faults(config: Config, *, vital: bool = False) -> list[str]:
             target = channel.target
             if isinstance(target, HttpTarget | MailTarget) and target.ca is not None:
                 public.append(target.ca)
+        if config.traces is not None:
+            secrets += [one.file for _, one in config.traces.headers if one.file is not None]
+            public += [config.traces.ca] if config.traces.ca is not None else []
     secrets += [one.key for one in tls]
     public += [file for one in tls for file in (one.certificate, one.client_ca)]
     public += [one.client_crl for one in tls if one.client_crl is not None]
@@ -376,6 +383,7 @@ def _config(reader: Reader, raw: dict[str, Any], path: Path, digest: str) -> Con
     control = _control(top)
     console = _console(top, control)
     metrics = _metrics(top, control, console)
+    traces = read_traces(top, _secret)
     tasks = _tasks(top)
     slots, slot_names = _slots(top, strict=strict)
     shared = "store" in raw
@@ -400,6 +408,7 @@ def _config(reader: Reader, raw: dict[str, Any], path: Path, digest: str) -> Con
         control=control,
         console=console,
         metrics=metrics,
+        traces=traces,
         tasks=tasks,
         slots=slots,
         banks=banks,

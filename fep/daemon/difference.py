@@ -63,6 +63,7 @@ def difference(
         ("control", began.control == new.control),
         ("console", began.console == new.console),
         ("metrics", began.metrics == new.metrics),
+        ("traces", began.traces == new.traces),
         ("enterprise", began.enterprise == new.enterprise),
         ("state_dir", began.state_dir == new.state_dir),
         ("store", began.store == new.store),

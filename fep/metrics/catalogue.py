@@ -130,6 +130,12 @@ def _exchanges(look: Look) -> Iterator[Sample]:
         yield (bank, kind, how.value), seconds
 
 
+def _traced(look: Look) -> Iterator[Sample]:
+    tracing = look.services.tasks.tracing
+    yield ("sent",), tracing.sent
+    yield ("dropped",), tracing.dropped
+
+
 def _mailed(look: Look) -> Iterator[Sample]:
     yield (), len(look.services.tasks.present)
 
@@ -274,6 +280,11 @@ METRICS: Final = (
     Metric(
         "fep_tasks_admitted_total", _C, "Tasks that were taken into the queue, each once.",
         (), _one(lambda look: look.services.tasks.figures.admitted),
+    ),
+    Metric(
+        "fep_trace_notes_total", _C,
+        "What the queue told for traces (ends, signatures, requests), by what became of it.",
+        ("result",), _traced,
     ),
     Metric(
         "fep_task_duration_seconds", _H, "Tasks at their end: seconds since the submission.",

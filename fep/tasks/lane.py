@@ -432,7 +432,7 @@ class Lane:
             await self._refuse_body(task, str(error))
             return
         try:
-            frame = parts.codec.seal(draft, await self._sign(draft))
+            frame = parts.codec.seal(draft, await self._sign(draft, task))
         except KeySlotError as error:
             # Nothing left this machine: the task waits for the key like any other.
             log.warning("task.not_signed", code=error.code, reason=str(error))
@@ -558,6 +558,8 @@ class Lane:
             seconds = trio.current_time() - began
             task_id = None if task is None else task.task_id
             self._service.figures.note_exchange(self.bank, asked, how, seconds, task_id)
+            if task is not None:
+                self._service.tracing.asked(task, asked, how, seconds)
         return reply
 
     def _outcome(self, task: Task, reply: Reply) -> Outcome:
@@ -585,14 +587,27 @@ class Lane:
             case _:
                 assert_never(outcome)
 
-    async def _sign(self, draft: Draft) -> bytes | None:
+    async def _sign(self, draft: Draft, task: Task | None) -> bytes | None:
         if draft.to_sign is None:
             return None
+        began = trio.current_time()
+        try:
+            signature = await self._signature(draft, draft.to_sign)
+        except KeySlotError as error:
+            if task is not None:
+                seconds = trio.current_time() - began
+                self._service.tracing.signed(task, error.code, seconds)
+            raise
+        if task is not None:
+            self._service.tracing.signed(task, "", trio.current_time() - began)
+        return signature
+
+    async def _signature(self, draft: Draft, to_sign: bytes) -> bytes:
         try:
             with trio.fail_after(self.parts.slot.config.sign_deadline_s):
                 if self.parts.card.signing.by is Signer.SIGN_PORT:
-                    return await sign_at_port(self.parts.codec, draft.to_sign)
-                return await self.parts.slot.sign(draft.algorithm, draft.to_sign)
+                    return await sign_at_port(self.parts.codec, to_sign)
+                return await self.parts.slot.sign(draft.algorithm, to_sign)
         except trio.TooSlowError as error:
             msg = "the key did not sign in time"
             raise KeySlotError(msg) from error
@@ -717,7 +732,7 @@ class Lane:
         draft = prepared(parts.codec, operation, context)
         reply: Reply | None = None
         try:
-            frame = parts.codec.seal(draft, await self._sign(draft))
+            frame = parts.codec.seal(draft, await self._sign(draft, task))
             if task is not None:
                 parts.note_frame(task.task_id, frame)
             with trio.move_on_after(parts.reply_timeout_s):

@@ -68,6 +68,7 @@ from fep.tasks.task import (
     Task,
     digest,
 )
+from fep.tasks.tracing import NoTracing, Tracing
 
 log = structlog.get_logger()
 
@@ -111,6 +112,9 @@ class TaskService:
 
     Call :meth:`load` once the store runs, then start :meth:`run` and each lane's ``run``.
     """
+
+    tracing: Tracing = NoTracing()
+    """Told what becomes of tasks; the daemon puts another in its place before :meth:`load`."""
 
     def __init__(
         self,
@@ -1394,6 +1398,7 @@ class TaskService:
         self._watch_fill()
         seconds = (now - task.submitted_at).total_seconds()
         self.figures.note_end(task.bank, task.kind, task.state, seconds)
+        self.tracing.ended(task, values.get("bank_code", ""), now)
         log.info(
             "task.ended",
             task_id=task.task_id,

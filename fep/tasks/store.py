@@ -43,6 +43,7 @@ from fep.tasks.matching import DAYS_AFTER_MAX, Payment, Watched
 from fep.tasks.replay import Ended, Recorded
 from fep.tasks.state import FINAL, OPEN_AT_BANK, Event, State
 from fep.tasks.task import Delivery, Task, body_bytes, digest
+from fep.tasks.tracing import Step
 
 IDS_PER_QUERY_MAX: Final = 500
 """Below SQLite's default limit of bound variables on every build since 2006 (999)."""
@@ -51,6 +52,8 @@ PAGE_BYTES_MAX: Final = 900_000
 """Of a page of tasks: it must fit one line of the protocol, and a statement alone nearly fills it.
 """
 ROWS_READ_AT_ONCE: Final = 5000
+CHAIN_STEPS_MAX: Final = 2000
+"""Of a task's chain, for its trace."""
 VIEW_BYTES: Final = 1000
 """Of a task as it is shown, without its result and the bank's words."""
 
@@ -857,6 +860,21 @@ def why(connection: sa.Connection, task_id: str) -> list[dict[str, Any]]:
             sa.select(task_event).where(task_event.c.task_seq == seq).order_by(task_event.c.seq)
         )
     ]
+
+
+def chains(connection: sa.Connection, places: Sequence[int]) -> dict[int, list[Step]]:
+    """Return the beginnings of the causal chains of these tasks, oldest first."""
+    columns = (task_event.c.at, task_event.c.event, task_event.c.state)
+    query = (
+        sa.select(*columns)
+        .where(task_event.c.task_seq == sa.bindparam("place"))
+        .order_by(task_event.c.seq)
+        .limit(CHAIN_STEPS_MAX)
+    )
+    return {
+        place: [Step(*row) for row in connection.execute(query, {"place": place})]
+        for place in places
+    }
 
 
 def counts(connection: sa.Connection) -> dict[str, dict[str, int]]:
