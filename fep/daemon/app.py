@@ -380,10 +380,7 @@ class Daemon:
                 await lanes.start(self._supervised, "pooling", self.pools.run)
             else:
                 lanes.start_soon(partial(self._pool_in_turns, self.machines))
-            await self.settings.load()
-            await lanes.start(self._supervised, "settings", self.settings.run)
-            if self.tracer is not None:
-                await lanes.start(self._supervised, "traces", self.tracer.run)
+            await self._start_beside(lanes)
             async with trio.open_nursery() as faces:
                 addresses = await faces.start(
                     self._outside.faces, self.config.control, self.services, guarded
@@ -422,6 +419,13 @@ class Daemon:
 
             metrics = partial(run_metrics, config.metrics, self.services, guarded)
             await faces.start(self._supervised, "metrics", metrics)
+
+    async def _start_beside(self, lanes: trio.Nursery) -> None:
+        """Start what no task waits for."""
+        await self.settings.load()
+        await lanes.start(self._supervised, "settings", self.settings.run)
+        if self.tracer is not None:
+            await lanes.start(self._supervised, "traces", self.tracer.run)
 
     async def _wind_down(self) -> None:
         """Take nothing new, and let what is at the banks come home."""

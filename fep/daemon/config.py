@@ -206,7 +206,8 @@ def secret_faults(config: Config, *, vital: bool = False) -> list[str]:
     Args:
         config: what names them.
         vital: only those without which banks and clients can't be served; the console, the page of
-            metrics and channels of alarms tell by an alarm what they lack.
+            metrics and channels of alarms tell by an alarm what they lack. Traces tell it in
+            the log.
     """
     secrets = [
         reference.file

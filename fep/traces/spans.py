@@ -15,7 +15,7 @@ from typing import Any, Final
 import attrs
 import orjson
 
-from fep.domain.clock import from_text
+from fep.domain.clock import from_text, to_text
 from fep.domain.ids import BankName, TaskId
 from fep.domain.order import Kind
 from fep.logs import masked
@@ -184,8 +184,9 @@ def _root(note: Ended) -> Span:
         "fep.inquiries": note.inquiries,
     }
     status = STATUS[note.state]
+    began, ended = _as_stored(note.began), _as_stored(note.at)
     return {
-        **_span(note, note.kind.value, note.began, note.at, more),
+        **_span(note, note.kind.value, began, ended, more),
         "spanId": _root_id(note.trace),
         "status": _status(status, note.state.value if status is Status.ERROR else ""),
     }
@@ -194,7 +195,7 @@ def _root(note: Ended) -> Span:
 def _phases(note: Ended, chain: Sequence[Step]) -> list[Span]:
     """Return one span for each stay in a state, in order; what comes after the end is left out."""
     stays: list[list[Step]] = []
-    until = note.at
+    until = _as_stored(note.at)
     for step in chain:
         if step.state in _ENDS:
             until = from_text(step.at)
@@ -203,6 +204,8 @@ def _phases(note: Ended, chain: Sequence[Step]) -> list[Span]:
             stays[-1].append(step)
         else:
             stays.append([step])
+    if not stays:
+        return []
     ends = [*(from_text(stay[0].at) for stay in stays[1:]), until]
     spans = [
         _phase(note, place, stay, end)
@@ -284,6 +287,11 @@ def _attribute(key: str, value: str | int) -> dict[str, Any]:
     if isinstance(value, int):
         return {"key": key, "value": {"intValue": str(value)}}
     return {"key": key, "value": {"stringValue": value}}
+
+
+def _as_stored(at: dt.datetime) -> dt.datetime:
+    """Return a moment as the chain has it: a later process knows it no better."""
+    return from_text(to_text(at))
 
 
 def _nanoseconds(at: dt.datetime) -> int:

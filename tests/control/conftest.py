@@ -49,6 +49,7 @@ class Start(Protocol):
         bank: bool = False,
         heartbeat_s: float = LONG_HEARTBEAT_S,
         change: Callable[[Config], None] | None = None,
+        faults: str = "",
     ) -> AbstractAsyncContextManager[Rig]: ...
 
 

@@ -355,6 +355,7 @@ async def running(
     bank: bool = False,
     heartbeat_s: float = LONG_HEARTBEAT_S,
     change: Callable[[Config], None] | None = None,
+    faults: str = "",
 ) -> AsyncIterator[Rig]:
     """Run a daemon for a block.
 
@@ -365,11 +366,12 @@ async def running(
         bank: True: with a simulated bank; else its connection is down.
         heartbeat_s: of the control protocol.
         change: changes the configuration before it is written.
+        faults: of the simulated bank.
     """
     scene = scene_in(directory, key, heartbeat_s)
     async with trio.open_nursery() as nursery:
         if bank:
-            await _start_bank(scene, nursery)
+            await _start_bank(scene, nursery, faults)
         table = scene.configuration()
         table["control"]["tcp"][0]["listen"] = "127.0.0.1:0"
         if change is not None:
@@ -388,14 +390,14 @@ async def running(
         nursery.cancel_scope.cancel()
 
 
-async def _start_bank(scene: Scene, nursery: trio.Nursery) -> None:
+async def _start_bank(scene: Scene, nursery: trio.Nursery, faults: str) -> None:
     certificate = x509.load_pem_x509_certificate(
         (scene.directory / f"ukey-{BANK.name}.crt").read_bytes()
     )
     book = SqliteBook(Path(":memory:"))
     book.open_accounts(scene.accounts, SystemClock().now())
     profile = HostProfile(
-        BankName(BANK.name), book, SystemClock(), Faults.parse("", 0), (certificate,)
+        BankName(BANK.name), book, SystemClock(), Faults.parse(faults, 0), (certificate,)
     )
     host = registry.host(BANK.adapter)
     _, port = await nursery.start(partial(run_host, host, profile, ("127.0.0.1", 0)))
