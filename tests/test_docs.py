@@ -282,6 +282,7 @@ def _read_keys(directory: Path) -> set[tuple[str, str]]:
     }
     shared["console"] = {"tls": {"certificate": "c", "key": "k"}}
     shared["metrics"] = {"tls": {"certificate": "c", "key": "k", "client_ca": "a"}}
+    shared["traces"] = {"header": [{"name": "n", "value": {"file": "f"}}]}
     found |= _known_keys(shared, directory)
     told = tomllib.loads(text)
     told["alarms"]["channel"] = _EVERY_CHANNEL
