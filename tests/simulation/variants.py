@@ -45,7 +45,7 @@ def _resend(patch: pytest.MonkeyPatch, kind: type[PaymentOrder | BatchOrder]) ->
             context = Context(now, self._service.sequence.next(now), task.client_ref)
             draft = prepared(parts.codec, order, context)
             try:
-                frame = parts.codec.seal(draft, await self._sign(draft))
+                frame = parts.codec.seal(draft, await self._sign(draft, task))
                 with trio.fail_after(parts.reply_timeout_s):
                     reply = await parts.link.exchange(frame, draft.correlation)
             except (trio.TooSlowError, LinkLostError, NothingSentError, KeySlotError):

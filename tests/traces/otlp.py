@@ -27,7 +27,9 @@ def decoded(body: bytes) -> ExportTraceServiceRequest:
                         assert len(raw) == size
                         assert any(raw)
                         span[name] = base64.b64encode(raw).decode()
-    return json_format.ParseDict(value, ExportTraceServiceRequest())
+    found = ExportTraceServiceRequest()
+    json_format.ParseDict(value, found)
+    return found
 
 
 def spans_in(*bodies: bytes) -> list[Span]:

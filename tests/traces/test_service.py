@@ -6,6 +6,7 @@ import json
 import ssl
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ async def test_a_payment_is_one_trace_from_its_submission_to_its_end(start: Star
     stays = [by_name[name] for name in ("queued", "offered", "fetched", "sending")]
     assert stays[0].start_time_unix_nano == root.start_time_unix_nano
     assert stays[-1].end_time_unix_nano == root.end_time_unix_nano
-    for one, following in zip(stays, stays[1:], strict=False):
+    for one, following in pairwise(stays):
         assert one.start_time_unix_nano <= one.end_time_unix_nano
         assert one.end_time_unix_nano == following.start_time_unix_nano
     for inner, outer in (("sign", "fetched"), ("request", "sending")):

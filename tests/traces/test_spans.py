@@ -69,7 +69,7 @@ def test_each_stay_in_a_state_is_a_span_below_the_task() -> None:
     assert [one.name for one in made if not one.parent_span_id] == ["transfer"]
     [root] = [one for one in made if not one.parent_span_id]
     assert lasted(root) == (0, 9)
-    assert (root.status.code, root.status.message) == (spans.Status.OK, "")
+    assert (spans.Status(root.status.code), root.status.message) == (spans.Status.OK, "")
     assert attributes(root) == {
         "fep.task_id": TASK,
         "fep.bank": "b",
@@ -93,7 +93,9 @@ def test_each_stay_in_a_state_is_a_span_below_the_task() -> None:
         ("sending", 5, 6),
         ("unknown", 6, 9),
     ]
-    assert [one.status.code for one in phases] == [spans.Status.UNSET] * 6 + [spans.Status.ERROR]
+    assert [spans.Status(one.status.code) for one in phases] == [spans.Status.UNSET] * 6 + [
+        spans.Status.ERROR
+    ]
     assert [one.name for one in phases[-1].events] == ["inquired", "proposed"]
 
 
@@ -104,7 +106,7 @@ def test_an_end_that_is_no_success_is_an_error_with_its_name(state: State) -> No
         one for one in read(*spans.spans_of(ended(state=state), steps)) if not one.parent_span_id
     ]
     good = {State.SUCCEEDED: spans.Status.OK, State.CANCELLED: spans.Status.UNSET}
-    assert root.status.code == good.get(state, spans.Status.ERROR)
+    assert spans.Status(root.status.code) == good.get(state, spans.Status.ERROR)
     assert root.status.message == ("" if state in good else state.value)
     assert attributes(root)["fep.state"] == state.value
 
@@ -113,25 +115,30 @@ def test_a_payment_that_came_back_adds_to_its_trace() -> None:
     [span] = read(*spans.spans_of(ended(state=State.RETURNED, at=at(90))))
     [root] = [one for one in read(*spans.spans_of(ended())) if not one.parent_span_id]
     assert (span.name, span.trace_id, span.parent_span_id) == ("returned", TRACE, root.span_id)
-    assert span.status.code == spans.Status.ERROR
+    assert spans.Status(span.status.code) == spans.Status.ERROR
 
 
 @pytest.mark.parametrize("how", Exchange)
 def test_a_request_that_was_not_answered_is_an_error(how: Exchange) -> None:
     note = Asked(TRACE, TASK, BankName("b"), "transfer_status", how, at(1), at(2.5))
     [span] = read(*spans.spans_of(note))
-    assert (span.name, span.kind, *lasted(span)) == ("request", spans.SpanKind.CLIENT, 1, 2.5)
+    assert (span.name, spans.SpanKind(span.kind), *lasted(span)) == (
+        "request",
+        spans.SpanKind.CLIENT,
+        1,
+        2.5,
+    )
     assert attributes(span)["fep.asked"] == "transfer_status"
     assert attributes(span)["fep.result"] == how.value
     bad = how is not Exchange.ANSWERED
-    assert span.status.code == (spans.Status.ERROR if bad else spans.Status.UNSET)
+    assert spans.Status(span.status.code) == (spans.Status.ERROR if bad else spans.Status.UNSET)
 
 
 @pytest.mark.parametrize("code", ["", "KEY_REMOVED"])
 def test_a_key_that_did_not_sign_is_an_error_with_its_code(code: str) -> None:
     [span] = read(*spans.spans_of(Signed(TRACE, TASK, BankName("b"), "k", code, at(1), at(2))))
     assert (span.name, attributes(span)["fep.slot"]) == ("sign", "k")
-    assert span.status.code == (spans.Status.ERROR if code else spans.Status.UNSET)
+    assert spans.Status(span.status.code) == (spans.Status.ERROR if code else spans.Status.UNSET)
     assert span.status.message == code
 
 
