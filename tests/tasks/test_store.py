@@ -348,3 +348,16 @@ def test_what_is_noted_changes_no_state(connection: sa.Connection) -> None:
     assert store.view(connection, "no") is None
     assert store.one(connection, "no") is None
     assert store.why(connection, "no") == []
+
+
+def test_chains_of_many_are_read_at_once_each_from_its_beginning(connection: sa.Connection) -> None:
+    store.insert(connection, [make(1), make(2)], "c")
+    for _ in range(store.CHAIN_STEPS_MAX + 1):
+        store.note(connection, 2, State.QUEUED, "noted", "", NOW, "c")
+    found = store.chains(connection, [1, 2, 3])
+    assert [(one.at, one.event, one.state) for one in found[1]] == [
+        (to_text(NOW), "submitted", "queued")
+    ]
+    assert len(found[2]) == store.CHAIN_STEPS_MAX
+    assert found[2][0].event == "submitted"
+    assert found[3] == []
