@@ -20,7 +20,7 @@ from fep.traces.service import Tracer
 from fep.traces.spans import trace_id
 from tests.alarms.receivers import Answer, HttpReceiver, http
 from tests.control.conftest import Start
-from tests.control.rig import BANK, Config, Logs, Rig, until
+from tests.control.rig import BANK, Config, Logs, Rig, Wire, until
 from tests.traces.otlp import Span, attributes, decoded, spans_in
 
 OK: Answer = (200, b"{}")
@@ -44,17 +44,18 @@ def trace_of(rig: Rig, task_id: str) -> bytes:
     return trace_id(rig.daemon.config.enterprise.id, task_id)  # type: ignore[arg-type]
 
 
-async def paid(rig: Rig, task_id: str, fen: int = 123_456, *, at_once: bool = True) -> str:
+async def paid(
+    rig: Rig, wire: Wire, task_id: str, fen: int = 123_456, *, at_once: bool = True
+) -> str:
     """Pay, by claim check unless the body is given at once; return how it ended."""
-    wire = await rig.finance()
     body = rig.transfer(fen)
     params = {"task_id": task_id, "bank": BANK.name, "kind": "transfer"}
     await wire.result("task.submit", params | ({"body": body} if at_once else {}))
     if not at_once:
         await wire.answer(await wire.take("task.fetch"), body)
     told = await wire.take("task.result")
+    assert told["params"]["task_id"] == task_id
     await wire.answer(told, {})
-    await wire.aclose()
     state: str = told["params"]["state"]
     return state
 
@@ -86,7 +87,8 @@ async def test_a_payment_is_one_trace_from_its_submission_to_its_end(start: Star
         change = with_traces(receiver.url("/v1/traces"), service_name="fep-test")
         async with start(bank=True, change=change) as rig:
             await rig.ready()
-            assert await paid(rig, "PAY-1", at_once=False) == "succeeded"
+            wire = await rig.finance()
+            assert await paid(rig, wire, "PAY-1", at_once=False) == "succeeded"
             found = await arrived(receiver, trace_of(rig, "PAY-1"))
             await until(lambda: tracer_of(rig).sent, "it is counted")
             assert tracer_of(rig).dropped == 0
@@ -128,12 +130,12 @@ async def test_a_refusal_and_a_query_are_traced_too(start: Start) -> None:
         receiver.answer = OK
         async with start(bank=True, change=with_traces(receiver.url())) as rig:
             await rig.ready()
-            assert await paid(rig, "MUCH", rig.accounts[0].balance.fen + 1) == "rejected"
+            wire = await rig.finance()
+            assert await paid(rig, wire, "MUCH", rig.accounts[0].balance.fen + 1) == "rejected"
             found = await arrived(receiver, trace_of(rig, "MUCH"))
             [root] = [one for one in found if not one.parent_span_id]
             assert (root.status.code, root.status.message) == (2, "rejected")
             assert attributes(root)["fep.bank_code"]
-            wire = await rig.finance()
             params = {"task_id": "B-1", "bank": BANK.name, "kind": "balance"}
             await wire.result("task.submit", params | {"body": rig.balance()})
             found = await arrived(receiver, trace_of(rig, "B-1"))
@@ -194,22 +196,23 @@ async def test_a_receiver_that_hangs_holds_nobody_up_and_what_is_lost_is_told(
         change = with_traces(receiver.url(), timeout_s=0.2)
         async with start(bank=True, change=change) as rig:
             await rig.ready()
+            wire = await rig.finance()
             tracer_of(rig).retry_seconds = ()
             for number in range(3):
                 with trio.fail_after(QUICK_SECONDS):
-                    assert await paid(rig, f"P-{number}") == "succeeded"
+                    assert await paid(rig, wire, f"P-{number}") == "succeeded"
             await until(lambda: tracer_of(rig).dropped, "a drop")
             [failing] = logs.named("traces.failing")
             assert "no answer within 0.2 s" in failing["reason"]
             assert logs.named("traces.dropped")[0]["count"] >= 1
             # It comes back: so do the traces, and the log says so once.
             receiver.answer = OK
-            assert await paid(rig, "AFTER") == "succeeded"
+            assert await paid(rig, wire, "AFTER") == "succeeded"
             await arrived(receiver, trace_of(rig, "AFTER"))
             await until(lambda: logs.named("traces.sent_again"), "it is told")
             receiver.answer = "hang"
             began = time.monotonic()
-            assert await paid(rig, "LAST") == "succeeded"
+            assert await paid(rig, wire, "LAST") == "succeeded"
         assert time.monotonic() - began < QUICK_SECONDS + service.CLOSE_SECONDS_MAX
 
 
@@ -218,8 +221,9 @@ async def test_nobody_listens_there_and_the_daemon_does_not_care(start: Start, l
         gone = receiver.url()
     async with start(bank=True, change=with_traces(gone)) as rig:
         await rig.ready()
+        wire = await rig.finance()
         tracer_of(rig).retry_seconds = ()
-        assert await paid(rig, "P") == "succeeded"
+        assert await paid(rig, wire, "P") == "succeeded"
         await until(lambda: tracer_of(rig).dropped >= 3, "all are dropped")
         assert tracer_of(rig).sent == 0
         assert ("LANE_FAILED", "traces") not in rig.alarms()
@@ -297,7 +301,8 @@ async def test_above_its_limit_the_queue_drops_and_tells(start: Start, logs: Log
         receiver.answer = OK
         async with start(bank=True, change=with_traces(receiver.url())) as rig:
             await rig.ready()
-            await paid(rig, "P")
+            wire = await rig.finance()
+            await paid(rig, wire, "P")
             await arrived(receiver, trace_of(rig, "P"))
             tracer = tracer_of(rig)
             task = await rig.daemon.tasks.stored("P")  # type: ignore[arg-type]
@@ -380,7 +385,8 @@ async def test_headers_are_read_for_each_message_and_tls_is_checked(
 async def test_without_traces_the_queue_tells_nobody(start: Start) -> None:
     async with start(bank=True) as rig:
         await rig.ready()
+        wire = await rig.finance()
         assert rig.daemon.tracer is None
-        assert await paid(rig, "P") == "succeeded"
+        assert await paid(rig, wire, "P") == "succeeded"
         assert (rig.daemon.tasks.tracing.sent, rig.daemon.tasks.tracing.dropped) == (0, 0)
         assert rig.daemon.links[BankName(BANK.name)].is_open
