@@ -47,7 +47,7 @@ value = { file = "token" }
     plain = config.load(read(tmp_path, "[traces]"))
     assert plain.traces is not None
     assert (plain.traces.endpoint, plain.traces.sample) == ("http://127.0.0.1:4318/v1/traces", 1.0)
-    assert difference(plain, with_all, ()).restart == ("traces",)
+    assert difference(plain, plain, with_all, (), ()).restart == ("traces",)
 
 
 def header(name: str, value: str = '{ file = "f" }') -> str:
