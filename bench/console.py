@@ -40,6 +40,7 @@ WINDOW: Final = 8
 SECONDS: Final = 3.0
 REQUESTS: Final = 60
 LINES_MAX: Final = 150_000
+QUEUE_MAX: Final = 10_000_000
 HEARTBEAT_SECONDS: Final = 60.0
 PAGES: Final = {
     "overview": "/",
@@ -74,6 +75,8 @@ def scene_in(directory: Path, accounts: int, port: int) -> Scene:
         for place in range(accounts - per_bank)
     ]
     config["pool"] = []
+    # A quick machine takes more than a million in a few rounds.
+    config["tasks"] = config.get("tasks", {}) | {"queue_max": QUEUE_MAX}
     config["console"] = {"listen": f"127.0.0.1:{port}"}
     config["control"]["clients"] = {f"erp-{n}": {"role": "finance"} for n in range(CLIENTS)}
     scene.write_config(config)
