@@ -669,9 +669,8 @@ def _slot(table: Table, *, strict: bool) -> SlotConfig | None:
     if (row := table.table("card")) is not None:
         guid, certificate = row.text("guid"), row.text("certificate_sha256")
         row.close()
-        if row.is_clean() and row.check(
-            CardBinding, {"guid": guid, "certificate_sha256": certificate}
-        ):
+        row.check(CardBinding, {"guid": guid, "certificate_sha256": certificate})
+        if row.is_clean():
             binding = CardBinding(guid, certificate)
     token, wanted = _token(table.table("token")), _object(table.table("object"))
     module = table.path_of("module") if table.has("module") else None
@@ -711,7 +710,8 @@ def _token(table: Table | None) -> TokenBinding | None:
     serial, label = table.text("serial", ""), table.text("label", "")
     table.close()
     given = {"certificate_sha256": certificate, "serial": serial, "label": label}
-    if not table.is_clean() or not table.check(TokenBinding, given):
+    table.check(TokenBinding, given)
+    if not table.is_clean():
         return None
     return table.made(partial(TokenBinding, certificate, serial, label))
 

@@ -421,8 +421,16 @@ class Table:
         self.fault(next((word for word in words if word in self.values), ""), message)
 
     def check(self, cls: type[Any], values: Mapping[str, Any]) -> bool:
-        """Note what the fields of an attrs class say of values; return whether all is well."""
-        found = list(strict.value_faults(cls, values))
+        """Note what the fields of an attrs class say of values; return whether all is well.
+
+        A value that is faulty already, or not there, is left out: its fault is told.
+        """
+        clean = {
+            key: one
+            for key, one in values.items()
+            if key not in self._missing and self.reader.is_clean((*self.path, key))
+        }
+        found = list(strict.value_faults(cls, clean))
         for one in found:
             self.reader.fault((*self.path, *one.path), one.message)
         return not found
