@@ -15,7 +15,6 @@ import attrs
 import jinja2
 import msgspec
 import structlog
-import trio
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -330,16 +329,6 @@ def _note_of(text: str) -> tuple[str, dict[str, str]] | None:
         return None
     values = {unquote(name): unquote(value) for name, _, value in parts[1:]}
     return unquote(parts[0][2]), values
-
-
-def not_found(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    """Answer for a path that is none."""
-    return PlainTextResponse("404", 404)
-
-
-async def pause() -> None:
-    """Let others go first in the middle of something long."""
-    await trio.lowlevel.checkpoint()
 
 
 __all__ = ["ADMIN", "OPERATOR", "VIEWER", "Desk", "HTTPException", "Visit", "need"]

@@ -21,8 +21,6 @@ BURST_SECONDS: Final = 1.0
 """A client that was quiet may send so many seconds' worth at once."""
 CALLS_MAX: Final = 64
 """Requests of one client that are being worked on at once; more wait in its sockets."""
-
-
 UNCOMMITTED_TASKS_MAX: Final = 2048
 """Submissions of one client that wait for the disk. All that wait are stored together, so that they
 are what others wait for; a client's next ones wait in its sockets."""

@@ -29,7 +29,6 @@ from fep.alarms.state import AlarmKind
 from fep.control import probe
 from fep.control.commands import ProtocolRefusal
 from fep.control.config_commands import (
-    TEXT_CHARS_MAX,
     BankEdit,
     BankRemoval,
     ConfigEdit,
@@ -715,6 +714,3 @@ def _diff(before: str, after: str) -> list[str]:
 
 def _plain(_instance: Any, _attribute: Any, value: Any) -> Any:  # noqa: ANN401 - attrs' hook
     return value.value if hasattr(value, "value") else value
-
-
-__all__ = ["TEXT_CHARS_MAX", "ConfigChangedError", "ConfigWriteError", "Settings", "Site", "edited"]
