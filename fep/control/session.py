@@ -7,6 +7,7 @@ commit's callback; nothing is done per line that can be done per batch.
 from __future__ import annotations
 
 import hmac
+import math
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -236,7 +237,7 @@ class Session:
         self._joined = False
         self._proof: str | None = None
         """What proves to the client that we hold its key."""
-        self._line_at = float("inf")
+        self._line_at = math.inf
         """When the line began that has not ended."""
         self._stream = stream
         self._poller = poller if isinstance(stream, trio.SocketStream) else None
@@ -492,8 +493,8 @@ class Session:
         receiver = self._receiver
         messages = receiver.receive_data(data)
         if not receiver.is_amid_line:
-            self._line_at = float("inf")
-        elif messages or self._line_at == float("inf"):
+            self._line_at = math.inf
+        elif messages or self._line_at == math.inf:
             self._line_at = trio.current_time()
         if (pace := self._share.pace) is not None:
             pace.spend(len(messages), len(data), trio.current_time())
@@ -837,7 +838,7 @@ class Session:
         silence_max = SILENCE_HEARTBEATS * self._heartbeat_s
         seq, due = 0, trio.current_time() + self._heartbeat_s
         while True:
-            ends = float("inf")
+            ends = math.inf
             if self._listening:
                 ends = min(self._heard_at + silence_max, self._line_at + LINE_SECONDS_MAX)
             # A line that begins meanwhile is not missed either.

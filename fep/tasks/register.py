@@ -58,18 +58,22 @@ class Register:
         """Take a task in."""
         self._tasks[task.task_id] = task
         self._count(task, 1)
-        self._note_client(task.client, 1)
+        self._clients[task.client] = self._clients.get(task.client, 0) + 1
         self._sum(task, task.body, 1)
         if task.state in (State.QUEUED, State.OFFERED):
             self.expire_at(task, task.expires_at.timestamp())
 
     def keep_all(self, tasks: Iterable[Task]) -> None:
         """Take in many, as at a start: of a million, each is worth a microsecond at most."""
-        for (bank, state, client), several in itertools.groupby(tasks, _where):
+        clients = self._clients
+        for (bank, state), several in itertools.groupby(tasks, _where):
             before = len(self._tasks)
             ages = state is State.QUEUED or state is State.OFFERED
             expires_at, bucket = None, list[Task]()
             for task in several:
+                if task.task_id not in self._tasks:
+                    # Of those that came together, nearly each is another client's.
+                    clients[task.client] = clients.get(task.client, 0) + 1
                 self._tasks[task.task_id] = task
                 if task.body is not None:
                     self._sum(task, task.body, 1)
@@ -82,14 +86,13 @@ class Register:
                     self._aged += 1
             states = self._counts.setdefault(bank, {})
             states[state] = states.get(state, 0) + len(self._tasks) - before
-            self._note_client(client, len(self._tasks) - before)
         self._tidy_ages()
 
     def drop(self, task: Task) -> None:
         """Let go of a task that is at its end."""
         if self._tasks.pop(task.task_id, None) is not None:
             self._count(task, -1)
-            self._note_client(task.client, -1)
+            self._let_go(task.client)
             self._sum(task, task.body, -1)
 
     def turn(self, task: Task, state: State, body: Body | None = None) -> None:
@@ -172,12 +175,12 @@ class Register:
         states = self._counts.setdefault(task.bank, {})
         states[task.state] = states.get(task.state, 0) + by
 
-    def _note_client(self, client: ClientName, by: int) -> None:
-        number = self._clients.get(client, 0) + by
+    def _let_go(self, client: ClientName) -> None:
+        number = self._clients[client] - 1
         if number:
             self._clients[client] = number
         else:
-            self._clients.pop(client, None)
+            del self._clients[client]
 
     def _sum(self, task: Task, body: Body | None, sign: int) -> None:
         if isinstance(body, Order):
@@ -189,5 +192,5 @@ class Register:
                 self._under_way.pop(key, None)
 
 
-def _where(task: Task) -> tuple[BankName, State, ClientName]:
-    return task.bank, task.state, task.client
+def _where(task: Task) -> tuple[BankName, State]:
+    return task.bank, task.state
