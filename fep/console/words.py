@@ -276,6 +276,9 @@ CATALOGUE: Final[dict[str, str]] = {
     "The task": "任务",
     "The two new passwords are not the same": "两次输入的新密码不一致",
     "The whole store is being looked at": "正在校验整个存储",
+    "The {count} tasks of what is taken out may stay without a bank": (
+        "所删除银行的 {count} 个任务可以暂时没有银行"
+    ),
     "This list": "本列表",
     "Threads": "线程数",
     "Time": "时间",

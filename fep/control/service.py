@@ -294,7 +294,7 @@ class _TlsPeers:
         self.renewed = renewals.begin(
             subject,
             [files.certificate, files.key, files.client_ca, files.client_crl],
-            partial(_loaded_tls, listener),
+            partial(loaded_tls, files, f"control.tcp {listener.host}:{listener.port}"),
         )
 
     async def __call__(self, stream: trio.SocketStream) -> tuple[trio.abc.Stream, Peer] | None:
@@ -411,16 +411,19 @@ def tls_context(files: TlsFiles, where: str) -> ssl.SSLContext:
     return context
 
 
-def _loaded_tls(listener: TcpListener) -> Loaded[ssl.SSLContext]:
-    """Return the context, and when what we show, and the list of what was taken back, end.
+def loaded_tls(files: TlsFiles, where: str) -> Loaded[ssl.SSLContext]:
+    """Return the server's context, and when what we show, and the list of what was taken back, end.
+
+    Args:
+        files: of the listener.
+        where: names it in an error.
 
     Raises:
-        ConfigError: as of ``tls_context``.
+        ConfigError: a file can't be read or does not fit.
     """
-    assert listener.tls is not None
-    context = tls_context(listener.tls, f"control.tcp {listener.host}:{listener.port}")
-    ends = certificate_ends(listener.tls.certificate)
-    crl = listener.tls.client_crl
+    context = tls_context(files, where)
+    ends = certificate_ends(files.certificate)
+    crl = files.client_crl
     end = None if crl is None else _crl_end(crl)
     lists = {} if crl is None or end is None else {crl: end}
     return Loaded(context, ends, lists)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +20,8 @@ import structlog
 import trio
 
 from fep.control.commands import Services
-from fep.control.service import tls_context
+from fep.control.renewal import Renewed
+from fep.control.service import loaded_tls
 from fep.domain.errors import ConfigError, RemoteProtocolError
 from fep.domain.histogram import LAG_SECONDS, Histogram
 from fep.metrics import page
@@ -66,23 +69,27 @@ async def run_metrics(
         ConfigError: it can't listen; the message says why.
     """
     assert config.listen is not None
-    where = f"metrics {config.listen[0]}:{config.listen[1]}"
-    context = None if config.tls is None else tls_context(config.tls, where)
-    listeners = await _listen(*config.listen, where)
+    where, renewed = f"metrics {config.listen[0]}:{config.listen[1]}", None
+    if (files := config.tls) is not None:
+        renewed = services.renewals.begin(
+            where,
+            [files.certificate, files.key, files.client_ca, files.client_crl],
+            partial(loaded_tls, files, where),
+        )
+    try:
+        listeners = await _listen(*config.listen, where)
+    except ConfigError:
+        if renewed is not None:
+            services.renewals.end(renewed)
+        raise
     sockets = [one.socket for one in listeners]
     pages = _Pages(services)
-    handler = guard(_Handler(pages))
+    handler = guard(_Handler(pages, renewed))
     async with trio.open_nursery() as nursery:
         try:
             nursery.start_soon(pages.watch_lag)
-            if context is None:
-                await nursery.start(trio.serve_listeners, handler, listeners)
-            else:
-                secure = [
-                    trio.SSLListener(one, context, https_compatible=True) for one in listeners
-                ]
-                await nursery.start(trio.serve_listeners, handler, secure)
-            scheme = "http" if context is None else "https"
+            await nursery.start(trio.serve_listeners, handler, listeners)
+            scheme = "http" if renewed is None else "https"
             addresses = [f"{scheme}://{_address(one)}{PATH}" for one in sockets]
             services.metrics = addresses
             log.info("metrics.listening", addresses=addresses)
@@ -90,6 +97,8 @@ async def run_metrics(
             await trio.sleep_forever()
         finally:
             services.metrics = []
+            if renewed is not None:
+                services.renewals.end(renewed)
             for one in sockets:
                 one.close()
 
@@ -159,11 +168,12 @@ def _disk_of(path: Path) -> Disk | None:
 class _Handler:
     """Answers one request a connection; of too many connections the oldest makes room."""
 
-    def __init__(self, pages: _Pages) -> None:
+    def __init__(self, pages: _Pages, renewed: Renewed[ssl.SSLContext] | None) -> None:
         self._pages = pages
+        self._renewed = renewed
         self._open: dict[trio.CancelScope, None] = {}
 
-    async def __call__(self, stream: trio.abc.Stream) -> None:
+    async def __call__(self, stream: trio.SocketStream) -> None:
         """Serve one connection."""
         if len(self._open) >= CONNECTIONS_MAX:
             oldest = next(iter(self._open))
@@ -179,7 +189,11 @@ class _Handler:
             finally:
                 self._open.pop(scope, None)
 
-    async def _serve(self, stream: trio.abc.Stream) -> None:
+    async def _serve(self, plain: trio.SocketStream) -> None:
+        stream: trio.abc.Stream = plain
+        if self._renewed is not None:
+            context = await self._renewed.fresh()
+            stream = trio.SSLStream(plain, context, server_side=True, https_compatible=True)
         answer: bytes | None = None
         with trio.move_on_after(REQUEST_SECONDS_MAX) as waiting:
             try:
@@ -196,6 +210,8 @@ class _Handler:
         with trio.move_on_after(ANSWER_SECONDS_MAX):
             await stream.send_all(answer)
             await _last_words(stream)
+            # Of TLS it says so, or the scraper can't tell the end from a break.
+            await stream.aclose()
 
     async def _answer(self, request: HttpRequest) -> bytes:
         if request.target.partition("?")[0] != PATH:

@@ -226,7 +226,12 @@ async def test_what_is_under_way_at_a_bank_is_told_before_it_goes(
     console.rig.scene.config.write_text(tomli_w.dumps(table), "utf-8")
     answer = await person.post("/config/remove", name=BANK.name)
     assert f"{BANK.name} 还有 1 个任务：排队" in answer.text
-    assert "/config/apply" in answer.text
+    unsure = await applied(person, answer)
+    assert unsure.status_code == 422
+    assert f"{BANK.name} 还有 1 个任务：排队" in unsure.text
+    assert len(on_disk(console)["bank"]) == 1, "nothing happens until somebody says that he knows"
+    assert (await applied(person, answer, sure="yes")).status_code == 303
+    assert "bank" not in on_disk(console)
 
 
 async def test_another_persons_draft_is_not_there(console: Console) -> None:  # noqa: F811

@@ -268,42 +268,65 @@ async def test_a_scraper_that_does_not_read_is_cut_off(
         assert (await asked(rig))[0] == 200
 
 
+TLS_FILES = {"certificate": "m.crt", "key": "m.key", "client_ca": "ca.crt"}
+
+
+def lay(directory: Path, ca: trustme.CA) -> None:
+    """Put the listener's files in their place, of a CA."""
+    server = ca.issue_cert("127.0.0.1")
+    (directory / "m.key").touch(0o600)
+    server.private_key_pem.write_to_path(directory / "m.key")
+    server.cert_chain_pems[0].write_to_path(directory / "m.crt")
+    ca.cert_pem.write_to_path(directory / "ca.crt")
+
+
+async def ask_securely(rig: Rig, server: trustme.CA, client: trustme.CA) -> bytes:
+    """Ask for the page with a certificate of a CA; empty when the daemon refuses it."""
+    context = ssl.create_default_context()
+    server.configure_trust(context)
+    client.issue_cert("prometheus.example").configure_cert(context)
+    stream = await trio.open_ssl_over_tcp_stream(
+        "127.0.0.1", port_of(rig), ssl_context=context, https_compatible=False
+    )
+    try:
+        await stream.send_all(GET)
+        return await whole(stream)
+    except trio.BrokenResourceError:
+        return b""
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
 async def test_beyond_loopback_it_wants_a_certificate_of_our_ca(
     start: Start, directory: Path
 ) -> None:
     ours, others = trustme.CA(), trustme.CA()
-    server = ours.issue_cert("127.0.0.1")
-    server.private_key_pem.write_to_path(directory / "m.key")
-    (directory / "m.key").chmod(0o600)
-    server.cert_chain_pems[0].write_to_path(directory / "m.crt")
-    ours.cert_pem.write_to_path(directory / "ca.crt")
-    tls = {"certificate": "m.crt", "key": "m.key", "client_ca": "ca.crt"}
-
-    async def ask(rig: Rig, ca: trustme.CA) -> bytes:
-        context = ssl.create_default_context()
-        ours.configure_trust(context)
-        ca.issue_cert("prometheus.example").configure_cert(context)
-        stream = await trio.open_ssl_over_tcp_stream(
-            "127.0.0.1", port_of(rig), ssl_context=context, https_compatible=True
-        )
-        try:
-            await stream.send_all(GET)
-            return await whole(stream)
-        finally:
-            await trio.aclose_forcefully(stream)
-
-    async with start(change=with_metrics(tls=tls)) as rig:
+    lay(directory, ours)
+    async with start(change=with_metrics(tls=TLS_FILES)) as rig:
         assert rig.daemon.services.metrics[0].startswith("https://")
-        assert read(await ask(rig, ours))[0] == 200
+        assert read(await ask_securely(rig, ours, ours))[0] == 200
+        assert await ask_securely(rig, ours, others) == b""
         answer = b""
-        with suppress(trio.BrokenResourceError):
-            answer = await ask(rig, others)
-        assert answer == b""
         with suppress(trio.BrokenResourceError):
             async with await trio.open_tcp_stream("127.0.0.1", port_of(rig)) as stream:
                 await stream.send_all(GET)
                 answer = await whole(stream)
         assert b"HTTP" not in answer, "and it speaks no plain HTTP"
+
+
+async def test_a_certificate_that_was_renewed_is_shown_without_a_restart(
+    start: Start, directory: Path
+) -> None:
+    earlier, later = trustme.CA(), trustme.CA()
+    lay(directory, earlier)
+    async with start(change=with_metrics(tls=TLS_FILES)) as rig:
+        assert read(await ask_securely(rig, earlier, earlier))[0] == 200
+        lay(directory, later)
+        await rig.daemon.services.renewals.look()
+        (record,) = rig.logs.named("credential.renewed")
+        assert record["subject"].startswith("metrics 127.0.0.1:")
+        assert await ask_securely(rig, later, earlier) == b"", "of the CA that is none any more"
+        assert read(await ask_securely(rig, later, later))[0] == 200
 
 
 async def test_a_port_that_is_taken_is_told() -> None:

@@ -246,14 +246,25 @@ def _review(
     return _reviewed(visit, draft, tried)
 
 
-def _reviewed(visit: Visit, draft: Draft, tried: dict[str, Any] | None = None) -> Response:
+def _orphaned(draft: Draft) -> int:
+    """Return how many open tasks the banks have that are taken out."""
+    if draft.shown["faults"]:
+        return 0
+    changes = draft.shown["changes"]
+    return sum(sum(changes["open"].get(bank, {}).values()) for bank in changes["removed"])
+
+
+def _reviewed(
+    visit: Visit, draft: Draft, tried: dict[str, Any] | None = None, *, is_unsure: bool = False
+) -> Response:
     return visit.page(
         "config_review.html",
-        422 if draft.shown["faults"] else 200,
+        422 if draft.shown["faults"] or is_unsure else 200,
         draft=draft,
         shown=draft.shown,
         tried=tried,
         confirm=CONFIRM_SECONDS,
+        orphaned=_orphaned(draft),
     )
 
 
@@ -278,6 +289,8 @@ async def test(visit: Visit) -> Response:
 async def apply(visit: Visit) -> Response:
     """Take a draft into force."""
     form, draft = await _draft_of(visit)
+    if _orphaned(draft) and text_of(form, "sure") != "yes":
+        return _reviewed(visit, draft, is_unsure=True)
     seconds = text_of(form, "confirm_s")
     done = await visit.ask(
         "config.save",

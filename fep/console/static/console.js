@@ -81,7 +81,7 @@
     const chart = new uPlot({
       ...size(),
       cursor: { y: false },
-      scales: { y: { range: (_, low, high) => [0, Math.max(high, 5)] } },
+      scales: { x: { range: (_, low, high) => low === null ? [low, high] : [Math.min(low, high - 60), high] }, y: { range: (_, low, high) => [0, Math.max(high, 5)] } },
       axes: [{ ...axis, space: 70, values: (_, all) => all.map(clock) }, { ...axis, size: 56, values: (_, all) => all.map((one) => one.toLocaleString("en")) }],
       series: [
         { label: place.dataset.time, value: (_, at) => (at === null ? "--" : clock(at)) },
