@@ -664,6 +664,9 @@ class Lane:
         ):
             msg = f"no transfer task {body.task_id} of this client at this bank"
             raise BodyError(msg)
+        if self._service.is_held(target):
+            msg = f"whether task {body.task_id} was sent is not known since a backup was restored"
+            raise BodyError(msg)
         if target.client_ref is None or target.sent_at is None:
             msg = f"task {body.task_id} was never sent to the bank; its state is {target.state}"
             raise BodyError(msg)
@@ -1079,7 +1082,15 @@ class Lane:
         """Let go of a task that did not get on; it waits again after a pause, if it still does."""
         task.claimed = False
         pause = NOT_SENT_RETRY_SECONDS if seconds is None else seconds
-        self.later(pause, partial(self.put_back, task))
+
+        def again() -> None:
+            if task.claimed and task.state in OPEN_AT_BANK:
+                # A statement is being judged for it: that plans no inquiry.
+                self.later(pause, again)
+            else:
+                self.put_back(task)
+
+        self.later(pause, again)
 
     def _schedule_inquiry(self, task: Task) -> None:
         now, at = self._service.clock.now(), task.inquire_at

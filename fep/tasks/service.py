@@ -75,6 +75,8 @@ log = structlog.get_logger()
 OPEN_AGAIN_SECONDS: Final = 5.0
 """After so long a client that has too many open tasks may try again."""
 TIMER_SECONDS: Final = 0.5
+HELD_LOOK_SECONDS: Final = 5.0
+"""A payment that is too old and held after a restore is looked at again so long after."""
 ABSENT_SECONDS: Final = 2.0
 """A client that is back by then is asked again for what it was asked for, and nothing lapses."""
 TIMER_SECONDS_MIN: Final = 0.05
@@ -1491,7 +1493,10 @@ class TaskService:
         for task in self._open.expired(now.timestamp()):
             if task.state not in (State.QUEUED, State.OFFERED):
                 continue
-            if task.claimed:
+            if self.is_held(task):
+                # Nobody knows that nothing was sent: it may have been, after the copy was made.
+                self._open.expire_at(task, now.timestamp() + HELD_LOOK_SECONDS)
+            elif task.claimed:
                 self._open.expire_at(task, now.timestamp() + TIMER_SECONDS)
             else:
                 expired.append(task)

@@ -89,7 +89,7 @@ class Watch:
         """What was said last of these payments, so that their chains do not say it again."""
         self._ready: deque[Look] = deque()
         self._reopening = trio.Lock()
-        """Held while a batch's rows are read and written: another row may come back with one."""
+        """Held while a success is read and written as returned: two may find that at once."""
 
     @property
     def is_due(self) -> bool:
@@ -370,6 +370,8 @@ class Watch:
         match outcome:
             case Accepted(result=BatchStatus(rows=rows)):
                 back = {at: row for at, row in rows.items() if row.state is PaymentState.RETURNED}
+                if not back:
+                    return False
                 cause = "the bank's status query says: rows returned (退票)"
                 return await self._reopen_rows(task.task_id, back, cause, wire)
             case Accepted(result=PaymentStatus(state=PaymentState.RETURNED) as status):
@@ -398,22 +400,23 @@ class Watch:
                 returned_on=returned_on,
             )  # fmt: skip
             return await self._reopen_rows(watched.task_id, {watched.row: status}, cause, wire)
-        task = await service.store.read(partial(store.one, task_id=watched.task_id))
-        assert task is not None
-        if task.state is not State.SUCCEEDED:
-            return False
-        payment = watched.payment
-        receipt = PaymentReceipt(
-            payment.client_ref, payment.amount, payment.bank_ref, returned_on=returned_on
-        )
-        told = await service.store.read(partial(store.result_of, seq=task.seq))
-        columns = {
-            "result": orjson.dumps(told | result_value(receipt)),
-            "bank_code": code,
-            "bank_message": message or cause,
-        }
-        await service.change(task, (Event.PROVED_RETURNED,), cause, columns=columns, wire=wire)
-        return True
+        async with self._reopening:
+            task = await service.store.read(partial(store.one, task_id=watched.task_id))
+            assert task is not None
+            if task.state is not State.SUCCEEDED:
+                return False
+            payment = watched.payment
+            receipt = PaymentReceipt(
+                payment.client_ref, payment.amount, payment.bank_ref, returned_on=returned_on
+            )
+            told = await service.store.read(partial(store.result_of, seq=task.seq))
+            columns = {
+                "result": orjson.dumps(told | result_value(receipt)),
+                "bank_code": code,
+                "bank_message": message or cause,
+            }
+            await service.change(task, (Event.PROVED_RETURNED,), cause, columns=columns, wire=wire)
+            return True
 
     async def _reopen_rows(
         self,
@@ -427,6 +430,10 @@ class Watch:
         async with self._reopening:
             task = await service.store.read(partial(store.one, task_id=task_id))
             assert task is not None
+            if not isinstance(task.body, BatchOrder):
+                # Archived: its row is only what is left here to know it by.
+                self._alarm(task_id, f"{cause}, and it is archived")
+                return False
             if task.state is not State.SUCCEEDED and not _may_return_more(task):
                 return False
             told = await service.store.read(partial(store.result_of, seq=task.seq))

@@ -15,7 +15,7 @@ from fep.store import archive, files
 from fep.tasks.state import State
 from fep.tasks.task import Admitted, Refused
 from tests.store.test_archive import over
-from tests.tasks.bench import ENTERPRISE, OTHER, World, balance, money, until
+from tests.tasks.bench import ENTERPRISE, OTHER, World, balance, batch, money, until
 from tests.tasks.bench import PINGAN as BANK
 
 pytestmark = pytest.mark.req("FEP-23")
@@ -73,6 +73,22 @@ async def test_an_archived_task_is_shown_and_explained_as_before(world: World) -
         ]
     assert world.booked("PAY") == 1
     assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
+
+
+async def test_a_batch_in_the_archive_is_asked_after_and_its_bank_goes_on(world: World) -> None:
+    async with world.fep(card=NO_WATCH) as fep:
+        erp = fep.client()
+        await fep.ready()
+        await fep.submit("PAY", body=batch(BANK, "1.00", "2.00"))
+        await erp.result("PAY")
+        await until(lambda: world.on_disk("select count(*) from task where delivery = 2") == [(1,)])
+        assert await trio.to_thread.run_sync(move, world)
+        await fep.submit("ASK", body={"kind": "transfer_status", "params": {"task_id": "PAY"}})
+        told = await erp.result("ASK")
+        assert told.state is State.SUCCEEDED
+        assert [row["state"] for row in told.result["rows"]] == ["succeeded", "succeeded"]
+        await fep.submit("NEXT", body=money(BANK))
+        assert (await erp.result("NEXT")).state is State.SUCCEEDED
 
 
 async def test_what_is_watched_is_not_archived(world: World) -> None:

@@ -20,15 +20,19 @@ from fep.domain.order import PaymentState
 from fep.links.mux import UnmatchedReply
 from fep.machines.service import PlaceLostError
 from fep.tasks import service, store
+from fep.tasks.lane import NOT_SENT_RETRY_SECONDS
+from fep.tasks.look import Look
+from fep.tasks.matching import Payment
 from fep.tasks.service import TaskRefusedError
 from fep.tasks.state import State
-from fep.tasks.task import Task
+from fep.tasks.task import QueryLostError, Task
 from tests.store.held import held
 from tests.tasks.bench import (
     ACCOUNTS,
     CMB,
     ENTERPRISE,
     OPTIONS,
+    PAYER,
     PINGAN,
     WAIT_SECONDS_MAX,
     Fep,
@@ -442,3 +446,37 @@ async def test_a_payment_closed_by_two_persons_is_watched_like_any_success(world
         # Its bank reference never came, so the bank itself is asked.
         found = await fep.becomes("T1", State.RETURNED)
         assert found["result"]["client_ref"] == client_ref(ENTERPRISE, ID)
+
+
+async def test_an_inquiry_that_was_put_off_while_a_statement_was_judged_is_made_after_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = changed(says(PaymentState.NO_RECORD))
+    async with world.fep(card=asking(no_record="never"), reply_timeout_s=0.3, codec=codec) as fep:
+        await lost(fep, PINGAN)
+        lane, task = fep.lane, fep.task("T1")
+        await fep.inquired("T1", 3)
+        real, failed = lane.ask_after, trio.Event()
+
+        async def fails(*_given: object, **_named: object) -> None:
+            lane.ask_after = real  # type: ignore[method-assign]
+            failed.set()
+            raise QueryLostError("KEY", "the key did not sign in time", sent=False)
+
+        lane.ask_after = fails  # type: ignore[method-assign, assignment]
+        await failed.wait()
+        await until(lambda: not task.claimed)
+        judged, rivals = threading.Event(), store.rivals
+
+        def slow(connection: sa.Connection, one: Payment) -> object:
+            assert judged.wait(WAIT_SECONDS_MAX)
+            return rivals(connection, one)
+
+        monkeypatch.setattr(store, "rivals", slow)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lane.watch._judge_open, task, Look(PAYER))
+            # Its pause ends meanwhile, and the next one.
+            await trio.sleep(3 * NOT_SENT_RETRY_SECONDS)
+            asked = task.inquiries
+            judged.set()
+        await fep.inquired("T1", asked + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from fep.domain.order import Kind
 from fep.store import backup
 from fep.tasks.service import TaskRefusedError
 from fep.tasks.state import State
-from tests.tasks.bench import ENTERPRISE, Fep, World, balance, money, until
+from tests.tasks.bench import ENTERPRISE, Fep, MovedClock, World, balance, money, until
 from tests.tasks.bench import PINGAN as BANK
 
 pytestmark = pytest.mark.req("FEP-23")
@@ -78,6 +79,30 @@ async def test_a_payment_sent_after_the_backup_is_not_sent_again(world: World) -
         assert [one["task_id"] for one in told["payments"]] == ["PAY-1", "PAY-2", "PAY-3"]
         assert told["payments"][0]["client_ref"] == client_ref(ENTERPRISE, TaskId("PAY-1"))
         assert told["payments"][0]["amount"] == "12.50"
+
+
+async def test_nothing_that_is_held_is_said_to_be_unsent_however_old_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fep.tasks.service.HELD_LOOK_SECONDS", 0.05)
+    await paid_after_the_backup(world, "PAY-1")
+    clock = MovedClock()
+    clock.moved = dt.timedelta(days=2)
+    async with world.fep(clock=clock) as fep:
+        erp = fep.client()
+        await fep.submit("PAY-2", body=money(BANK), expires_s=0.1)
+        await fep.submit("ASK", body={"kind": "transfer_status", "params": {"task_id": "PAY-1"}})
+        asked = await erp.result("ASK")
+        assert asked.bank_message.endswith("is not known since a backup was restored")
+        await everything_tried(fep)
+        assert (await fep.service.restored())["count"] == 2
+        assert AlarmKind.TASK_EXPIRED not in fep.alarm_kinds()
+        await fep.service.resolve("li", TaskId("PAY-1"), State.SUCCEEDED, EVIDENCE)
+        await fep.service.confirm("wang", TaskId("PAY-1"))
+        assert (await erp.result("PAY-1")).state is State.SUCCEEDED
+        await fep.service.cancel(None, TaskId("PAY-2"), "operator li")
+        assert (await erp.result("PAY-2")).state is State.CANCELLED
+    assert [world.booked(name) for name in ("PAY-1", "PAY-2")] == [1, 0]
 
 
 async def test_what_two_persons_found_at_the_bank_is_done_and_its_client_is_told(

@@ -431,3 +431,22 @@ async def test_a_look_that_fails_is_made_again(world: World) -> None:
         bank.host.changes = lose
         await fep.becomes("T1", State.RETURNED)
         assert lost > 6
+
+
+async def test_two_may_find_at_once_that_a_payment_came_back(world: World) -> None:
+    names = [f"T{number}" for number in range(1, 9)]
+    async with world.fep(card={"returned": {"first_look_s": 600.0}}) as fep:
+        fep.client()
+        await fep.ready()
+        world.banks[PINGAN].faults[Fault.RETURNED] = 1.0
+        for number, name in enumerate(names, 1):
+            await fep.submit(name, body=money(PINGAN, f"{number}.50"))
+        for name in names:
+            await fep.becomes(name, State.SUCCEEDED)
+        await take_back(world, PINGAN)
+        for name in names:
+            ask = {"kind": "transfer_status", "params": {"task_id": name}}
+            await fep.admit(*(fep.submission(f"ASK-{name}-{which}", body=ask) for which in "ab"))
+            for which in "ab":
+                await fep.becomes(f"ASK-{name}-{which}", State.SUCCEEDED)
+            assert (await fep.events(name)).count("proved_returned") == 1
