@@ -77,11 +77,16 @@
     const clock = (at) => new Date(at * 1000).toLocaleTimeString("en-GB", { timeZone: "Asia/Shanghai" });
     const samples = JSON.parse(place.dataset.samples);
     const data = samples.length ? samples.slice(0, 3) : [[], [], []];
+    // Of one sample uPlot would show a day.
+    const span = (chart, low, high) => {
+      const end = chart.data[0].length === 1 ? low : high;
+      return low === null ? [low, high] : [Math.min(low, end - 60), end];
+    };
     const size = () => ({ width: place.clientWidth, height: 180 });
     const chart = new uPlot({
       ...size(),
       cursor: { y: false },
-      scales: { x: { range: (_, low, high) => low === null ? [low, high] : [Math.min(low, high - 60), high] }, y: { range: (_, low, high) => [0, Math.max(high, 5)] } },
+      scales: { x: { range: span }, y: { range: (_, low, high) => [0, Math.max(high, 5)] } },
       axes: [{ ...axis, space: 70, values: (_, all) => all.map(clock) }, { ...axis, size: 56, values: (_, all) => all.map((one) => one.toLocaleString("en")) }],
       series: [
         { label: place.dataset.time, value: (_, at) => (at === null ? "--" : clock(at)) },
