@@ -75,7 +75,7 @@ from fep.tasks.look import Look
 from fep.tasks.queue import LaneQueue
 from fep.tasks.result import bank_ref_of, end_columns
 from fep.tasks.state import FINAL, OPEN_AT_BANK, Event, State, step
-from fep.tasks.task import QueryLostError, Task, batch_query, status_query
+from fep.tasks.task import OvertakenError, QueryLostError, Task, batch_query, status_query
 from fep.tasks.watch import Watch
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ STATEMENT_PAGES_MAX: Final = 200
 STATEMENT_ENTRIES_MAX, STATEMENT_BYTES_MAX = 2000, 900_000
 """A result must fit one protocol line of 1 MiB; a longer statement says ``complete: false``."""
 LATE_ANSWERS_MAX: Final = 10_000
+CLAIM_LOOK_SECONDS: Final = 0.05
+"""Between two looks at a task that somebody else writes, for which an answer came late."""
 QUIET_KINDS: Final = frozenset({Kind.STATEMENT, Kind.TRANSFER_STATUS})
 """What a client asks that waits while the bank wants to be left alone."""
 LOOK_EVERY_TURNS: Final = 8
@@ -153,8 +155,8 @@ class Lane:
         self._idle_now.set()
         self._sent_as: dict[str, Task] = {}
         """Correlation of what was sent without an answer, for answers that come late."""
-        self._late: dict[Task, Reply] = {}
-        """Answers that came while their payment was being asked after."""
+        self._late: dict[Task, list[Reply]] = {}
+        """Answers that came while their payment was in hands, for whoever lets go of it."""
 
     # -- what the service tells the lane ------------------------------------------------------
 
@@ -241,8 +243,9 @@ class Lane:
         self._in_hands.add(task)
         self._note_busy()
 
-    def release(self, task: Task) -> None:
-        """Let go of a task that is settled, and use what came late for it meanwhile."""
+    async def release(self, task: Task) -> None:
+        """Use what came late for a task in hands, and let go of it."""
+        await self._use_late(task)
         self._in_hands.discard(task)
         task.claimed = False
         self._note_busy()
@@ -263,6 +266,7 @@ class Lane:
         self.offered = earlier.offered
         self._in_hands = earlier._in_hands
         self._sent_as = earlier._sent_as
+        self._late = earlier._late
 
     # -- running ------------------------------------------------------------------------------
 
@@ -292,8 +296,14 @@ class Lane:
         self._in_hands.clear()
         self._looking.clear()
         self._held.clear()
-        self._late.clear()
         self._idle_now.set()
+
+    async def use_all_late(self) -> None:
+        """Use what came late for what was in hands when the lane ended; not while it runs."""
+        for task in list(self._late):
+            await self._until_free(task)
+            self.hold(task)
+            await self.release(task)
 
     async def _settle(self) -> None:
         """Bring what an earlier run, or an earlier process, left behind to a safe state."""
@@ -321,6 +331,7 @@ class Lane:
                 self.add(task)
             else:
                 self.put_back(task)
+        await self.use_all_late()
         await self.watch.load()
         self.wake_offers()
 
@@ -378,9 +389,8 @@ class Lane:
                     # This worker's own context; a defect that ends it takes the name along.
                     structlog.contextvars.bind_contextvars(task_id=work.task_id)
                     await self._do(work)
-                    await self._use_late(work)
+                    await self.release(work)
                     structlog.contextvars.unbind_contextvars("task_id")
-                    self.release(work)
                 case _:
                     assert_never(work)
 
@@ -813,9 +823,20 @@ class Lane:
                 self._put_back_later(task)
                 return
             finding = Unclear(lost.code, str(lost))
-        # It is the bank's word on the payment itself: "no record" must not outrun it.
-        if await self._use_late(task):
+        while not await self._use_late(task):
+            try:
+                await self._judge_inquiry(task, finding, wire)
+            except OvertakenError:
+                continue
             return
+
+    async def _judge_inquiry(self, task: Task, finding: Outcome, wire: store.Bytes | None) -> None:
+        """Act on what an inquiry found.
+
+        Raises:
+            OvertakenError: an answer to the payment itself came before that was written, and
+                nothing was: "no record" must not outrun it.
+        """
         now, certain = self._service.clock.now(), self._service.certain_now()
         waited = dt.timedelta(seconds=task.waited(trio.current_time()))
         decision = evidence.decide(
@@ -829,7 +850,9 @@ class Lane:
         )
         match decision:
             case evidence.Close(events=events, cause=cause):
-                await self.finish(task, events, cause, finding, wire)
+                await self.finish(
+                    task, events, cause, finding, wire, only_if=lambda _: task not in self._late
+                )
             case evidence.AskAgain():
                 await self._note_inquiry(task, decision, finding, wire)
             case _:
@@ -941,15 +964,14 @@ class Lane:
         task = await self._answered(reply)
         if task is None:
             return None, False
+        # What a person does with it, or an end that is being written, comes first.
+        await self._until_free(task)
         if task in self._in_hands:
             # It is being asked after at this moment, or sent; whoever does that looks here.
-            self._late[task] = reply
+            self._late.setdefault(task, []).append(reply)
             return task, False
         try:
-            if task.state in OPEN_AT_BANK and not task.claimed:
-                return task, await self._take_late_answer(task, reply)
-            self._compare(task, reply)
-            return task, await self._take_return(task, reply)
+            return task, await self._judge_late(task, reply)
         except PlaceLostError:
             # Who serves the bank by now asks it; the bytes are kept for whoever looks.
             return task, False
@@ -972,14 +994,33 @@ class Lane:
         if found.state not in FINAL:
             # It ended while it was being read: what was read is older than what is known.
             found = await self._service.store.read(read)
+        if found is not None and found.body is None:
+            found = await self._service.stored(found.task_id)
         return found
 
     async def _use_late(self, task: Task) -> bool:
-        """Use what came late for a task in hands; say whether it was written with its bytes."""
-        reply = self._late.pop(task, None)
-        if reply is None or task.state not in OPEN_AT_BANK:
-            return False
-        return await self._take_late_answer(task, reply)
+        """Use what came late for a task in hands; say whether that changed it."""
+        is_changed = False
+        while replies := self._late.get(task):
+            reply = replies.pop(0)
+            if not replies:
+                del self._late[task]
+            if task.state in OPEN_AT_BANK:
+                # It may wait for its inquiry already.
+                task.claimed = True
+            is_changed |= await self._judge_late(task, reply)
+        return is_changed
+
+    async def _until_free(self, task: Task) -> None:
+        while task.claimed and task not in self._in_hands:
+            await trio.sleep(CLAIM_LOOK_SECONDS)
+
+    async def _judge_late(self, task: Task, reply: Reply) -> bool:
+        """Act on what a late answer says; say whether it was written, with its bytes."""
+        if task.state in OPEN_AT_BANK:
+            return await self._take_late_answer(task, reply)
+        self._compare(task, reply)
+        return await self._take_return(task, reply)
 
     async def _take_late_answer(self, task: Task, reply: Reply) -> bool:
         """Act on what a late answer to an open payment proves; False when that is nothing."""
@@ -1055,14 +1096,21 @@ class Lane:
         cause: str,
         outcome: Outcome,
         wire: store.Bytes | None,
+        only_if: Callable[[sa.Connection], bool] | None = None,
     ) -> None:
-        """Bring a task to its end and owe its client the result."""
+        """Bring a task to its end and owe its client the result.
+
+        Raises:
+            OvertakenError: ``only_if``, asked at each try to write it, said no.
+        """
         columns = end_columns(task, events, outcome) | {"inquire_at": None}
         task.bank_ref = columns.get("bank_ref", task.bank_ref)
         rows: dict[int, str] = {}
         if isinstance(outcome, Accepted) and isinstance(outcome.result, BatchStatus):
             rows = {at: row.bank_ref for at, row in outcome.result.rows.items() if row.bank_ref}
-        await self._service.change(task, events, cause, columns=columns, wire=wire, row_refs=rows)
+        await self._service.change(
+            task, events, cause, columns=columns, wire=wire, row_refs=rows, only_if=only_if
+        )
 
     # -- timers, offers, pace -----------------------------------------------------------------
 

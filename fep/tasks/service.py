@@ -63,6 +63,7 @@ from fep.tasks.task import (
     Answer,
     Delivery,
     Message,
+    OvertakenError,
     Refused,
     Submission,
     Task,
@@ -103,10 +104,6 @@ class TaskRefusedError(FepError):
     def __init__(self, refused: Refused) -> None:
         super().__init__(refused.message)
         self.code = refused.code
-
-
-class _OvertakenError(Exception):
-    """What a change was made for does not hold any more; nothing was changed."""
 
 
 class TaskService:
@@ -197,6 +194,7 @@ class TaskService:
         lane = self._retired[bank] = self.lanes.pop(bank)
         await lane.let_go()
         await self._settle_orphans()
+        await lane.use_all_late()
 
     async def keep_drained(self) -> None:
         """Hold the lanes that an operator stopped: that outlives the lane, and the process."""
@@ -905,7 +903,7 @@ class TaskService:
                 only_if=lambda c: store.proposal(c, task.seq) == proposal,
                 patient=False,
             )
-        except _OvertakenError:
+        except OvertakenError:
             msg = "another proposal was made at this moment; look at task.why again"
             raise TaskRefusedError(Refused("BAD_STATE", msg)) from None
         log.warning(
@@ -1106,7 +1104,7 @@ class TaskService:
 
         Raises:
             IllegalTransitionError: nothing was changed.
-            _OvertakenError: ``only_if`` said no.
+            OvertakenError: ``only_if`` said no.
             StoreFullError, StoreBusyError: not ``patient``, and nothing was changed.
         """
         before = after = task.state
@@ -1384,7 +1382,7 @@ class TaskService:
         connection: Any,  # noqa: ANN401
     ) -> None:
         if not holds(connection):
-            raise _OvertakenError
+            raise OvertakenError
         store.apply(connection, changes, self.configuration)
 
     def _end(self, task: Task, values: Mapping[str, Any], now: Any, cause: str) -> None:  # noqa: ANN401

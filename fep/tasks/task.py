@@ -123,6 +123,10 @@ def payment_of(task: Task, row: int = 0, bank_ref: str = "") -> Payment:
     )
 
 
+class OvertakenError(Exception):
+    """What a change was made for does not hold any more; nothing was changed."""
+
+
 class QueryLostError(Exception):
     """A query got no clear answer; it may be asked again."""
 

@@ -51,7 +51,7 @@ from fep.tasks.matching import (
 )
 from fep.tasks.result import with_returned
 from fep.tasks.state import OPEN_AT_BANK, Event, State
-from fep.tasks.task import QueryLostError, Task, payment_of
+from fep.tasks.task import OvertakenError, QueryLostError, Task, payment_of
 
 if TYPE_CHECKING:
     from fep.tasks.lane import Lane
@@ -345,7 +345,7 @@ class Watch:
                 await self._note(task, "no line of the payer's statement is it: proves nothing")
             case match:
                 assert_never(match)
-        lane.release(task)
+        await lane.release(task)
 
     async def _note(self, task: Task, cause: str) -> None:
         """Write into a payment's chain what a statement said of it, once."""
@@ -415,8 +415,7 @@ class Watch:
                 "bank_code": code,
                 "bank_message": message or cause,
             }
-            await service.change(task, (Event.PROVED_RETURNED,), cause, columns=columns, wire=wire)
-            return True
+            return await self._change_back(task, cause, columns, wire)
 
     async def _reopen_rows(
         self,
@@ -430,9 +429,8 @@ class Watch:
         async with self._reopening:
             task = await service.store.read(partial(store.one, task_id=task_id))
             assert task is not None
-            if not isinstance(task.body, BatchOrder):
-                # Archived: its row is only what is left here to know it by.
-                self._alarm(task_id, f"{cause}, and it is archived")
+            if task.body is None:
+                self._tell_archived(task, cause)
                 return False
             if task.state is not State.SUCCEEDED and not _may_return_more(task):
                 return False
@@ -447,8 +445,34 @@ class Watch:
                 "bank_code": first.code,
                 "bank_message": first.message or cause,
             }
-            await service.change(task, (Event.PROVED_RETURNED,), cause, columns=columns, wire=wire)
+            return await self._change_back(task, cause, columns, wire)
+
+    async def _change_back(
+        self, task: Task, cause: str, columns: dict[str, Any], wire: store.Bytes
+    ) -> bool:
+        """Write that a success came back, unless it is archived; say whether that was done."""
+        try:
+            await self._service.change(
+                task,
+                (Event.PROVED_RETURNED,),
+                cause,
+                columns=columns,
+                wire=wire,
+                only_if=lambda c: store.archive_of(c, task.task_id) is None,
+            )
+        except OvertakenError:
+            self._tell_archived(task, cause)
+            return False
         return True
+
+    def _tell_archived(self, task: Task, cause: str) -> None:
+        """Tell of a success that came back after it was archived: what is archived stays.
+
+        Its row here is only what it is known by.
+        """
+        told = f"it is archived as {task.state.value}, and {cause}"
+        log.error("task.contradicted", task_id=task.task_id, cause=told)
+        self._service.alarms.raise_alarm(AlarmKind.EVIDENCE_CONFLICT, task.task_id, told)
 
     def _alarm(self, subject: str, cause: str) -> None:
         self._service.alarms.raise_alarm(AlarmKind.EVIDENCE_AMBIGUOUS, subject, cause)

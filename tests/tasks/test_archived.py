@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import trio
 
+from fep.alarms.state import AlarmKind
 from fep.daemon.verify import verify
 from fep.domain.clock import SystemClock
 from fep.domain.ids import TaskId
-from fep.domain.order import Kind
+from fep.domain.order import Kind, PaymentState
+from fep.links.mux import UnmatchedReply
 from fep.store import archive, files
+from fep.tasks import store
 from fep.tasks.state import State
 from fep.tasks.task import Admitted, Refused
 from tests.store.test_archive import over
 from tests.tasks.bench import ENTERPRISE, OTHER, World, balance, batch, money, until
 from tests.tasks.bench import PINGAN as BANK
+from tests.tasks.codecs import changed, says
+from tests.tasks.test_proofs import ID, Tap, framed
 
 pytestmark = pytest.mark.req("FEP-23")
 
@@ -89,6 +96,58 @@ async def test_a_batch_in_the_archive_is_asked_after_and_its_bank_goes_on(world:
         assert [row["state"] for row in told.result["rows"]] == ["succeeded", "succeeded"]
         await fep.submit("NEXT", body=money(BANK))
         assert (await erp.result("NEXT")).state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize("moved_when", ["before", "in that moment"])
+async def test_what_comes_back_from_the_archive_is_told_and_stays_as_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch, moved_when: str
+) -> None:
+    codec = changed(says(PaymentState.RETURNED))
+    async with world.fep(card=NO_WATCH, codec=codec) as fep:
+        erp = fep.client()
+        await fep.ready()
+        await fep.submit("PAY", body=money(BANK))
+        await erp.result("PAY")
+        await until(lambda: world.on_disk("select count(*) from task where delivery = 2") == [(1,)])
+        result_of = store.result_of
+
+        def moving(connection: sa.Connection, seq: int) -> dict[str, Any]:
+            found = result_of(connection, seq)
+            connection.rollback()
+            assert move(world)
+            return found
+
+        if moved_when == "before":
+            assert await trio.to_thread.run_sync(move, world)
+        else:
+            monkeypatch.setattr(store, "result_of", moving)
+        await fep.submit("ASK", body={"kind": "transfer_status", "params": {"task_id": "PAY"}})
+        assert (await erp.result("ASK")).result["state"] == "returned"
+        [alarm] = [one for one in fep.alarms.active() if one.kind is AlarmKind.EVIDENCE_CONFLICT]
+        assert alarm.subject == "PAY"
+        assert alarm.cause.startswith("it is archived as succeeded, and the bank's status query")
+        assert (await fep.get("PAY"))["state"] == "succeeded"
+        assert [one.state for one in erp.told if one.task_id == "PAY"] == [State.SUCCEEDED]
+    assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
+
+
+async def test_an_answer_to_what_is_archived_is_compared_with_it(world: World) -> None:
+    codec = changed(says(PaymentState.RETURNED))
+    async with world.fep(card=NO_WATCH, codec=codec) as fep:
+        erp = fep.client()
+        await fep.ready()
+        tap = Tap(world, BANK, swallows=False)
+        await fep.submit(ID, body=money(BANK))
+        await erp.result(ID)
+        await until(lambda: world.on_disk("select count(*) from task where delivery = 2") == [(1,)])
+        assert await trio.to_thread.run_sync(move, world)
+        reply = framed(BANK, tap.answers[0])
+        await fep.unmatched.send(UnmatchedReply(BANK, reply, told=True))
+        await until(lambda: AlarmKind.EVIDENCE_CONFLICT in fep.alarm_kinds())
+        kept = "select task_seq from message where bytes = ?"
+        await until(lambda: world.on_disk(kept, reply.raw) == [(1,)])
+        assert (await fep.get(ID))["state"] == "succeeded"
+    assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
 
 
 async def test_what_is_watched_is_not_archived(world: World) -> None:

@@ -19,10 +19,11 @@ from fep.domain.ids import BankName, TaskId, client_ref
 from fep.domain.order import PaymentState
 from fep.links.mux import UnmatchedReply
 from fep.machines.service import PlaceLostError
-from fep.tasks import service, store
+from fep.store.pace import Pace
+from fep.tasks import service, store, watch
 from fep.tasks.lane import NOT_SENT_RETRY_SECONDS
 from fep.tasks.look import Look
-from fep.tasks.matching import Payment
+from fep.tasks.matching import Absent, Payment
 from fep.tasks.service import TaskRefusedError
 from fep.tasks.state import State
 from fep.tasks.task import QueryLostError, Task
@@ -199,6 +200,109 @@ async def test_an_answer_that_comes_while_the_bank_is_asked_counts_first(world: 
         await fep.becomes("T1", State.SUCCEEDED)
         assert "proved_refused" not in await fep.events("T1")
         assert fep.lane._late == {}
+
+
+async def test_an_answer_that_comes_before_no_record_is_on_a_full_disk_counts_first(
+    world: World,
+) -> None:
+    codec = changed(says(PaymentState.NO_RECORD))
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        tap = await lost(fep, PINGAN)
+    card = asking(no_record_after_s=0.001)
+    async with world.fep(card=card, codec=codec, run=False) as fep:
+        await fep.fill_disk()
+        await fep.start()
+        await until(lambda: AlarmKind.STORE_FULL in fep.alarm_kinds())
+        await fep.unmatched.send(UnmatchedReply(PINGAN, framed(PINGAN, tap.answers[0])))
+        await until(lambda: bool(fep.lane._late))
+        await fep.empty_disk()
+        await fep.becomes("T1", State.SUCCEEDED)
+        assert "proved_refused" not in await fep.events("T1")
+
+
+class _Gate:
+    """Holds the store's writer where it writes an event."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, event: str) -> None:
+        self.is_held = threading.Event()
+        self.open = threading.Event()
+        self._real = getattr(store, name)
+        self._event = event
+        monkeypatch.setattr(store, name, self._write)
+        # In the writer thread, whatever the disk.
+        monkeypatch.setattr(Pace, "is_quick", lambda *_given: False)
+
+    def _write(self, *given: object, **named: object) -> object:
+        if self._event in str(given):
+            self.is_held.set()
+            assert self.open.wait(WAIT_SECONDS_MAX)
+        return self._real(*given, **named)
+
+
+@pytest.mark.parametrize("who", ["the bank", "two persons"])
+async def test_an_answer_that_comes_while_the_end_it_contradicts_is_written_is_an_alarm(
+    world: World, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    card = NEVER if who == "two persons" else asking(no_record_after_s=0.3)
+    codec = changed(says(PaymentState.NO_RECORD))
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        tap = await lost(fep, PINGAN)
+    gate = _Gate(monkeypatch, "apply", "PROVED_REFUSED")
+    async with world.fep(card=card, codec=codec) as fep:
+        if who == "two persons":
+            await fep.service.resolve("li", ID, State.REJECTED, LINE)
+            fep.nursery.start_soon(fep.service.confirm, "wang", ID)
+        await until(gate.is_held.is_set)
+        free, came = fep.lane._until_free, trio.Event()
+
+        async def until_free(task: Task) -> None:
+            came.set()
+            await free(task)
+
+        monkeypatch.setattr(fep.lane, "_until_free", until_free)
+        await fep.unmatched.send(UnmatchedReply(PINGAN, framed(PINGAN, tap.answers[0])))
+        await came.wait()
+        gate.open.set()
+        await fep.becomes("T1", State.REJECTED)
+        await until(lambda: AlarmKind.EVIDENCE_CONFLICT in fep.alarm_kinds())
+        assert fep.lane._late == {}
+        fep.agrees()
+
+
+async def test_an_answer_that_comes_while_a_statement_is_judged_is_used_after_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = changed(says(PaymentState.NO_RECORD))
+    card = {"inquiry": {"statement_after": 1, "no_record": "never"}}
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        tap = await lost(fep, PINGAN)
+    gate = _Gate(monkeypatch, "note", "searched")
+    # No line is it.
+    monkeypatch.setattr(watch, "find_payment", lambda *_given, **_named: Absent())
+    async with world.fep(card=card, codec=codec) as fep:
+        await until(gate.is_held.is_set)
+        await fep.unmatched.send(UnmatchedReply(PINGAN, framed(PINGAN, tap.answers[0])))
+        await until(lambda: bool(fep.lane._late))
+        gate.open.set()
+        await fep.becomes("T1", State.SUCCEEDED)
+        assert (await fep.events("T1"))[-2:] == ["searched", "proved_done"]
+
+
+async def test_an_answer_that_came_while_a_lane_ended_is_used_by_the_next(
+    world: World,
+) -> None:
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        tap = await lost(fep, PINGAN)
+        task = fep.task("T1")
+        fep.lane.hold(task)
+        await fep.unmatched.send(UnmatchedReply(PINGAN, framed(PINGAN, tap.answers[0])))
+        await until(lambda: bool(fep.lane._late))
+        await fep.end()
+        fep.make(PINGAN, NEVER)
+        await fep.start()
+        await fep.becomes("T1", State.SUCCEEDED)
+        assert fep.lane._late == {}
+        fep.agrees()
 
 
 async def test_an_answer_whose_payment_ends_while_it_is_looked_for_changes_nothing(
