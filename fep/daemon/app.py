@@ -487,6 +487,7 @@ class Daemon:
                     if self.machines is None
                     else partial(self.machines.may_begin, bank_place(bank.name))
                 ),
+                system=bank.system(shared=self.machines is not None),
                 **({} if tape is None else {"note_frame": tape.note_task}),
             )
         )

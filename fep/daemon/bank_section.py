@@ -40,6 +40,7 @@ from fep.links.config import CONNECTIONS_MAX, Folders, LinkConfig
 BANKS_MAX: Final = 256
 WORKERS_MAX: Final = 64
 SPAN_SECONDS_MAX: Final = 3600.0
+SYSTEM_DIGITS: Final = 16
 WATCH_DAYS_MAX: Final = 90
 """A look asks the statement back to the day of the payment, and a statement covers 100 days."""
 KEPT_DAYS_MAX: Final = 366
@@ -75,8 +76,24 @@ class BankConfig:
     """Of this bank's own part of the file: what decides whether a reload touches it."""
     secrets: Mapping[str, SecretRef] = attrs.Factory(dict)
     """Where the adapter's secrets are, by their names."""
+    written_options: Mapping[str, Any] = attrs.Factory(dict)
+    """As they are in the file: a new release's defaults make no other system of it."""
     tape: bool = False
     """All bytes to and from the bank are written to a file."""
+
+    def system(self, *, shared: bool) -> str:
+        """Return which system this is: a digest of the adapter, its options and the address.
+
+        What was sent to another one is not unsent because this one has no record of it.
+
+        Args:
+            shared: several machines share the store, and each may reach the bank by an address of
+                its own, which does not count then.
+        """
+        where = "" if shared else self.link.peer
+        written = sorted(self.written_options.items())
+        told = repr((self.adapter.name, self.direct_connect_number, written, where))
+        return hashlib.sha256(told.encode()).hexdigest()[:SYSTEM_DIGITS]
 
     def profile(
         self, accounts: Mapping[AccountNumber, Account], secrets: Mapping[str, str] | None = None
@@ -178,6 +195,7 @@ def _bank(
         workers=workers,
         digest=hashlib.sha256(repr(sorted(table.values.items())).encode()).hexdigest(),
         secrets={key: one for key, one in secrets.items() if one is not None},
+        written_options=options,
         tape=tape,
     )
 

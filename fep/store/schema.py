@@ -43,6 +43,7 @@ task: Final = sa.Table(
     sa.Column("updated_at", sa.Text, nullable=False),
     sa.Column("delivery", sa.Integer, nullable=False, server_default="0"),
     sa.Column("archived", sa.Text),
+    sa.Column("sent_to", sa.Text),
     sa.Index("task_open", "bank", "state", "seq"),
     # Partial: a task that is only queued dirties no page of them.
     sa.Index(
@@ -61,7 +62,8 @@ task: Final = sa.Table(
 """``delivery``: 0 no result yet, 1 result owed to the client, 2 acknowledged by it.
 
 ``archived`` is the year of the archive that has the rest of a task: its body, result, events and
-messages. The row stays, so that its id is known for ever and its reference is found."""
+messages. The row stays, so that its id is known for ever and its reference is found. ``sent_to``
+says to which system a payment went (``BankConfig.system``), NULL where that was not noted."""
 
 payment: Final = sa.Table(
     "payment",
@@ -409,11 +411,16 @@ def _add_alarm_notices(connection: sa.Connection) -> None:
     )
 
 
+def _add_sent_to(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("ALTER TABLE task ADD COLUMN sent_to TEXT")
+
+
 STEPS: Final[tuple[Step, ...]] = (
     _add_payment_rows,
     _add_console,
     _add_configurations,
     _add_alarm_notices,
+    _add_sent_to,
 )
 """The first brings a file of version 1 to version 2, and so on; ``metadata`` is what the last one
 leaves. A released version's step is never changed: ``tests/store/versions`` has a file of each.

@@ -165,6 +165,8 @@ def decide(
     finding: Outcome,
     now: dt.datetime,
     certain_now: dt.datetime,
+    *,
+    is_elsewhere: bool = False,
 ) -> Decision:
     """Return what one status query's outcome means for a payment that is open at the bank.
 
@@ -177,10 +179,13 @@ def decide(
         now: the present moment, from which the next inquiry is planned.
         certain_now: a moment that is never more after ``sent_at`` than has really passed: only
             by such time is anything proved.
+        is_elsewhere: whether the payment was sent to another system than the one that was asked,
+            which can't know that there is no record of it.
     """
     again = next_inquiry(card, state, inquiries + 1, now)
+    counts = not is_elsewhere and no_record_counts(card, sent_at, certain_now)
     if isinstance(finding, Accepted) and isinstance(finding.result, BatchStatus):
-        gone = state is State.UNKNOWN and no_record_counts(card, sent_at, certain_now)
+        gone = state is State.UNKNOWN and counts
         return _decide_batch(state, finding.result, again, no_record_counts=gone)
     if not isinstance(finding, Accepted) or not isinstance(finding.result, PaymentStatus):
         return AskAgain(again, f"the status query proved nothing ({finding.code or 'no answer'})")
@@ -197,10 +202,12 @@ def decide(
             )
         case PaymentState.NO_RECORD:
             # A bank that took the payment over once can't unsay it by not finding it.
-            if state is State.UNKNOWN and no_record_counts(card, sent_at, certain_now):
+            if state is State.UNKNOWN and counts:
                 return Close(
                     (Event.PROVED_REFUSED,), "no record at the bank, and by its card that is proof"
                 )
+            if is_elsewhere:
+                return AskAgain(again, "no record, and it was sent to another system than this")
             return AskAgain(again, "no record yet, which proves nothing by the bank's card")
         case PaymentState.PROCESSING:
             # From now on "no record" proves nothing.

@@ -121,6 +121,8 @@ class LaneParts:
     reply_timeout_s: float
     may_begin: Callable[[], bool] | None = None
     """Whether a first byte may leave at this very moment; None: always, there is one machine."""
+    system: str = ""
+    """Which of the bank's systems this is (``BankConfig.system``)."""
     note_frame: Callable[[TaskId, bytes], None] = _note_nothing
     """Told whose a frame is before it is sent: the bank's tape."""
 
@@ -511,7 +513,11 @@ class Lane:
                 task,
                 begun,
                 f"sent as {draft.trade} under {reference}",
-                columns={"client_ref": reference, "sent_at": to_text(at)},
+                columns={
+                    "client_ref": reference,
+                    "sent_at": to_text(at),
+                    "sent_to": self.parts.system,
+                },
                 wire=wire,
                 sent=store.sent_of(self.bank, order, at, reference),
                 patient=False,
@@ -520,7 +526,7 @@ class Lane:
             # Else the payment would be unknown, and at some banks for a day.
             self._service.take_back_sending(task, "the lane ended before the first byte left")
             raise
-        task.client_ref, task.sent_at = reference, at
+        task.client_ref, task.sent_at, task.sent_to = reference, at, self.parts.system
 
     async def _send(self, task: Task, frame: bytes, correlation: str) -> None:
         """Send what is on disk as being sent, and act on what becomes of it."""
@@ -847,6 +853,7 @@ class Lane:
             finding,
             now,
             certain,
+            is_elsewhere=task.sent_to not in (None, self.parts.system),
         )
         match decision:
             case evidence.Close(events=events, cause=cause):

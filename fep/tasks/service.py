@@ -1071,7 +1071,7 @@ class TaskService:
     def refresh(self, task: Task, stored: Task) -> None:
         """Bring a task whose lane crashed to what the store says of it."""
         self._open.turn(task, stored.state, stored.body)
-        for name in ("client_ref", "bank_ref", "sent_at", "inquiries", "inquire_at"):
+        for name in ("client_ref", "bank_ref", "sent_at", "sent_to", "inquiries", "inquire_at"):
             setattr(task, name, getattr(stored, name))
         if task.state is State.UNKNOWN and math.isinf(task.waited_from):
             task.wait_from(trio.current_time())

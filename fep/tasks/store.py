@@ -470,6 +470,7 @@ def _task(row: Any) -> Task:  # noqa: ANN401 - a row is untyped by nature
         client_ref=None if row.client_ref is None else ClientRef(row.client_ref),
         bank_ref=row.bank_ref,
         sent_at=None if row.sent_at is None else from_text(row.sent_at),
+        sent_to=row.sent_to,
         inquiries=row.inquiries,
         inquire_at=None if row.inquire_at is None else from_text(row.inquire_at),
     )
@@ -502,6 +503,7 @@ _OPEN_ROWS: Final = (
         # An empty text costs as much to read as a long one, and nothing costs nothing.
         sa.func.nullif(task.c.bank_ref, ""),
         task.c.sent_at,
+        task.c.sent_to,
         task.c.inquiries,
         task.c.inquire_at,
     )
@@ -556,7 +558,7 @@ def _read_open(
     while rows := result.cursor.fetchmany(ROWS_READ_AT_ONCE):
         for (
             seq, task_id, client, kind_text, priority, submitted_at, expires_at, offers, body,
-            client_ref, bank_ref, sent_at, inquiries, inquire_at,
+            client_ref, bank_ref, sent_at, sent_to, inquiries, inquire_at,
         ) in rows:  # fmt: skip
             kind = kinds[kind_text]
             one = Task(
@@ -576,6 +578,7 @@ def _read_open(
             if client_ref or bank_ref or sent_at or inquiries or inquire_at:
                 one.client_ref, one.bank_ref, one.inquiries = client_ref, bank_ref or "", inquiries
                 one.sent_at = None if sent_at is None else moment(sent_at)
+                one.sent_to = sent_to
                 one.inquire_at = None if inquire_at is None else moment(inquire_at)
             found.append(one)
     result.close()

@@ -53,6 +53,8 @@ class Task(msgspec.Struct, eq=False, gc=False):
     client_ref: ClientRef | None = None
     bank_ref: str = ""
     sent_at: dt.datetime | None = None
+    sent_to: str | None = None
+    """Which system it was sent to; None where that is not known."""
     inquiries: int = 0
     inquire_at: dt.datetime | None = None
     attempts: int = 0

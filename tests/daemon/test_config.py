@@ -128,6 +128,25 @@ def test_the_digest_is_of_the_file_and_a_banks_own_of_its_part(tmp_path: Path) -
     assert before.banks[1].digest != after.banks[1].digest
 
 
+def test_another_address_customer_or_adapter_is_another_system(tmp_path: Path) -> None:
+    def systems(text: str = GOOD) -> tuple[str, str]:
+        """Return what the second bank's system is alone, and among several machines."""
+        bank = loaded(tmp_path, text).banks[1]
+        return bank.system(shared=False), bank.system(shared=True)
+
+    alone, shared = systems()
+    assert re.fullmatch("[0-9a-f]{16}", alone)
+    assert systems(changed("cool_down_s = 5", "cool_down_s = 6")) == (alone, shared)
+    assert systems(changed("port = 7080", "port = 7080\nworkers = 3")) == (alone, shared)
+    elsewhere = systems(changed("port = 7080", "port = 7081"))
+    assert elsewhere[0] != alone
+    assert elsewhere[1] == shared
+    for what in (('login_name = "FEP01"', 'login_name = "FEP02"'), ("308-0001", "308-0002")):
+        other = systems(changed(*what))
+        assert other[0] != alone
+        assert other[1] != shared
+
+
 def test_a_software_slot_needs_demo_or_words(tmp_path: Path) -> None:
     pcsc = GOOD[GOOD.index('backend = "pcsc"') : GOOD.index('\n[[slot]]\nname = "ukey-2"')]
     software = changed(pcsc, '‸backend = "software"\nkey = { file = "a.pem" }\n')

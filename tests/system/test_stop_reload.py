@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import tomli_w
 
 from fep.client import BlockingClient, CallError
+from fep.daemon.config import load
 from fep.sandbox.scene import BANKS, STOP_SECONDS_MAX, Scene, log_lines
 from tests.system.work import causes, every_task, held_up, open_tasks, transfer, violations
 
@@ -238,6 +241,26 @@ def test_a_changed_banks_own_requests_come_home_first(scene: Scene) -> None:
     assert len(tasks) == WORKERS + 3
     assert {task["state"] for task in tasks} == {"succeeded"}
     assert not [cause for cause in chain if cause.startswith(LOST)]
+
+
+@pytest.mark.req("FEP-20", "FEP-25")
+@pytest.mark.slow
+def test_each_payment_knows_to_which_system_it_was_sent(scene: Scene) -> None:
+    """By that "no record" of another one proves nothing."""
+    wanted = []
+    with scene.operator() as client:
+        for number, numbered in enumerate(("1", "2")):
+            change(scene, BANK, direct_connect_number=numbered)
+            (bank,) = [one for one in load(scene.config).banks if one.name == BANK]
+            wanted.append((bank.system(shared=False),))
+            before = configuration(client)
+            signalled(scene, signal.SIGHUP)
+            scene.wait(client, lambda c, before=before: configuration(c) != before, "the reload")
+            pay(scene, client, BANK, f"PAY-{number}")
+            scene.wait(client, lambda c: open_tasks(c) == 0, "the payment")
+    with closing(sqlite3.connect(scene.directory / "state" / "fep.sqlite")) as store:
+        assert store.execute("select sent_to from task order by seq").fetchall() == wanted
+    assert wanted[0] != wanted[1]
 
 
 @pytest.mark.req("FEP-20")

@@ -310,6 +310,7 @@ class World:
         reply_timeout_s: float = 5.0,
         codec: Codec = same,
         run: bool = True,
+        system: str = "",
     ) -> AsyncIterator[Fep]:
         """Live one life of the daemon; ``run`` False starts no lanes and no links."""
         for bank in banks:
@@ -324,7 +325,7 @@ class World:
                 fep.nursery = nursery
                 await nursery.start(run_slot, fep.slot)
                 for bank in banks:
-                    fep.make(bank, card, workers, reply_timeout_s, codec)
+                    fep.make(bank, card, workers, reply_timeout_s, codec, system)
                 await fep.service.load()
                 await nursery.start(fep.service.run)
                 await nursery.start(partial(fep.service.run_unmatched, fep.replies))
@@ -390,6 +391,7 @@ class Fep:
         workers: int = 4,
         reply_timeout_s: float = 5.0,
         codec: Codec = same,
+        system: str = "",
     ) -> Unit:
         """Make a bank's link and lane, as the daemon does."""
         name, options = OPTIONS[bank]
@@ -430,6 +432,7 @@ class Fep:
             slot=self.slot,
             workers=workers,
             reply_timeout_s=reply_timeout_s,
+            system=system,
         )
         unit = self.units[bank] = Unit(link, self.service.add_lane(parts), parts)
         return unit

@@ -94,6 +94,19 @@ def test_no_record_closes_an_unknown_when_the_card_says_so_and_never_before(
 
 @settings(deadline=None)
 @given(CARDS, MOMENTS, AGES)
+def test_no_record_of_another_system_is_no_proof(
+    one: BehaviourCard, sent_at: dt.datetime, age: dt.timedelta
+) -> None:
+    now = sent_at + age
+    rows = Accepted(BatchStatus(rows_of([PaymentState.SUCCEEDED, PaymentState.NO_RECORD])))
+    for finding in (NO_RECORD, rows):
+        decision = decide(one, State.UNKNOWN, sent_at, 0, finding, now, now, is_elsewhere=True)
+        assert isinstance(decision, AskAgain)
+        assert decision.events == ()
+
+
+@settings(deadline=None)
+@given(CARDS, MOMENTS, AGES)
 def test_no_record_never_unsays_that_the_bank_took_it_over(
     one: BehaviourCard, sent_at: dt.datetime, age: dt.timedelta
 ) -> None:

@@ -30,6 +30,7 @@ from fep.tasks.task import QueryLostError, Task
 from tests.store.held import held
 from tests.tasks.bench import (
     ACCOUNTS,
+    CARD,
     CMB,
     ENTERPRISE,
     OPTIONS,
@@ -396,6 +397,25 @@ async def test_a_bank_that_has_it_can_not_unsay_it(world: World) -> None:
         events = await fep.events("T1")
         assert events.count("proved_accepted") == 1
         assert (await fep.get("T1"))["state"] == "accepted"
+
+
+async def test_no_record_of_another_system_than_it_was_sent_to_proves_nothing(
+    world: World,
+) -> None:
+    """A file that names a test system by mistake, or another customer's."""
+    card = asking(no_record_after_s=0.001)
+    codec = changed(says(PaymentState.NO_RECORD))
+    async with world.fep(card=NEVER, reply_timeout_s=0.3, system="one") as fep:
+        await lost(fep, PINGAN)
+    async with world.fep(card=card, codec=codec, system="another") as fep:
+        await fep.inquired("T1", 3)
+        assert (await fep.get("T1"))["state"] == "unknown"
+        chain = (await fep.service.why(None, ID))["events"]
+        assert chain[-1]["cause"] == "no record, and it was sent to another system than this"
+        await fep.end()
+        fep.make(PINGAN, {**CARD, **card}, codec=codec, system="one")
+        await fep.start()
+        await fep.becomes("T1", State.REJECTED)
 
 
 # -- time -------------------------------------------------------------------------------------
