@@ -34,6 +34,7 @@ from fep.daemon.verify import Report, UnreadableStoreError, reaching, verify, ve
 from fep.domain.clock import SHANGHAI, SystemClock
 from fep.domain.errors import FepError
 from fep.domain.order import MOVES_MONEY
+from fep.machines.store import put_all_out
 from fep.store import archive, backup, files, schema
 from fep.tasks.state import FINAL, State
 from fep.tasks.store import ACKNOWLEDGED
@@ -274,6 +275,7 @@ def _restore_shared(given: argparse.Namespace, config: Config, store: StoreConfi
             msg = f"machines run on this store: {', '.join(alive)}; stop fep on all of them first"
             raise StateHeldError(msg)
         backup.mark_restored(connection, SystemClock().now())
+        put_all_out(connection)
         taken_at = connection.execute(_TAKEN_AT).scalar_one()
         database.commit(driver)
     value = {"store": database.address, "former": None, "taken_at": taken_at}

@@ -140,6 +140,12 @@ def claim(connection: sa.Connection, me: Me, what: str, before: str) -> int | No
         before: this machine's last process, known to be dead.
     """
     scratch(connection).pop(_HELD, None)
+    # A process that was put out lives, and must not take anything before it hears of that.
+    known = (
+        sa.exists()
+        .where(machine.c.number == me.number, machine.c.instance == me.instance)
+        .correlate(None)
+    )
     free = place.c.until_at <= _NOW
     if before:
         free = sa.or_(free, place.c.instance == before)
@@ -147,7 +153,7 @@ def claim(connection: sa.Connection, me: Me, what: str, before: str) -> int | No
     # not waited for with the store's one lock in hand.
     mine = (
         sa.select(place.c.what)
-        .where(place.c.what == what, free)
+        .where(place.c.what == what, free, known)
         .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
@@ -182,6 +188,15 @@ def leave(connection: sa.Connection, me: Me) -> None:
         .where(machine.c.number == me.number, machine.c.instance == me.instance)
         .values(until_at=_NOW, has_left=True)
     )
+
+
+def put_all_out(connection: sa.Connection) -> None:
+    """Let no process that knows this store so far take or hold a place, or beat.
+
+    One that was frozen goes on with what it knew of another past of the store.
+    """
+    connection.execute(sa.delete(machine))
+    connection.execute(sa.update(place).values(until_at=_NOW, holder="", instance=""))
 
 
 def holds(connection: sa.Connection, me: Me, fences: Mapping[str, int]) -> bool:

@@ -136,6 +136,19 @@ def test_who_leaves_in_order_is_seen_to_have_left(base: Base) -> None:
     assert base.group(claim(OTHER)) == [2]
 
 
+def test_who_is_put_out_takes_and_holds_nothing_more(base: Base) -> None:
+    base.group(claim(ONE))
+    base.group(store.put_all_out)
+    assert base.group(holds(ONE, 1)) == [False]
+    assert base.group(claim(ONE)) == [None]
+    assert base.group(claim(ONE, before="one-1")) == [None]
+    assert base.group(lambda c: store.beat(c, ONE, Said(), [BANK])) == [None]
+    # Its next process begins anew.
+    again = attrs.evolve(ONE, instance="one-2")
+    assert base.group(lambda c: store.register(c, again)) == [None]
+    assert base.group(claim(again)) == [2]
+
+
 def test_letters_are_read_in_order_and_forgotten(base: Base) -> None:
     def post(name: str, to: str = "other-1") -> Any:
         return lambda c: store.post(c, to, "one-1", "body", name.encode())

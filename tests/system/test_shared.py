@@ -651,3 +651,39 @@ def test_after_a_database_was_put_back_no_machine_sends_until_a_person_looked(
                 assert client.call("restore.show")["held"] is False
         assert violations(machines.first, tasks) == []
         assert [task["state"] for task in tasks] == ["succeeded", "succeeded"]
+
+
+def test_a_machine_that_was_frozen_while_its_database_was_put_back_sends_nothing(
+    directory: Path,
+    postgres: PostgresServer,  # noqa: F811
+) -> None:
+    """It goes on with what it knew before, and would win its banks anew."""
+    with Machines(directory, postgres, [["pingan", "cmb"]], lease_s=4.0) as machines:
+        machines.start_banks()
+        machines.start()
+        scene = machines.first
+        with scene.operator() as client:
+            wait_served(scene, client, {"FEP-01": {"pingan", "cmb"}})
+            scene.hosts["pingan"].stop()
+            pay(machines, client, "pingan", "pingan-waits")
+        process = scene.daemon
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        with machines.server.connect(machines.database) as store:
+            alive = "SELECT count(*) FROM machine WHERE until_at > clock_timestamp()"
+            limit = time.monotonic() + ANSWER_SECONDS_MAX
+            while store.execute(alive).fetchall() != [(0,)]:
+                assert time.monotonic() < limit
+                time.sleep(0.1)
+        scene.hosts["pingan"].start()
+        assert main(["restore", "--config", str(scene.config)]) == 0
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(SETTLE_SECONDS_MAX) != 0
+        assert machines.states() == {"queued": 1}
+        assert has_noticed(scene)
+        scene.start_daemon()
+        with scene.operator() as client:
+            wait_served(scene, client, {"FEP-01": {"pingan", "cmb"}})
+            (held,) = client.call("restore.show")["payments"]
+            assert held["task_id"] == "pingan-waits"
+        assert machines.states() == {"queued": 1}
