@@ -25,7 +25,7 @@ from fep.domain.clock import Clock, to_text
 from fep.domain.errors import FepError
 from fep.domain.ids import TASK_ID_CHARS_MAX, BankName, ClientName, SlotName, TaskId
 from fep.domain.order import Kind
-from fep.keys.piv import PIN_CHARS_MAX, PIN_CHARS_MIN
+from fep.keys.pin import TOKEN_PIN_CHARS_MAX
 from fep.keys.service import KeyRing
 from fep.links.service import BankLink
 from fep.logs import Followers
@@ -207,7 +207,8 @@ class SlotUnlockParams(msgspec.Struct, forbid_unknown_fields=True):
     """slot.unlock."""
 
     slot: str
-    pin: Annotated[str, msgspec.Meta(pattern=f"^[ -~]{{{PIN_CHARS_MIN},{PIN_CHARS_MAX}}}\\Z")]
+    pin: Annotated[str, msgspec.Meta(max_length=TOKEN_PIN_CHARS_MAX)]
+    """What form a PIN has depends on the slot, which looks at it."""
 
 
 class ReleaseParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -375,6 +376,11 @@ async def _task_list(services: Services, caller: Caller, params: ListParams) -> 
         limit=params.limit,
         before=None if params.cursor is None else int(params.cursor),
     )
+    if not tasks and params.bank is not None and params.bank not in services.tasks.banks():
+        # One that has left the configuration is found by its tasks.
+        names = ", ".join(services.tasks.banks())
+        msg = f"no bank {params.bank!r}, and no tasks of it; there are: {names}"
+        raise ProtocolRefusal("UNKNOWN_BANK", msg)
     return {"tasks": tasks} | ({} if before is None else {"cursor": str(before)})
 
 
@@ -445,7 +451,11 @@ async def _slot_unlock(services: Services, _caller: Caller, params: SlotUnlockPa
     if slot is None:
         names = ", ".join(sorted(services.ring.slots))
         raise ProtocolRefusal("NOT_FOUND", f"no slot {params.slot!r}; there are: {names}")
-    await slot.unlock(params.pin)
+    try:
+        await slot.unlock(params.pin)
+    except ValueError as error:
+        msg = f"{error}; nothing was sent to the key"
+        raise ProtocolRefusal("KEY_UNAVAILABLE", msg) from error
     return plain(slot.snapshot())
 
 

@@ -32,7 +32,9 @@ from fep.client import (
 )
 from fep.control import show
 from fep.domain.errors import FepError
+from fep.domain.order import Kind
 from fep.tasks.state import FINAL, State
+from fep.tasks.task import PRIORITY_MAX
 
 ADDRESS_DEFAULT: Final = "unix:/run/fep-control.sock"
 ANSWER_SECONDS: Final = 30.0
@@ -128,6 +130,8 @@ def _lacking(desk: Desk) -> list[str]:
         for bank, row in value["queue"]["banks"].items()
         if row.get("served_by") not in (None, "", here)
     }
+    banks = value["queue"]["banks"].items()
+    found += [f"bank {bank} is drained" for bank, row in banks if row["drained"]]
     links = {bank: state for bank, state in value["links"].items() if bank not in elsewhere}
     found += [f"link {bank} is {state}" for bank, state in links.items() if state != "ready"]
     found += [
@@ -383,6 +387,9 @@ def _submit(desk: Desk) -> int:
         deadline_s=given.timeout or ANSWER_SECONDS,
     )
     if given.wait:
+        if value["known"]:
+            told = f"{given.task_id} was known before 已存在: nothing new is done, this is its end"
+            print(show.clean(told), file=sys.stderr)
         return _await_end(desk)
     known = "was known before 已存在" if value["known"] else "is queued 已入队"
     return desk.say(value, f"{given.task_id} {known}: {value['state']}")
@@ -390,8 +397,13 @@ def _submit(desk: Desk) -> int:
 
 def _await_end(desk: Desk) -> int:
     value: Value = {}
-    for _ in _polls(desk, f"task {desk.given.task_id}"):
-        value = desk.call("task.get", task_id=desk.given.task_id)
+    task_id = desk.given.task_id
+
+    def waits_for() -> str:
+        return str(desk.call("task.why", task_id=task_id).get("waits_for", ""))
+
+    for _ in _polls(desk, f"task {task_id}", waits_for):
+        value = desk.call("task.get", task_id=task_id)
         if value["state"] in FINAL:
             break
     desk.answer(value, show.task)
@@ -461,7 +473,7 @@ def _round_answer(desk: Desk, value: Value) -> int:
     return int(bool(value["states"].keys() & {"failed", "returned"}))
 
 
-def _polls(desk: Desk, what: str) -> Iterator[None]:
+def _polls(desk: Desk, what: str, waits_for: Callable[[], str] = lambda: "") -> Iterator[None]:
     """Yield at growing intervals.
 
     Raises:
@@ -472,7 +484,8 @@ def _polls(desk: Desk, what: str) -> Iterator[None]:
     while True:
         yield
         if limit is not None and time.monotonic() - started > limit:
-            msg = f"{what} is not at its end after {limit:g} s; it goes on in the daemon"
+            why = f" ({reason})" if (reason := waits_for()) else ""
+            msg = f"{what} is not at its end after {limit:g} s{why}; it goes on in the daemon"
             raise NotDoneError(msg)
         time.sleep(pause)
         pause = min(pause * 1.5, POLL_SECONDS_MAX)
@@ -503,6 +516,13 @@ def _seconds(text: str) -> float:
         msg = f"{text!r} is not a number of seconds above 0"
         raise argparse.ArgumentTypeError(msg)
     return value
+
+
+def _priority(text: str) -> int:
+    if not text.isdecimal() or not 0 <= int(text) <= PRIORITY_MAX:
+        msg = f"{text!r} is not a number from 0 to {PRIORITY_MAX}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
 
 
 def _limit(text: str) -> int:
@@ -609,9 +629,14 @@ COMMANDS: Final[dict[str, Command]] = {
         [
             _TASK,
             _BANK,
-            _arg("kind", metavar="KIND", help="balance, transfer, statement, …"),
+            _arg(
+                "kind",
+                metavar="KIND",
+                choices=[kind.value for kind in Kind],
+                help="one of: " + ", ".join(kind.value for kind in Kind),
+            ),
             _arg("params", metavar="JSON", type=_json_object, help=f"its params: {_JSON_HELP}"),
-            _arg("--priority", type=int, metavar="0..9"),
+            _arg("--priority", type=_priority, metavar="0..9", help="9 goes first; else 5"),
             _arg("--expires", type=_seconds, metavar="SECONDS", help="if not sent by then"),
             _arg("--wait", action="store_true", help="until its end; exit 1 unless succeeded"),
         ],
@@ -742,6 +767,16 @@ GLOBALS: Final[dict[str, Argument]] = {
 """Taken before and after the command."""
 
 
+class _Version(argparse.Action):
+    """Prints the release; only then is it looked up."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_given: object) -> None:
+        from importlib.metadata import version  # noqa: PLC0415
+
+        print(f"fepctl {version('fep')}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     options = common.add_argument_group("connection and output")
@@ -754,6 +789,7 @@ def _parser() -> argparse.ArgumentParser:
         parents=[common],
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the release")
     top = parser.add_subparsers(title="commands", metavar="COMMAND")
     groups = {
         name: top.add_parser(name, help=words, description=words).add_subparsers(
@@ -813,6 +849,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace | None:
         " ".join(words).encode()
     except UnicodeEncodeError:
         parser.error("the arguments are not UTF-8")
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     defaults = dict.fromkeys(GLOBALS) | {"json": False, "run": None, "patience": None}
     given = argparse.Namespace(**defaults | vars(parser.parse_args(words)))
     if given.run is None:

@@ -257,7 +257,7 @@ LINKS: Final = (
     _state("state, 状态", "state"),
     Column("drained, 暂停", "drained"),
     Column("peer, 银行前置机", "peer"),
-    _time("since, 起", "since"),
+    _time("since, 开始时间", "since"),
     _time("last reply, 最近应答", "last_reply_at", wide=True),
     _number("in flight, 在途", "in_flight"),
     _number("connections, 连接数", "connections_ready", wide=True),
@@ -278,7 +278,7 @@ ALARMS: Final = (
     _state("severity, 级别", "severity"),
     _state("state, 状态", "state"),
     Column("subject, 对象", "subject"),
-    _time("since, 起", "raised_at", wide=True),
+    _time("since, 开始时间", "raised_at", wide=True),
     _number("count, 次数", "count", wide=True),
     Column("alarm, 告警", "name", wide=True),
     Column("cause, 原因", "cause", wide=True),
@@ -320,7 +320,7 @@ USERS: Final = (
     Column("disabled, 停用", "disabled"),
     Column("one-time codes, 动态口令", "totp"),
     _number("sessions, 会话", "sessions"),
-    _time("since, 起", "created_at"),
+    _time("made, 创建时间", "created_at"),
 )
 
 
@@ -405,8 +405,9 @@ def _task_table(value: Value) -> Table:
             grid.add_row(heading, Text(told, style))
     result = value["result"]
     for name, found in result.items() if isinstance(result, dict) else ():
-        if name != "rows":
-            grid.add_row(f"result 结果: {clean(name)}", Text(plain(found)))
+        if name not in ("rows", "entries"):
+            told = exact_moment(found) if name == "as_of" else plain(found)
+            grid.add_row(f"result 结果: {clean(name)}", Text(told))
     return grid
 
 
@@ -421,13 +422,50 @@ ROWS: Final = (
 )
 
 
+ENTRIES: Final = (
+    _time("booked, 记账", "booked_at"),
+    Column("in or out, 借贷", "direction"),
+    _money("amount, 金额", "amount"),
+    _money("balance, 余额", "balance_after"),
+    Column("account, 对方账号", "account"),
+    Column("name, 对方户名", "name"),
+    Column("bank's reference, 银行流水号", "bank_ref"),
+    Column("our reference, 我方流水号", "client_ref", wide=True),
+    Column("purpose, 用途", "purpose", wide=True),
+    Column("fee, 手续费", "fee", wide=True),
+    Column("reversal, 冲账", "reversal", wide=True),
+)
+RETURNED: Final = (
+    Column("our reference, 我方流水号", "client_ref", whole=True),
+    Column("bank's reference, 银行流水号", "bank_ref"),
+    _money("amount, 金额", "amount"),
+    Column("submitted, 提交", "submitted_on"),
+    Column("returned, 退回", "returned_on"),
+    Column("account, 收款账号", "account"),
+    Column("name, 收款户名", "name"),
+    Column("reason, 原因", "reason"),
+)
+CODES: Final = (Column("code, 行号", "code"), Column("name, 行名", "name"))
+LISTED: Final[dict[str, tuple[str, Sequence[Column]]]] = {
+    "statement": ("counterparty", ENTRIES),
+    "returned_payments": ("payee", RETURNED),
+    "bank_code_lookup": ("", CODES),
+}
+"""Of each kind whose result is a list: the member with the other side, and the columns."""
+
+
 def _task_parts(console: Console, value: Value) -> list[Table | str]:
-    """Return what is shown of a task: its own members, and the rows of a batch."""
-    result = value["result"]
-    rows = result.get("rows") if isinstance(result, dict) else None
+    """Return what is shown of a task: its own members, and the rows or entries of its result."""
     parts: list[Table | str] = [_task_table(value)]
-    if rows:
+    result = value["result"]
+    if not isinstance(result, dict):
+        return parts
+    if rows := result.get("rows"):
         parts += ["", _table(console, ROWS, rows)]
+    if "entries" in result and value["kind"] in LISTED:
+        other, columns = LISTED[value["kind"]]
+        entries = [one | (one.get(other) or {}) for one in result["entries"]]
+        parts += ["", _table(console, columns, entries) if entries else "no lines 没有明细"]
     return parts
 
 
@@ -463,7 +501,10 @@ def why(value: Value) -> None:
     """Print a task and what happened to it, oldest first."""
     console = _console()
     chain = _table(console, EVENTS, list(_thinned(value["events"])))
-    _print(console, *_task_parts(console, value["task"]), "", chain)
+    parts = [*_task_parts(console, value["task"]), "", chain]
+    if waits_for := value.get("waits_for"):
+        parts += ["", f"waits 等待: {clean(waits_for)}"]
+    _print(console, *parts)
 
 
 HELD: Final = (

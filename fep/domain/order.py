@@ -389,6 +389,9 @@ def _account(value: object, where: str) -> AccountNumber:
 
 
 def _amount(value: object, where: str) -> Cny:
+    if isinstance(value, int | float):
+        msg = f'{where} must be text in quotes, such as "1234.50": a number may lose cents'
+        raise BodyError(msg)
     try:
         amount = Cny.parse(_text(value, where, 20))
     except ValueError as error:

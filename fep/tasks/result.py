@@ -39,9 +39,9 @@ def end_columns(task: Task, events: Collection[Event], outcome: Outcome) -> dict
     if not isinstance(outcome, Accepted):
         return columns
     said = outcome.result
-    if isinstance(said, PaymentStatus):
-        columns["bank_code"] = outcome.code or said.code
-        columns["bank_message"] = outcome.message or said.message
+    if isinstance(said, PaymentStatus) and (said.code or said.message):
+        # What the bank says of the payment, not of the question for it.
+        columns = {"bank_code": said.code, "bank_message": said.message}
     if isinstance(said, BatchStatus) or not REFUSALS.intersection(events):
         # A receipt beside "rejected" would be read as one; a batch says of each row what it is.
         columns["result"] = orjson.dumps(result_value(_told(task, said)))

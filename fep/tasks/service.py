@@ -35,6 +35,7 @@ from fep.domain.ids import (
 from fep.domain.ids import Sequence as Numbers
 from fep.domain.money import ZERO, Cny
 from fep.domain.order import (
+    MOVES_MONEY,
     BalanceQuery,
     BatchOrder,
     Body,
@@ -817,11 +818,47 @@ class TaskService:
             chain = await self._read_archived(task_id, read) or []
         else:
             chain = await self.store.read(read)
+        waits_for = self._waits_for(task)
+        told = {"task": task, "events": chain} | ({"waits_for": waits_for} if waits_for else {})
         omitted = len(chain) - CHAIN_FIRST_MAX - CHAIN_LAST_MAX
         if omitted <= 0:
-            return {"task": task, "events": chain}
+            return told
         chain[CHAIN_FIRST_MAX:-CHAIN_LAST_MAX] = []
-        return {"task": task, "events": chain, "omitted": omitted}
+        return told | {"omitted": omitted}
+
+    def _waits_for(self, view: Mapping[str, Any]) -> str:
+        """Return what keeps a task from being sent at this moment, as far as that is known here."""
+        if (state := State(view["state"])) not in BEFORE_SENDING:
+            return ""
+        bank = BankName(view["bank"])
+        if self.held_since is not None and Kind(view["kind"]) in MOVES_MONEY:
+            return "payments are held since a backup was restored"
+        lane = self.lanes.get(bank)
+        if self.sharing is not None and not self.sharing.holds(bank):
+            server = self.sharing.served_by(bank)
+            return (
+                f"machine {server} serves bank {bank}" if server else "no machine serves its bank"
+            )
+        if lane is None:
+            return f"bank {bank} is not configured any more"
+        if lane.drained:
+            return f"bank {bank} is drained"
+        parts = lane.parts
+        if not parts.slot.is_open:
+            return f"slot {parts.slot.name} is {parts.slot.state.value}"
+        if not parts.link.is_open:
+            return f"link {bank} is {parts.link.snapshot().state.value}"
+        client = ClientName(view["client"])
+        if state is State.FETCHED or client in self.present:
+            return ""
+        task = self._open.get(TaskId(view["task_id"]))
+        is_bare = task is not None and task.body is None
+        return f"client {client}, who has its body, is not connected" if is_bare else ""
+
+    def banks(self) -> list[BankName]:
+        """Return the banks that tasks are taken for, in order."""
+        foreign: Iterable[BankName] = () if self.sharing is None else self.sharing.foreign
+        return sorted({*self.lanes, *foreign})
 
     async def resolve(self, who: str, task_id: TaskId, outcome: State, evidence: str) -> None:
         """Propose the end of an open payment; another person must confirm it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import io
 import json
 import os
@@ -29,8 +30,10 @@ from rich.cells import cell_len
 
 from fep.control import show
 from fep.control.ctl import COMMANDS, main
+from fep.domain.clock import SHANGHAI
 from fep.domain.money import Cny
 from fep.sandbox.scene import BANKS, FINANCE_CLIENT, Scene, free_port, write_secret
+from tests.system.work import transfer
 
 SECONDS_MAX = 30.0
 POLL_SECONDS = 0.05
@@ -268,6 +271,8 @@ def test_alone_it_prints_help_with_every_command(bare: Ctl):
         (["resolve", "T1", "rejected"], "required: --evidence"),
         (["unlock", "ukey-cmb", "123456"], "unrecognized arguments"),
         (["submit", "T1", "pingan", "balance"], "required: JSON"),
+        (["submit", "T1", "pingan", "blance", "{}"], "invalid choice: 'blance' (choose from"),
+        (["submit", "T1", "pingan", "balance", "{}", "--priority", "12"], "from 0 to 9"),
         (["submit", "T1", "pingan", "balance", "[]"], "not a JSON object"),
         (["call", "status", "{"], "not JSON: Input data was truncated"),
         (["call", "status", "[]"], "not a JSON object"),
@@ -283,6 +288,14 @@ def test_wrong_usage_exits_2_and_says_what_is_right(bare: Ctl, words: list[str],
     ran = bare(*words)
     assert (ran.status, ran.out) == (2, "")
     assert said in ran.err
+
+
+def test_help_and_the_release_are_found_as_people_look_for_them(bare: Ctl):
+    assert bare("help") == bare("--help")
+    assert "--evidence" in bare("help", "resolve").out
+    ran = bare("--version")
+    assert (ran.status, ran.err) == (0, "")
+    assert re.fullmatch(r"fepctl \d+\.\d+\.\d+\S*\n", ran.out)
 
 
 def test_the_environment_names_the_address(
@@ -386,6 +399,11 @@ def test_ready_looks_at_one_bank(scene: Scene, ctl: Ctl):
         assert re.fullmatch(r"not ready 未就绪: link cmb is \w+\n", ran.out)
         ctl("drain", "pingan")
         assert "bank pingan is drained" in ctl("ready", "--bank", "pingan").out
+        assert "bank pingan is drained" in ctl("ready").out
+        words = ["submit", "waits-1", "pingan", "balance", balance(scene)]
+        late = ctl(*words, "--wait", "--timeout", "0.5")
+        assert "is not at its end after 0.5 s (bank pingan is drained); it goes on" in late.err
+        assert ctl("why", "waits-1").out.endswith("\nwaits 等待: bank pingan is drained\n")
     finally:
         ctl("resume", "pingan")
         scene.hosts["cmb"].start()
@@ -498,7 +516,10 @@ def test_unlock_reads_the_pin_and_never_takes_it_as_an_argument(
         "fepctl: KEY_UNAVAILABLE: slot ukey-cmb is ready, it waits for no PIN\n"
     )  # fmt: skip
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    assert ctl("unlock", "ukey-cmb").err.startswith("fepctl: -32602:")
+    assert ctl("unlock", "ukey-cmb").err == (
+        "fepctl: KEY_UNAVAILABLE: a PIN of a software slot is 6 to 8 printable ASCII characters;"
+        " nothing was sent to the key\n"
+    )
     monkeypatch.setattr(sys, "stdin", io.StringIO("123456"))
     assert ctl("unlock", "nothing").err.startswith("fepctl: NOT_FOUND: no slot 'nothing'")
     status, screen = on_terminal(scene, "unlock", "ukey-cmb", typed="86420975")
@@ -584,6 +605,10 @@ def test_submit_waits_for_the_end_and_the_same_id_is_the_same_task(scene: Scene,
         "state": "succeeded",
         "known": True,
     }
+    waited = ctl(*words, "--wait")
+    assert (waited.status, waited.err) == (
+        0, "one-1 was known before 已存在: nothing new is done, this is its end\n"
+    )  # fmt: skip
     other = ctl(*words[:-1], json.dumps({"account": scene.accounts[2].number}))
     assert (other.status, other.out) == (1, "")
     assert other.err.startswith("fepctl: TASK_CONFLICT: ")
@@ -595,6 +620,20 @@ def test_submit_waits_for_the_end_and_the_same_id_is_the_same_task(scene: Scene,
     assert "one-1" in one.out
     assert ctl("task", "one-1", "--json").value["state"] == "succeeded"
     assert ctl("task", "one-2").err == "fepctl: NOT_FOUND: there is no task one-2\n"
+
+
+def test_a_statement_is_a_table_in_shanghai_time(scene: Scene, ctl: Ctl):
+    payer, payee = scene.accounts[3], scene.accounts[0]
+    paid = transfer(scene, payer, payee, "3.21")["params"]
+    assert ctl("submit", "line-1", "pingan", "transfer", json.dumps(paid), "--wait").status == 0
+    today = f"{dt.datetime.now(SHANGHAI):%Y-%m-%d}"
+    asked = json.dumps({"account": payer.number, "from": today, "to": today})
+    ran = ctl("submit", "lines-1", "pingan", "statement", asked, "--wait")
+    assert ran.status == 0
+    line = next(one for one in ran.out.splitlines() if " 3.21 " in one)
+    assert re.match(rf"{today} \d\d:\d\d:\d\d +debit +3\.21 ", line)
+    assert payee.number in line
+    assert "{" not in ran.out
 
 
 def test_a_body_comes_from_standard_input(scene: Scene, ctl: Ctl, monkeypatch: pytest.MonkeyPatch):
@@ -645,6 +684,9 @@ def test_tasks_are_filtered_and_walked(scene: Scene, ctl: Ctl):
     found = ctl("tasks", "--state", "succeeded", "--bank", "cmb", "--json").value["tasks"]
     assert all((task["bank"], task["state"]) == ("cmb", "succeeded") for task in found)
     assert ctl("tasks", "--state", "expired").out == "no tasks 没有任务\n"
+    typo = ctl("tasks", "--bank", "pinggan")
+    assert (typo.status, typo.out) == (1, "")
+    assert "no bank 'pinggan', and no tasks of it; there are: cmb, pingan" in typo.err
 
 
 def test_two_persons_close_a_payment_and_why_tells_it(scene: Scene, ctl: Ctl):
