@@ -118,6 +118,8 @@ class Status:
     said: str = ""
     above: tuple[str, ...] = ()
     """States of the levels above, which a payment's own goes before."""
+    reasons_above: tuple[str, ...] = ()
+    """Reasons of those levels: what a whole message was refused for holds for all in it."""
     created: dt.datetime | None = None
     bank_ref: str = ""
     amount: Amount | None = None
@@ -156,6 +158,7 @@ def statuses(message: Message, reference: str) -> Iterator[Status]:
     is_ours = text(group, "OrgnlMsgId") == reference
     at = created(message)
     above = _code(group, "GrpSts")
+    why = _reasons(group)
     batches = message.body.findall("OrgnlPmtInfAndSts")
     seen = False
     for batch in batches:
@@ -166,25 +169,33 @@ def statuses(message: Message, reference: str) -> Iterator[Status]:
         if not mine and of_batch and len(rows) == 1 and not _ids(rows[0]):
             mine = rows
         levels = (above, _code(batch, "PmtInfSts"))
+        whys = (*_reasons(batch), *why)
         total = _amount(batch, "OrgnlCtrlSum") if of_batch and len(rows) <= 1 else None
         for row in mine:
             seen = True
             code = _code(row, "TxSts")
-            yield _status(row, code or levels[1] or levels[0], levels, at, total)
+            yield _status(row, code or levels[1] or levels[0], levels, whys, at, total)
         if not mine and of_batch and not rows:
             seen = True
-            yield _status(batch, levels[1] or levels[0], levels[:1], at, total)
+            yield _status(batch, levels[1] or levels[0], levels[:1], why, at, total)
     # Older versions have the transactions beside the group, without a batch.
     for row in message.body.findall("TxInfAndSts"):
         if _names(row, reference):
             seen = True
-            yield _status(row, _code(row, "TxSts") or above, (above,), at, None)
+            yield _status(row, _code(row, "TxSts") or above, (above,), why, at, None)
     if not seen and is_ours and not batches:
-        yield _status(group, above, (), at, _amount(group, "OrgnlCtrlSum"))
+        yield _status(group, above, (), (), at, _amount(group, "OrgnlCtrlSum"))
 
 
 def _code(element: etree._Element | None, name: str) -> str:
     return text(element, name)
+
+
+def _reasons(element: etree._Element | None) -> tuple[str, ...]:
+    """Return why a level has its state; the last two paths are those of pain.002.001.02."""
+    told = element.findall("StsRsnInf") if element is not None else []
+    paths = ("Rsn/Cd", "Rsn/Prtry", "StsRsn/Cd", "StsRsn/Prtry")
+    return tuple(filter(None, (text(one, *paths) for one in told)))
 
 
 def _ids(row: etree._Element) -> set[str]:
@@ -200,16 +211,17 @@ def _status(
     element: etree._Element | None,
     code: str,
     above: tuple[str, ...],
+    reasons_above: tuple[str, ...],
     at: dt.datetime | None,
     total: Amount | None,
 ) -> Status:
-    reasons = element.findall("StsRsnInf") if element is not None else []
     original = element.find("OrgnlTxRef") if element is not None else None
     return Status(
         code=code,
-        reasons=tuple(filter(None, (text(one, "Rsn/Cd", "Rsn/Prtry") for one in reasons))),
+        reasons=_reasons(element),
         said=texts(element, "StsRsnInf/AddtlInf")[:200],
         above=tuple(filter(None, above)),
+        reasons_above=reasons_above,
         created=at,
         bank_ref=text(element, "AcctSvcrRef"),
         amount=_amount(original, "Amt/InstdAmt", "IntrBkSttlmAmt", "Amt/EqvtAmt/Amt") or total,
@@ -237,6 +249,7 @@ class Line:
     message_ref: str = ""
     """The other ids of a payment of ours: MsgId, PmtInfId, InstrId; one of them."""
     bank_ref: str = ""
+    """AcctSvcrRef, or NtryRef where there is none: many banks number a report's entries there."""
     counterparty: str = ""
     counterparty_name: str = ""
     purpose: str = ""
@@ -246,8 +259,8 @@ class Line:
     created: dt.datetime | None = None
 
     @property
-    def comes_back(self) -> bool:
-        """Whether it takes an earlier one back."""
+    def takes_back(self) -> bool:
+        """Whether it takes an earlier line back."""
         return self.is_reversal or bool(self.return_reason)
 
     def is_of(self, reference: str) -> bool:

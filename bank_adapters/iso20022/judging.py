@@ -37,6 +37,8 @@ CONTRADICTION: Final = "CONTRADICTION"
 PENDING: Final = "PDNG"
 RETURNED_NOT_ALL: Final = "RETURNED_NOT_ALL"
 """Our code: another amount came back than was paid."""
+DEBIT_TAKES_BACK: Final = "DEBIT_TAKES_BACK"
+"""Our code: a debit under our reference takes a credit back, such as a return that was none."""
 
 
 @attrs.frozen
@@ -93,7 +95,8 @@ def _together(signs: Sequence[_Sign]) -> PaymentStatus:
             returned_on=one.returned_on,
         )
 
-    wrong = next((one for one in ordered if one.code in {MISMATCH, RETURNED_NOT_ALL}), None)
+    stops = {MISMATCH, RETURNED_NOT_ALL, DEBIT_TAKES_BACK}
+    wrong = next((one for one in ordered if one.code in stops), None)
     if wrong is not None:
         return told(wrong, PaymentState.UNKNOWN)
     if (back := last(PaymentState.RETURNED)) is not None:
@@ -138,10 +141,11 @@ def _of_status(card: BehaviourCard, order: PaymentOrder, one: Status) -> _Sign:
         state = PaymentState.REJECTED
     elif one.code in states.returned:
         state = PaymentState.RETURNED
-    if state is PaymentState.REJECTED and card.codes.duplicate & set(one.reasons):
-        # It speaks of the second message; the first may have been done.
-        code = one.reasons[0]
-        return _Sign(PaymentState.UNKNOWN, code, said, one.created, counts=False)
+    known = [why for why in (*one.reasons, *one.reasons_above) if why in card.codes.duplicate]
+    if state is PaymentState.REJECTED and known:
+        # It speaks of the second message, at whatever level; the first may have been done.
+        said = said or " ".join(known)
+        return _Sign(PaymentState.UNKNOWN, known[0], said, one.created, counts=False)
     good = state in {PaymentState.SUCCEEDED, PaymentState.PROCESSING}
     if good and states.final_bad & set(one.above):
         said = f"{one.code} within {' '.join(one.above)}"
@@ -178,13 +182,17 @@ def _of_line(order: PaymentOrder, report: Report, line: Line) -> _Sign:
     day = business_date(line.booked_at)
     is_booked = line.state == BOOKED or (not line.state and report.kind == "camt.053")
     same = _is_amount(order, line.amount)
-    if line.comes_back or not line.is_debit:
+    if line.is_debit and line.takes_back:
+        # Neither the payment nor its return: money went out (again) for what had come in.
+        said = "a debit of this reference is said to take an earlier line back"
+        return _Sign(PaymentState.UNKNOWN, DEBIT_TAKES_BACK, said, line.created)
+    if not line.is_debit:
         if not is_booked:
             return _Sign(PaymentState.UNKNOWN, line.state, "a return is not booked", line.created)
         if not same:
             said = f"{line.amount.value} came back of {order.amount}"
             return _Sign(PaymentState.UNKNOWN, RETURNED_NOT_ALL, said, line.created)
-        if not line.comes_back:
+        if not line.takes_back:
             said = "money came in under this reference, and is not said to be returned"
             return _Sign(PaymentState.UNKNOWN, "CRDT", said, line.created)
         said = " ".join(filter(None, (line.return_reason, line.return_said)))

@@ -8,7 +8,7 @@ one's opening. Lines of a day without a statement yet are those that were notifi
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import attrs
@@ -89,9 +89,12 @@ def page(query: StatementQuery, found: Sequence[Report]) -> Statement:
     """Return the page that an HTTP answer is, or all that a mailbox has of it.
 
     Raises:
-        MissingError: it does not add up.
+        MissingError: there is no report, or it does not add up.
     """
     ours = [one for one in found if one.account == query.account]
+    if not ours:
+        # What stands in front of the bank answers 200, too.
+        raise MissingError("NO_REPORT", "the answer holds no report of this account")
     statements = _newest(one for one in ours if one.kind == "camt.053")
     lines = _lines(query, ours, statements)
     cut = [one for one in statements if not one.is_last_page]
@@ -214,21 +217,18 @@ def _lines(
 ) -> list[Line]:
     """Return the lines of the days asked for, each once."""
     lines: list[Line] = []
-    seen: set[tuple[object, ...]] = set()
+    known = _Known()
     interim = sorted((one for one in ours if one.kind == "camt.052"), key=_made)[-1:]
     notified = [one for one in ours if one.kind == "camt.054"]
     for report in (*statements, *interim, *notified):
-        keyed = [(_key(line), line) for line in report.lines]
-        fresh = [
-            (key, line)
-            for key, line in keyed
-            if key not in seen
-            and _is_booked(report, line)
-            and (report.kind == "camt.053" or not _is_stated(line, statements))
-        ]
-        # Two lines of one report may look alike and be two.
-        seen.update(key for key, _ in fresh)
-        lines += [line for _, line in fresh]
+        lines += known.fresh(
+            [
+                line
+                for line in report.lines
+                if _is_booked(report, line)
+                and (report.kind == "camt.053" or not _is_stated(line, statements))
+            ]
+        )
     within = [
         one for one in lines if query.first_day <= business_date(one.booked_at) <= query.last_day
     ]
@@ -244,16 +244,60 @@ def _is_stated(line: Line, statements: Sequence[Report]) -> bool:
     return any(_covers(one, business_date(line.booked_at)) for one in statements)
 
 
-def _key(line: Line) -> tuple[object, ...]:
-    """Return what makes two lines of two reports one."""
-    refs: tuple[object, ...] = (line.bank_ref,)
-    if not line.bank_ref:
-        refs = (line.reference, line.message_ref, business_date(line.booked_at))
-    return (*refs, line.is_debit, line.amount.value, line.comes_back)
+class _Known:
+    """The lines of the reports so far, each once.
+
+    Lines of two reports are one where day, side and amount agree, and so do those of the bank's
+    reference and the payment's that both bear. Either alone may come round again, or be a whole
+    batch's. Of lines that look alike each takes the place of one only.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[object, ...], list[Line]] = {}
+        self._last: Sequence[Line] = ()
+
+    def fresh(self, told: Sequence[Line]) -> Sequence[Line]:
+        """Return those of a report's lines that are in no report before it."""
+        for line in self._last:
+            for key in _keys(line)[1]:
+                self._places.setdefault(key, []).append(line)
+        free: dict[tuple[object, ...], Iterator[Line]] = {}
+        taken: set[int] = set()
+
+        def is_seen(line: Line) -> bool:
+            for key in _keys(line)[0]:
+                for one in free.setdefault(key, iter(self._places.get(key, ()))):
+                    if id(one) not in taken:
+                        taken.add(id(one))
+                        return True
+            return False
+
+        self._last = [line for line in told if not is_seen(line)] if self._places else told
+        return self._last
+
+
+def _keys(line: Line) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
+    """Return under what to look for a line's twin, and under what the line is found as one."""
+    of_bank, of_payment = line.bank_ref, _reference(line)
+    line_of = (business_date(line.booked_at), line.is_debit, line.amount.value, line.takes_back)
+    if of_bank and of_payment:
+        both = (*line_of, of_bank, of_payment)
+        one_alone = [(*line_of, of_bank, ""), (*line_of, "", of_payment)]
+        return [both, *one_alone], [both, (*line_of, of_bank, None), (*line_of, None, of_payment)]
+    if of_bank or of_payment:
+        alone = (*line_of, of_bank, of_payment)
+        return [alone, (*line_of, of_bank or None, of_payment or None)], [alone]
+    neither = (*line_of, "", "", line.message_ref)
+    return [neither], [neither]
+
+
+def _reference(line: Line) -> str:
+    return "" if line.reference == NOT_PROVIDED else line.reference
 
 
 def _entry(line: Line) -> StatementEntry:
-    reference = "" if line.reference in {"", NOT_PROVIDED} else line.reference
+    # A debit that takes a credit back is no return, and no proof of a payment either.
+    goes_again = line.is_debit and line.takes_back
     return StatementEntry(
         bank_ref=line.bank_ref,
         booked_at=line.booked_at,
@@ -261,7 +305,7 @@ def _entry(line: Line) -> StatementEntry:
         amount=line.amount.value,
         counterparty_account=line.counterparty,
         counterparty_name=line.counterparty_name,
-        client_ref=reference or line.message_ref,
+        client_ref="" if goes_again else _reference(line) or line.message_ref,
         purpose=line.purpose,
-        reversal=line.comes_back,
+        reversal=line.takes_back and not line.is_debit,
     )

@@ -108,6 +108,8 @@ def status(
     at: str = "2026-01-05T09:01:00+08:00",
     ref: str = REF,
     more: str = "",
+    group_more: str = "",
+    batch_more: str = "",
     version: str = "pain.002.001.10",
 ) -> str:
     """Return a pain.002 of one payment; a level without a code is left out."""
@@ -118,7 +120,7 @@ def status(
         f"<TxInfAndSts><OrgnlEndToEndId>{ref}</OrgnlEndToEndId><TxSts>{code}</TxSts>"
         f"{told}{facts}</TxInfAndSts>"
     )
-    whole = f"<PmtInfSts>{batch}</PmtInfSts>" if batch else ""
+    whole = f"<PmtInfSts>{batch}</PmtInfSts>{batch_more}" if batch else ""
     rows = (
         f"<OrgnlPmtInfAndSts><OrgnlPmtInfId>{ref}</OrgnlPmtInfId>{whole}{row if code else ''}"
         "</OrgnlPmtInfAndSts>"
@@ -126,7 +128,7 @@ def status(
         else ""
     )
     of_group = f"<GrpSts>{group}</GrpSts>" if group else ""
-    of_group += told if not rows else ""
+    of_group += (told if not rows else "") + group_more
     return document(
         f"<CstmrPmtStsRpt><GrpHdr><MsgId>M1</MsgId><CreDtTm>{at}</CreDtTm></GrpHdr>"
         f"<OrgnlGrpInfAndSts><OrgnlMsgId>{ref}</OrgnlMsgId>{of_group}</OrgnlGrpInfAndSts>"

@@ -134,6 +134,90 @@ def test_a_statement_that_comes_again_or_anew_counts_once() -> None:
     assert amounts(collected(asked(5, 5), anew, first)) == ["2.00"]
 
 
+def acct(ref: str) -> str:
+    return f"<AcctSvcrRef>{ref}</AcctSvcrRef>"
+
+
+def test_a_bank_reference_that_comes_round_again_is_another_line() -> None:
+    made = (
+        whole(5, "10.00", "9.00", on(5, "1.00", "E5", outside=acct("7"))),
+        whole(6, "9.00", "8.00", on(6, "1.00", "E6", outside=acct("7"))),
+        whole(7, "8.00", "7.00", on(7, "1.00", "NOTPROVIDED", outside=acct("7"))),
+    )
+    assert amounts(collected(asked(5, 7), *made)) == ["1.00"] * 3
+    assert amounts(codec().outcome(asked(5, 7), reply(*made))) == ["1.00"] * 3
+
+
+B, E, NO = "B1", "E1", "NOTPROVIDED"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "lines"),
+    [
+        ((B, E), (B, E), 1),
+        # One report may tell less than another.
+        ((B, E), (B, NO), 1),
+        ((B, E), ("", E), 1),
+        (("", NO), ("", NO), 1),
+        (("", E), ("", E), 1),
+        # A batch's one reference, and a payment's id that is used again.
+        ((B, E), (B, "E2"), 2),
+        ((B, E), ("B2", E), 2),
+        ((B, NO), ("B2", NO), 2),
+        ((B, NO), ("", E), 2),
+        (("", E), ("", NO), 2),
+    ],
+)
+@pytest.mark.parametrize("kinds", [("camt.054", "camt.054"), ("camt.054", "camt.052")])
+def test_what_makes_two_lines_of_two_reports_one(
+    one: tuple[str, str], other: tuple[str, str], lines: int, kinds: tuple[str, str]
+) -> None:
+    for first, second in ((one, other), (other, one)):
+        made = [
+            camt(kind, on(12, "1.00", ref, outside=acct(bank) if bank else ""), ident=kind)
+            for kind, (bank, ref) in zip(kinds, (first, second), strict=True)
+        ]
+        assert len(amounts(collected(asked(12, 12), *made))) == lines, (first, second)
+
+
+def test_lines_alike_are_as_many_as_the_report_that_has_most_of_them() -> None:
+    alike = on(12, "1.00", NO, outside=acct(B))
+    made = [camt("camt.054", alike), camt("camt.054", alike, alike), camt("camt.054", alike)]
+    assert amounts(collected(asked(12, 12), *made)) == ["1.00", "1.00"]
+    # Other sides, days and amounts are other lines.
+    made += [camt("camt.054", on(12, "1.00", NO, outside=acct(B), side="CRDT"))]
+    made += [camt("camt.054", on(11, "1.00", NO, outside=acct(B)))]
+    made += [camt("camt.054", on(12, "1.01", NO, outside=acct(B)))]
+    assert len(amounts(collected(asked(10, 12), *made, statements_on_weekends=False))) == 5
+
+
+def test_statements_whose_days_overlap_tell_each_line_once() -> None:
+    line = on(6, "1.00", outside=acct(B))
+    made = (
+        camt("camt.053", on(5, "2.00"), line, day=day(5)).replace(f"{day(5)}T23", f"{day(6)}T23"),
+        whole(6, "9.00", "8.00", line),
+    )
+    assert amounts(collected(asked(5, 6), *made)) == ["2.00", "1.00"]
+
+
+def test_an_answer_without_a_report_is_no_statement() -> None:
+    page = attrs.evolve(reply(), content=Content())
+    for nothing in (page, reply(camt("camt.053", day=day(5), account=PAYEE))):
+        found = codec().outcome(asked(5, 5), nothing)
+        assert isinstance(found, Unclear)
+        assert found.code == "NO_REPORT"
+    assert amounts(codec().outcome(asked(5, 5), reply(camt("camt.053", day=day(5))))) == []
+
+
+def test_a_debit_that_takes_a_credit_back_is_told_as_a_debit_that_proves_nothing() -> None:
+    line = on(5, "1.00", outside="<RvslInd>true</RvslInd>")
+    found = codec().outcome(asked(5, 5), reply(camt("camt.053", line, day=day(5))))
+    assert isinstance(found, Accepted)
+    assert isinstance(found.result, Statement)
+    [told] = found.result.entries
+    assert (told.direction, told.reversal, told.client_ref) == (Direction.DEBIT, False, "")
+
+
 def test_two_lines_alike_in_one_statement_are_two() -> None:
     twice = whole(5, "3.00", "1.00", on(5, "1.00", "NOTPROVIDED"), on(5, "1.00", "NOTPROVIDED"))
     assert amounts(collected(asked(5, 5), twice)) == ["1.00", "1.00"]

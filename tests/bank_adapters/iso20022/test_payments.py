@@ -241,6 +241,41 @@ def test_a_refusal_of_what_is_known_refuses_nothing(reason: str) -> None:
     assert isinstance(paid, Unclear)
 
 
+def why(code: str, rsn: str = "Rsn", kind: str = "Cd") -> str:
+    return f"<StsRsnInf><{rsn}><{kind}>{code}</{kind}></{rsn}></StsRsnInf>"
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        status("RJCT", group="RJCT", group_more=why("DUPL")),
+        status("", group="RJCT", batch="RJCT", group_more=why("DUPL")),
+        status("RJCT", group="RJCT", batch="RJCT", batch_more=why("DUPL")),
+        # Another reason below says nothing of the first message.
+        status("RJCT", group="RJCT", group_more=why("DUPL"), reason="NARR"),
+        status("RJCT", group="RJCT", group_more=why("AM04") + why("DUPL")),
+        status("RJCT", group="RJCT", group_more=why("DUPL", kind="Prtry")),
+        status("RJCT", group="RJCT", group_more=why("DUPL", "StsRsn"), version="pain.002.001.02"),
+        document(
+            f"<CstmrPmtStsRpt><OrgnlGrpInfAndSts><OrgnlMsgId>{REF}</OrgnlMsgId>"
+            f"<GrpSts>RJCT</GrpSts>{why('DUPL', 'StsRsn')}</OrgnlGrpInfAndSts><TxInfAndSts>"
+            f"<OrgnlEndToEndId>{REF}</OrgnlEndToEndId><TxSts>RJCT</TxSts></TxInfAndSts>"
+            "</CstmrPmtStsRpt>"
+        ),
+    ],
+)
+def test_a_duplicate_at_a_higher_level_refuses_nothing_either(made: str) -> None:
+    found = state(made)
+    assert (found.state, found.code) == (S.UNKNOWN, "DUPL")
+    assert state(status("ACSC"), made).state is S.SUCCEEDED
+    assert isinstance(codec().outcome(ORDER, reply(made)), Unclear)
+
+
+def test_another_reason_at_a_higher_level_leaves_a_rejection_one() -> None:
+    made = status("RJCT", group="RJCT", group_more=why("AM04"))
+    assert (state(made).state, state(made).code) == (S.REJECTED, "RJCT")
+
+
 def test_a_rejection_after_an_acceptance_is_one_and_the_other_way_round_is_nothing() -> None:
     accepted = status("ACCP", at="2026-01-05T09:00:00+08:00")
     rejected = status("RJCT", reason="AC04", at="2026-01-05T10:00:00+08:00")
@@ -295,6 +330,25 @@ def test_a_booked_line_is_the_end(kind: str) -> None:
 )
 def test_what_a_line_says(line: str, wanted: PaymentState) -> None:
     assert state(camt("camt.054", line)).state is wanted
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"outside": "<RvslInd>true</RvslInd>"},
+        {"inside": RETURNED},
+        {"outside": "<BkTxCd><Domn><Fmly><SubFmlyCd>RRTN</SubFmlyCd></Fmly></Domn></BkTxCd>"},
+    ],
+)
+def test_a_debit_that_takes_a_credit_back_is_neither_a_payment_nor_a_return(
+    more: dict[str, str],
+) -> None:
+    again = camt("camt.054", entry(**more))
+    assert (state(again).state, state(again).code) == (S.UNKNOWN, "DEBIT_TAKES_BACK")
+    back = camt("camt.054", entry(side="CRDT", inside=RETURNED))
+    assert state(camt("camt.053", entry()), back, again).state is S.UNKNOWN
+    told = codec().outcome(ORDER, reply(status("ACSC"), again, reference=REF))
+    assert isinstance(told, Unclear)
 
 
 def test_a_line_of_another_account_is_none_of_the_payer() -> None:
