@@ -204,6 +204,8 @@ class Limits:
 
     frame_bytes_max: int = 4 * 1024 * 1024
     reply_timeout_s: float = 60.0
+    heartbeat_s: float = 30.0
+    """2.5 of them must be more than ``reply_timeout_s``: so long a bank may be busy, and silent."""
 
 
 @attrs.frozen

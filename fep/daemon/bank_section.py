@@ -36,6 +36,7 @@ from fep.domain.ids import AccountNumber, BankName, SlotName, parse_name
 from fep.keys.config import SecretRef
 from fep.keys.credentials import read_text
 from fep.links.config import CONNECTIONS_MAX, Folders, LinkConfig
+from fep.links.liveness import DEAD_FACTOR
 
 BANKS_MAX: Final = 256
 WORKERS_MAX: Final = 64
@@ -234,7 +235,7 @@ def _link(
     spans = {
         key: table.number(key, default, 0.01, SPAN_SECONDS_MAX)
         for key, default in (
-            ("heartbeat_s", 30.0),
+            ("heartbeat_s", card.limits.heartbeat_s),
             ("reply_timeout_s", card.limits.reply_timeout_s),
             ("connect_timeout_s", 10.0),
             ("logon_timeout_s", 10.0),
@@ -244,6 +245,10 @@ def _link(
     }
     if spans["backoff_max_s"] < spans["backoff_first_s"]:
         table.fault("backoff_max_s", "must not be below backoff_first_s")
+    if folders is None and DEAD_FACTOR * spans["heartbeat_s"] <= spans["reply_timeout_s"]:
+        said = f"{DEAD_FACTOR} * heartbeat_s must be more than reply_timeout_s"
+        told = f"{spans['heartbeat_s']:g} and {spans['reply_timeout_s']:g}"
+        table.blame(f"{said}, not {told}: a bank that is busy would be cut off")
     connections = _connections(table, card.transport, wire)
     if not table.is_clean():
         return None
@@ -382,6 +387,7 @@ def card_faults(card: BehaviourCard) -> Iterator[tuple[tuple[str, str], str]]:
         ("returned", "interval_s", 0.01),
         ("transport", "connections", 1),
         ("limits", "reply_timeout_s", 0.01),
+        ("limits", "heartbeat_s", 0.01),
         ("limits", "frame_bytes_max", FRAME_BYTES_MIN),
     ):
         value = getattr(getattr(card, section), key)

@@ -54,8 +54,9 @@ class Folders:
 class LinkConfig:
     """One bank front-end machine, or its folders, and the times of that; all spans in seconds.
 
-    ``2.5 * heartbeat_s`` should be more than ``reply_timeout_s``: a bank that works on one request
-    at a time is silent while it does, and cutting it then makes a known outcome an unknown one.
+    ``2.5 * heartbeat_s`` must be more than ``reply_timeout_s``, which the daemon's configuration
+    sees to: a bank that works on one request at a time is silent while it does, and cutting it then
+    makes a known outcome an unknown one.
 
     Raises:
         ValueError: a port outside 1..65535, a span that is not more than zero, or more than

@@ -1,7 +1,8 @@
 """Is the bank still there? Decides from the time of its last answer when to probe and when to end.
 
 TCP answers for a hung front end, so its own keepalive is not enough: only an answer of the bank's
-program counts, and a frame that never gets complete does not.
+program counts, and a frame that never gets complete does not. A bank may be busy with the one
+request that it was sent, and has the whole span from then on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from enum import Enum
 from typing import Final
 
 DEAD_FACTOR: Final = 2.5
-"""Heartbeats of silence after which the connection is dead; two probes are unanswered then."""
+"""Heartbeats of silence after which the connection is dead; an idle one's two probes are unanswered
+then. So many must be more than ``reply_timeout_s``, or a busy bank is taken for a dead one."""
 
 
 class Due(Enum):
@@ -28,12 +30,25 @@ class Liveness:
         self._heartbeat_s = heartbeat_s
         self.heard_at = now
         """When the last answer came, or the connection was made."""
+        self.asked_at = now
+        """When the newest request of a caller was written, or the connection was made."""
+        self._owed_from: float | None = None
         self._probe_at = now + heartbeat_s
 
     def heard(self, now: float) -> None:
         """Note that a complete frame came."""
         self.heard_at = now
+        self._owed_from = None
         self._probe_at = now + self._heartbeat_s
+
+    def asked(self, now: float) -> None:
+        """Note that a caller's request was written; the first since the last answer counts.
+
+        Else a bank that is gone would never be found while it is asked again and again.
+        """
+        self.asked_at = now
+        if self._owed_from is None:
+            self._owed_from = now
 
     def probed(self, now: float) -> None:
         """Note that a probe is being sent; the next is due a heartbeat later."""
@@ -52,4 +67,5 @@ class Liveness:
 
     @property
     def _dead_at(self) -> float:
-        return self.heard_at + DEAD_FACTOR * self._heartbeat_s
+        silent_from = self.heard_at if self._owed_from is None else self._owed_from
+        return silent_from + DEAD_FACTOR * self._heartbeat_s

@@ -56,6 +56,7 @@ act while data are under way, and this alone does not act on an idle connection.
 RECEIVE_BYTES_MAX: Final = 65_536
 UNMATCHED_WAITING_MAX: Final = 256
 """Answers nobody waits for that are kept for a slow receiver before the link stops reading."""
+SILENT: Final = "the bank is silent"
 TOO_LATE: Final = "it was not permitted any more to begin"
 RESTED_SECONDS_MIN: Final = 1.0
 """A connection that the bank ends sooner, without an answer on it, is a lost one."""
@@ -360,6 +361,8 @@ class _Connection:
         else:
             # Others are under way, so the bank is the slower one: let the writer join this tick's.
             self._writer.unpark()
+        if not probe:
+            self.liveness.asked(trio.current_time())
 
         def give_up(_raise_cancel: object) -> trio.lowlevel.Abort:
             return self._give_up(request)
@@ -903,8 +906,12 @@ class Link:
                     # An answer is owed, and no probe can overtake it.
                     await trio.lowlevel.checkpoint()
             case Due.END:
-                self._heartbeat_lost(connection, "the bank is silent")
-                connection.end("the bank is silent")
+                self._heartbeat_lost(connection, SILENT)
+                # A request that was sent meanwhile has its time for an answer all the same.
+                self._begin_drain(SILENT)
+                with trio.move_on_at(connection.liveness.asked_at + self.config.reply_timeout_s):
+                    await connection.wait_drained()
+                connection.end(SILENT)
                 await trio.lowlevel.checkpoint()
             case _ as never:
                 assert_never(never)

@@ -472,7 +472,7 @@ class Scene:
                 "slot": f"ukey-{plan.name}",
                 "workers": self.workers,
                 "reply_timeout_s": self.reply_timeout_s,
-                "heartbeat_s": 3.0,
+                "heartbeat_s": max(3.0, self.reply_timeout_s / 2),
                 "backoff_first_s": 0.1,
                 "backoff_max_s": 1.0,
                 "options": dict(plan.options),

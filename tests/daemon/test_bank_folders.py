@@ -39,6 +39,11 @@ def test_folders_begin_where_the_file_is(tmp_path: Path) -> None:
     assert bank.link.peer == str(tmp_path / "out")
 
 
+def test_a_bank_that_takes_files_is_never_silent(tmp_path: Path) -> None:
+    bank = loaded(tmp_path, text(FOLDER + CARD + "reply_timeout_s = 600\n")).banks[1]
+    assert bank.link.reply_timeout_s == 600.0
+
+
 @pytest.mark.parametrize(
     ("tail", "message"),
     [

@@ -11,7 +11,8 @@ import pytest
 from fep.adapters import registry
 from fep.adapters.card import BehaviourCard, Codes, Dedupe, Identity, Inquiry, NoRecord, States
 from fep.daemon.bank_section import card_faults
-from tests.daemon.files import changed, marked
+from fep.links.liveness import DEAD_FACTOR
+from tests.daemon.files import changed, loaded, marked
 
 LEAST = BehaviourCard(Identity("x", "1"), Dedupe("ref", 20))
 
@@ -19,6 +20,22 @@ LEAST = BehaviourCard(Identity("x", "1"), Dedupe("ref", 20))
 @pytest.mark.parametrize("name", registry.names())
 def test_the_shipped_cards_do_not_contradict_themselves(name: str) -> None:
     assert list(card_faults(registry.adapter(name).card)) == []
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_a_bank_may_be_as_long_silent_as_its_shipped_card_lets_it_be_busy(name: str) -> None:
+    limits = registry.adapter(name).card.limits
+    assert limits.heartbeat_s * DEAD_FACTOR > limits.reply_timeout_s
+
+
+def test_a_card_says_how_often_its_bank_is_probed(tmp_path: Path) -> None:
+    limits = "limits = { heartbeat_s = 60.0, reply_timeout_s = 120.0 }, signing = {"
+    link = loaded(tmp_path, changed("signing = {", limits)).banks[1].link
+    assert (link.heartbeat_s, link.reply_timeout_s) == (60.0, 120.0)
+    text = changed("signing = {", "limits = { reply_timeout_s = 120.0 }, signing = {")
+    text = changed('[[bank]]\nname = "cmb"', '‸[[bank]]\nname = "cmb"', text)
+    (fault,) = marked(tmp_path, text)
+    assert "2.5 * heartbeat_s must be more than reply_timeout_s, not 30 and 120" in fault.message
 
 
 def test_a_code_can_mean_one_thing_only() -> None:

@@ -310,6 +310,8 @@ WRONG = [
     ("workers = 4", "‸workers = 65", "whole number from 1 to 64"),
     ("workers = 4", "‸workers = 0", "whole number from 1 to 64"),
     ("workers = 4", "‸backoff_max_s = 0.1", "must not be below backoff_first_s"),
+    ("heartbeat_s = 30", "‸heartbeat_s = 24", "must be more than reply_timeout_s, not 24 and 60"),
+    ("port = 7080", "port = 7080\n‸reply_timeout_s = 75", "2.5 * heartbeat_s must be more than"),
     ('branch = "75"', '‸branch = "755"', "branch must be the 2 characters"),
     ('branch = "75"', "‸branch = 75", "must be text in quotes"),
     ('branch = "75"', 'branch = "75", ‸zzz = 3', "unknown key; known are: login_name"),

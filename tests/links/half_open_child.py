@@ -19,7 +19,7 @@ def _loopback(state: str) -> None:
 
 
 async def _lose(rig: Rig) -> None:
-    rig.make_link(heartbeat_s=HEARTBEAT_S)
+    rig.make_link(heartbeat_s=HEARTBEAT_S, reply_timeout_s=2 * HEARTBEAT_S)
     wire = await rig.started()
     await wire.answer(await wire.read())
     _loopback("down")

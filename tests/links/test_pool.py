@@ -435,13 +435,26 @@ async def test_each_idle_connection_is_probed(web: Rig) -> None:
 
 
 async def test_a_busy_connection_is_not_probed_and_a_silent_one_ends(web: Rig) -> None:
-    [wire] = await web.start(1, heartbeat_s=0.05)
+    [wire] = await web.start(1, heartbeat_s=0.05, reply_timeout_s=0.1)
     task = web.ask("A")
     while (await wire.read()).body != b"A":
         await wire.wire.write(answer())
     assert await task.error() is LinkLostError
     assert await wire.wire.read_bytes() == b""
     assert [alarm.kind.value for alarm in web.alarms.active()] == ["BANK_HEARTBEAT_LOST"]
+
+
+async def test_a_request_has_the_whole_silence_from_when_it_was_written(web: Rig) -> None:
+    [wire] = await web.start(1, heartbeat_s=0.8, reply_timeout_s=1.9)
+    await trio.sleep(0.6)
+    task = web.ask("A")
+    while (await wire.read()).body != b"A":
+        await wire.wire.write(answer())
+    # Two seconds after the bank's last word it would have been cut.
+    await trio.sleep(1.6)
+    await wire.wire.write(answer())
+    assert (await task.reply()).code == "0"
+    assert web.alarms.active() == []
 
 
 async def test_the_bank_is_not_down_while_one_connection_works(web: Rig) -> None:

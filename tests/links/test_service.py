@@ -723,7 +723,7 @@ async def test_an_idle_bank_is_probed_and_a_living_one_stays(rig: Rig) -> None:
 async def test_a_bank_that_stops_answering_is_dead_after_two_and_a_half_heartbeats(
     rig: Rig,
 ) -> None:
-    rig.make_link(heartbeat_s=0.2)
+    rig.make_link(heartbeat_s=0.2, reply_timeout_s=0.4)
     wire = await rig.started()
     began = trio.current_time()
     asked = rig.ask("A1")
@@ -734,6 +734,25 @@ async def test_a_bank_that_stops_answering_is_dead_after_two_and_a_half_heartbea
     assert rig.alarm_kinds() == {AlarmKind.BANK_HEARTBEAT_LOST}
     await rig.logged_on()
     assert rig.alarm_kinds() == set()
+
+
+async def test_a_request_that_was_sent_to_a_silent_bank_has_its_time_all_the_same(rig: Rig) -> None:
+    rig.make_link(heartbeat_s=0.4, reply_timeout_s=0.9)
+    wire = await rig.started()
+    first = rig.ask("A1")
+    await wire.read()
+    await trio.sleep(0.7)
+    second = rig.ask("A2", deadline_s=0.9)
+    await rig.state(LinkState.DRAINING)
+    assert rig.alarm_kinds() == {AlarmKind.BANK_HEARTBEAT_LOST}
+    with pytest.raises(NothingSentError):
+        await rig.link.exchange(frame("A3"), "A3")
+    while (request := await wire.read()).correlation != "A2":
+        pass
+    await wire.answer(request)
+    assert (await second.reply()).correlation == "A2"
+    assert await first.error() is LinkLostError
+    await rig.logged_on()
 
 
 async def test_bytes_that_never_make_a_frame_are_no_sign_of_life(rig: Rig) -> None:
