@@ -58,6 +58,10 @@ from fep.wire.http import HttpResponse, request_bytes
 SIGN_ON, BALANCE, STATUS = "b2e0001", "b2e0005", "b2e0007"
 PAY, STATEMENT = "b2e0009", "b2e0035"
 NOT_SIGNED_ON: Final = frozenset({"1033", "B107"})
+MORE: Final = "B002"
+"""The outer rspcod of a statement's page that others follow; of anything else it proves nothing."""
+UNANSWERED_MAX: Final = 2048
+"""Requests whose token is remembered; more than wait and are under way at once."""
 UNREADABLE: Final = "UNREADABLE"
 """Our code of an answer that can't be read."""
 TEXT_CHARS_MAX: Final = 100
@@ -70,10 +74,15 @@ REVERSED: Final = "1"
 
 @attrs.define
 class BocB2eCodec:
-    """One configured bank's protocol; besides its profile it knows the token."""
+    """One configured bank's protocol; besides its profile it knows the token.
+
+    An answer that nobody is signed on may be late, and speak of the token before this one.
+    """
 
     profile: BankProfile
     _token: str = attrs.field(default="", repr=False)
+    _borne: dict[str, str] = attrs.field(factory=dict, repr=False)
+    """The tokens that requests without an answer bear, by their numbers."""
 
     # -- the session ------------------------------------------------------------------------------
 
@@ -89,7 +98,8 @@ class BocB2eCodec:
 
     def signed_off(self, reply: Reply) -> bool:
         """Say whether this answer means that nobody is signed on, and forget the token."""
-        if reply.code not in NOT_SIGNED_ON:
+        borne = self._borne.pop(reply.correlation, self._token)
+        if reply.code not in NOT_SIGNED_ON or (self._token and borne != self._token):
             return False
         self._token = ""
         return True
@@ -162,6 +172,9 @@ class BocB2eCodec:
         if (draft.to_sign is None) != (signature is None):
             msg = "the draft and its signature do not belong together"
             raise LocalProtocolError(msg)
+        self._borne[draft.correlation] = self._token
+        if len(self._borne) > UNANSWERED_MAX:
+            del self._borne[next(iter(self._borne))]
         xml = encode(attrs.evolve(message, head={**message.head, "token": self._token}))
         if signature is not None:
             xml = add_signature(xml, base64.b64encode(signature))
@@ -329,7 +342,8 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: M
             return Accepted(PaymentStatus(PaymentState.NO_RECORD), reply.code, reply.message)
         case StatementQuery() if empty:
             return Accepted(Statement(()), reply.code, reply.message)
-    if reply.code not in card.codes.ok:
+    has_more = isinstance(operation, StatementQuery) and reply.code == MORE
+    if reply.code not in card.codes.ok and not has_more:
         return refused(card.codes, reply.code, reply.message)
     match operation:
         case BalanceQuery():
@@ -338,7 +352,8 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, message: M
             status = _status(card.states, operation, message)
             return Accepted(status, status.code, status.message)
         case StatementQuery():
-            return Accepted(_statement(operation, message), reply.code, reply.message)
+            told = _statement(operation, message, has_more=has_more)
+            return Accepted(told, reply.code, reply.message)
         case _:
             assert_never(operation)
 
@@ -402,15 +417,19 @@ def _balance(query: BalanceQuery, message: Message) -> Balance:
     )
 
 
-def _statement(query: StatementQuery, message: Message) -> Statement:
+def _statement(query: StatementQuery, message: Message, *, has_more: bool) -> Statement:
     begun = int(query.cursor or "1")
     entries = tuple(_entry(item) for item in message.items)
     told = text(message.fields, "totnum")
     if not (told.isascii() and told.isdecimal() and len(told) <= 9):
         msg = f"totnum is {told[:20]!r}, not a number"
         raise ValueError(msg)
+    if has_more and not entries:
+        msg = "a page without lines says that more follow"
+        raise ValueError(msg)
     after = begun + len(entries)
-    return Statement(entries, str(after) if entries and after <= int(told) else "")
+    has_more |= bool(entries) and after <= int(told)
+    return Statement(entries, str(after) if has_more else "")
 
 
 def _entry(item: Fields) -> StatementEntry:

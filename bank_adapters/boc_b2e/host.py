@@ -19,6 +19,7 @@ from bank_adapters.boc_b2e.codec import (
     BALANCE,
     CREDIT,
     DEBIT,
+    MORE,
     PAY,
     REVERSED,
     SIGN_ON,
@@ -110,6 +111,7 @@ class _Found:
 
     items: tuple[Fields, ...]
     fields: Fields = attrs.Factory(dict)
+    code: str = OK
 
 
 @attrs.frozen
@@ -131,7 +133,8 @@ class _Client:
             self._check_session(message)
             if message.trade == PAY:
                 return self._pay(message, request.body)
-            return self._told(message, OK, "", self._query(message))
+            found = self._query(message)
+            return self._told(message, found.code, "", found)
         except _RefusedError as refused:
             return self._told(message, refused.code, refused.said)
 
@@ -301,7 +304,8 @@ def _statement(profile: HostProfile, item: Fields) -> _Found:
         raise _RefusedError(NO_RECORD, "无明细")
     if profile.faults.draw(Fault.ODD_CURRENCY):
         rows = (*rows[:-1], {**rows[-1], "trncur": ODD})
-    return _Found(rows, {"totnum": str(len(entries))})
+    code = MORE if begin + len(rows) <= len(entries) else OK
+    return _Found(rows, {"totnum": str(len(entries))}, code)
 
 
 def _count(item: Fields, name: str) -> int:

@@ -247,7 +247,11 @@ class SessionCodec(BankCodec, Protocol):
         ...
 
     def signed_off(self, reply: Reply) -> bool:
-        """Say whether this answer means that nobody is signed on, and forget what was given."""
+        """Say whether this answer means that nobody is signed on, and forget what was given.
+
+        Called with each answer, its correlation filled in. One to a request that bears an earlier
+        token is late, and takes nothing away.
+        """
         ...
 
 

@@ -517,12 +517,14 @@ class _Connection:
         self.answers += len(replies)
         self.liveness.heard(trio.current_time())
         self._traffic.note_reply()
+        placed = []
         for reply in replies:
-            self._deliver(reply if self.in_order is None else self._placed(reply))
+            placed.append(reply if self.in_order is None else self._placed(reply))
+            self._deliver(placed[-1])
         if self.in_order is not None:
             if self.in_order.is_over:
                 self._rest("the bank closes the connection after its answer")
-            if over := self._on_answers(replies):
+            if over := self._on_answers(placed):
                 self._rest(over)
 
     def _placed(self, reply: Reply) -> Reply:

@@ -82,6 +82,7 @@ class TokenCodec(HttpCodec):
 
     def __init__(self) -> None:
         self.token = ""
+        self.answered: list[str] = []
 
     @property
     def is_signed_on(self) -> bool:
@@ -99,6 +100,7 @@ class TokenCodec(HttpCodec):
         self.token = reply.code
 
     def signed_off(self, reply: Reply) -> bool:
+        self.answered.append(reply.correlation)
         if reply.code != "1033":
             return False
         self.token = ""
@@ -520,6 +522,7 @@ async def test_not_signed_on_leads_to_a_new_log_on(web: Rig) -> None:
     task = web.ask("A")
     await (await asked(wires)).wire.write(answer("|1033"))
     assert (await task.reply()).code == "1033"
+    assert codec.answered[-1] == "A", "the codec knows which request this answers"
     assert not web.link.is_open
     with pytest.raises(NothingSentError):
         await web.link.exchange(ask_bytes("B"), "B")

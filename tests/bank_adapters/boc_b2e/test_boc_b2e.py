@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from bank_adapters.boc_b2e import ADAPTER
-from bank_adapters.boc_b2e.codec import BocB2eCodec
+from bank_adapters.boc_b2e.codec import UNANSWERED_MAX, BocB2eCodec
 from bank_adapters.boc_b2e.config import CARD, BocB2eOptions
 from bank_adapters.boc_b2e.messages import TYPE, Message, encode
 from fep.adapters.api import Accepted, BankProfile, Context, Outcome, Rejected, Reply, Unclear
@@ -25,6 +25,7 @@ from fep.domain.order import (
     PaymentOrder,
     PaymentState,
     PaymentStatus,
+    Statement,
     StatementQuery,
     StatusQuery,
 )
@@ -126,6 +127,69 @@ def test_a_session_is_signed_on_once_and_its_token_is_in_every_request() -> None
     assert not one.signed_off(reply_of("b2e0005", "B001"))
     assert one.signed_off(reply_of("b2e0005", "B107"))
     assert one.logon(Context(NOW, "4")) is not None
+
+
+def test_a_late_answer_to_the_token_before_takes_nothing_away() -> None:
+    one = codec()
+    first = one.prepare(BalanceQuery(OURS), Context(NOW, "1"))
+    second = one.prepare(BalanceQuery(OURS), Context(NOW, "2"))
+    one.signed_on(reply_of("b2e0001", "B001", {"token": "TOKEN-1"}))
+    for draft in (first, second):
+        one.seal(draft, None)
+    ended = reply_of("b2e0005", "B107")
+    assert one.signed_off(attrs.evolve(ended, correlation="1"))
+    # While nobody is signed on, another answer says the same.
+    assert one.signed_off(attrs.evolve(ended, correlation="0"))
+    one.signed_on(reply_of("b2e0001", "B001", {"token": "TOKEN-2"}))
+    assert not one.signed_off(attrs.evolve(ended, correlation="2"))
+    assert b"<token>TOKEN-2</token>" in one.seal(first, None)
+    assert one.signed_off(attrs.evolve(ended, correlation="1"))
+    # What is not answered is not remembered for ever.
+    for number in range(UNANSWERED_MAX + 9):
+        one.seal(one.prepare(BalanceQuery(OURS), Context(NOW, f"x{number}")), None)
+    assert len(one._borne) == UNANSWERED_MAX
+
+
+LINE = {"trndat": "20260105090100", "dircod": "D", "trnamt": "1.00", "trncur": "CNY"}
+
+
+def page(code: str, total: str, *lines: dict[str, str]) -> Reply:
+    message = Message({}, "b2e0035", {"rspcod": code}, lines, {"totnum": total})
+    [reply] = codec().framer().receive_data(response_bytes(200, encode(message, "rs"), TYPE))
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("reply", "cursor"),
+    [
+        (page("B002", "3", LINE, LINE), "3"),
+        (page("B001", "2", LINE, LINE), ""),
+        # Whichever says that there is more is believed.
+        (page("B002", "2", LINE, LINE), "3"),
+        (page("B001", "3", LINE, LINE), "3"),
+        (page("B002", "2"), None),
+        (page("B003", "2", LINE, LINE), None),
+    ],
+)
+def test_a_page_of_a_statement_says_whether_more_follow(reply: Reply, cursor: str | None) -> None:
+    found = codec().outcome(StatementQuery(OURS, DAY, DAY), reply)
+    if cursor is None:
+        assert isinstance(found, Unclear)
+        return
+    assert isinstance(found, Accepted)
+    assert isinstance(found.result, Statement)
+    assert (len(found.result.entries), found.result.cursor) == (2, cursor)
+
+
+def test_ok_and_more_proves_nothing_of_anything_but_a_statement() -> None:
+    for operation, trade in (
+        (ORDER, "b2e0009"),
+        (STATUS, "b2e0007"),
+        (BalanceQuery(OURS), "b2e0005"),
+    ):
+        assert isinstance(
+            codec().outcome(operation, reply_of(trade, "B002", item("B001"))), Unclear
+        )
 
 
 def test_what_is_refused_before_sending() -> None:
