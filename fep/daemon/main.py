@@ -6,6 +6,7 @@ import argparse
 import datetime as dt
 import faulthandler
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -141,9 +142,11 @@ def _add_upkeep(commands: Any) -> None:  # noqa: ANN401 - argparse does not name
     one = add("verify-store", "verify_store", "look whether the store is sound; exit 1 if not")
     one.add_argument("path", type=Path, nargs="?", help="a store's file; else the one in use")
     one.add_argument("--full", action="store_true", help="every index too; takes much longer")
-    one.add_argument("--head", metavar="NUMBER:DIGEST", help="a head of the chain noted earlier")
+    one.add_argument(
+        "--head", type=_head, metavar="NUMBER:DIGEST", help="a head of the chain noted earlier"
+    )
     one = add("backup", "back_up", "copy the store while the daemon runs, and look at the copy")
-    one.add_argument("target", type=Path, metavar="DEST", help="a new file, or a folder for one")
+    one.add_argument("target", type=_target, metavar="DEST", help="a new file, or a folder for one")
     one.add_argument("--force", action="store_true", help="in the place of a file that is there")
     one = add("restore", "restore", "put a copy in the place of the store; the daemon is stopped")
     one.add_argument(
@@ -165,6 +168,23 @@ def _add_upkeep(commands: Any) -> None:  # noqa: ANN401 - argparse does not name
     one.add_argument(
         "--tape", type=Path, metavar="FILE", help="the answers on a bank's wire tape, queries' too"
     )
+
+
+def _head(text: str) -> str:
+    """Return a head of the chain as it is printed; a part of one would look like another store."""
+    if re.fullmatch("[0-9]{1,18}:[0-9A-Fa-f]{64}", text) is None:
+        msg = f"{text!r} is no head: its number, a colon, and all 64 hex digits of its digest"
+        raise argparse.ArgumentTypeError(msg)
+    return text.lower()
+
+
+def _target(text: str) -> Path:
+    """Return where a copy goes; a name that ends like a folder's must be one."""
+    path = Path(text)
+    if text.endswith("/") and not path.is_dir():
+        msg = f"there is no folder {text}"
+        raise argparse.ArgumentTypeError(msg)
+    return path
 
 
 def _day(text: str) -> dt.date:

@@ -151,6 +151,27 @@ def test_a_backup_is_made_and_said(desk: Desk) -> None:
     assert desk.json("backup", "--force", desk.copy)["backup"] == str(desk.copy)
 
 
+@pytest.mark.parametrize("head", ["1", "abc", "1:a1b260ce", "1:" + "g" * 64, "x:" + "0" * 64])
+def test_a_part_of_a_head_is_no_head(desk: Desk, head: str) -> None:
+    """It would be told as the head of another store."""
+    with pytest.raises(SystemExit, match="2"):
+        desk.run("verify-store", "--head", head)
+
+
+def test_a_head_may_be_typed_in_capitals(desk: Desk) -> None:
+    head = str(verify(desk.store).head)
+    assert desk.json("verify-store", "--head", head.upper())["sound"]
+
+
+def test_a_folder_that_is_not_there_is_no_files_name(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        desk.run("backup", f"{desk.directory}/backups/")
+    assert "there is no folder" in capsys.readouterr().err
+    assert not (desk.directory / "backups").exists()
+
+
 def test_a_folder_gets_a_name_with_the_time(desk: Desk) -> None:
     (desk.directory / "backups").mkdir()
     value = desk.json("backup", desk.directory / "backups")
