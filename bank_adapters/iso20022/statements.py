@@ -150,15 +150,20 @@ def _covers(report: Report, day: BusinessDate) -> bool:
 
 
 def _newest(found: Iterable[Report]) -> list[Report]:
-    """Return the statements by day, each once: the newest of those that are of the same days."""
+    """Return the statements by day, each once.
+
+    Of several of the same days one that goes on from another's closing is told behind it, as a
+    morning's and an afternoon's are; else the newest takes the place of those before it.
+    """
     whole: dict[tuple[object, ...], list[Report]] = {}
-    for one in found:
+    for one in sorted(found, key=_made):
         whole.setdefault((one.first, one.last), []).append(one)
-    kept = []
+    kept: list[Report] = []
     for group in whole.values():
-        newest = max(group, key=_made)
-        pages = {one.page: one for one in sorted(group, key=_made) if _is_part(one, newest)}
-        kept.append(_joined([pages[number] for number in sorted(pages)]))
+        parts: list[list[Report]] = []
+        for document in _documents(group):
+            _take(parts, document)
+        kept += map(_joined, parts)
     return sorted(kept, key=lambda one: one.first or BusinessDate(dt.date.min))
 
 
@@ -166,10 +171,37 @@ def _made(report: Report) -> dt.datetime:
     return report.created or _EARLIEST
 
 
-def _is_part(one: Report, newest: Report) -> bool:
-    return one is newest or (
-        one.page != newest.page and (one.number, one.ident) == (newest.number, newest.ident)
-    )
+def _documents(group: Iterable[Report]) -> list[list[Report]]:
+    """Return the pages of each statement in order, the statements as they were made.
+
+    A first page that comes again begins another one; a later page takes the place of the one
+    before it.
+    """
+    begun: list[dict[int, Report]] = []
+    newest: dict[tuple[str, str], dict[int, Report]] = {}
+    for one in group:
+        key = (one.number, one.ident)
+        if key not in newest or (one.page == 1 and 1 in newest[key]):
+            newest[key] = {}
+            begun.append(newest[key])
+        newest[key][one.page] = one
+    return [[pages[number] for number in sorted(pages)] for pages in begun]
+
+
+def _take(parts: list[list[Report]], document: list[Report]) -> None:
+    """Put a statement behind those of the same days, or in the place of what it tells anew."""
+    opening = _balance(document, OPENING)
+    if parts and opening is not None and opening == _balance(parts[-1], CLOSING):
+        parts.append(document)
+        return
+    same = (at for at, one in enumerate(parts) if opening == _balance(one, OPENING))
+    parts[next(same, 0) :] = [document]
+
+
+def _balance(pages: Iterable[Report], codes: Sequence[str]) -> int | None:
+    """Return a balance of a statement in fen, None where none of its pages tells it."""
+    told = (found.amount.fen for one in pages if (found := one.balance(*codes)) is not None)
+    return next(told, None)
 
 
 def _joined(pages: Sequence[Report]) -> Report:

@@ -223,6 +223,23 @@ def test_two_lines_alike_in_one_statement_are_two() -> None:
     assert amounts(collected(asked(5, 5), twice)) == ["1.00", "1.00"]
 
 
+def test_a_statement_that_goes_on_from_another_of_its_day_is_told_with_it() -> None:
+    def part(hour: int, opening: str, closing: str, *lines: str) -> str:
+        entries = [on(5, one, f"R{one}") for one in lines]
+        return whole(5, opening, closing, *entries, at=f"2026-01-05T{hour:02d}:00:00+08:00")
+
+    morning, evening = part(12, "10.00", "9.00", "1.00"), part(20, "9.00", "7.00", "2.00")
+    assert amounts(collected(asked(5, 5), evening, morning)) == ["1.00", "2.00"]
+    # What tells the evening, or the whole day, anew takes its place.
+    again = part(21, "9.00", "5.00", "4.00")
+    assert amounts(collected(asked(5, 5), morning, evening, again)) == ["1.00", "4.00"]
+    day_whole = part(22, "10.00", "7.00", "3.00")
+    assert amounts(collected(asked(5, 5), morning, evening, day_whole)) == ["3.00"]
+    # Nothing moved in the morning; and the same is sent twice.
+    still = part(12, "9.00", "9.00")
+    assert amounts(collected(asked(5, 5), still, evening, evening)) == ["2.00"]
+
+
 def test_the_pages_of_a_statement_belong_together() -> None:
     def page(number: int, *entries: str, last: str) -> str:
         paging = f"<StmtPgntn><PgNb>{number}</PgNb><LastPgInd>{last}</LastPgInd></StmtPgntn>"
