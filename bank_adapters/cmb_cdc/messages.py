@@ -55,6 +55,8 @@ class Message:
     """What else stands in the head, such as userid and resultcode."""
     signed_at: str = ""
     """sigtim: yyyyMMddHHmmss of the signer's clock."""
+    fault: str = ""
+    """What of the body can't be taken as it is, and is left out: such an answer proves nothing."""
 
     def rows(self, name: str) -> tuple[Row, ...]:
         """Return a table's rows, none where it is missing."""
@@ -207,24 +209,39 @@ def decode(text: bytes) -> tuple[str, Message]:
             at = _row(signature).get("sigtim", "") if isinstance(signature, dict) else ""
             head = _row(inside["head"])
             body = inside.get("body")
+            tables, fault = _tables(body) if isinstance(body, dict) else ({}, "")
             message = Message(
                 head.pop("funcode", ""),
                 head.pop("reqid", ""),
-                _tables(body) if isinstance(body, dict) else {},
+                tables,
                 head,
                 at if _MOMENT.fullmatch(at) else "",
+                fault,
             )
             return part, message
     msg = "the message has no head"
     raise RemoteProtocolError(msg)
 
 
-def _tables(body: Mapping[str, Any]) -> dict[str, tuple[Row, ...]]:
+def _tables(body: Mapping[str, Any]) -> tuple[dict[str, tuple[Row, ...]], str]:
+    """Return the tables with their rows, and what is wrong with them, empty for nothing.
+
+    A table that is null is as good as missing. An amount as a JSON number may have lost its cents.
+    """
     tables: dict[str, tuple[Row, ...]] = {}
+    fault = ""
     for name, rows in body.items():
+        if rows is None:
+            continue
         many = rows if isinstance(rows, list) else [rows]
-        tables[name] = tuple(_row(row) for row in many if isinstance(row, dict))
-    return tables
+        if not all(isinstance(row, dict) for row in many):
+            fault = fault or f"table {name[:40]!r} has rows that are no objects"
+            continue
+        tables[name] = tuple(map(_row, many))
+        floats = (key for row in many for key, value in row.items() if isinstance(value, float))
+        if (first := next(floats, None)) is not None:
+            fault = fault or f"{first[:40]!r} of table {name[:40]!r} is a number with a point"
+    return tables, fault
 
 
 def _row(values: Mapping[str, Any]) -> dict[str, str]:

@@ -67,6 +67,8 @@ def outcome(card: BehaviourCard, operation: Operation, reply: Reply) -> Outcome:
         return Unclear(reply.code, reply.message)
     if message.function != function_of(operation):
         return Unclear("WRONG_FUNCTION", f"the answer is to {message.function[:40]!r}")
+    if message.fault:
+        return Unclear(UNREADABLE, message.fault)
     if reply.code not in card.codes.ok:
         if isinstance(operation, PaymentOrder):
             # The gateway answers so also for a request that it had already passed on.
@@ -86,6 +88,8 @@ def looked_up(card: BehaviourCard, lookup: Lookup, reply: Reply) -> Outcome:
         return Unclear(reply.code, reply.message)
     if message.function != RETURNED:
         return Unclear("WRONG_FUNCTION", f"the answer is to {message.function[:40]!r}")
+    if message.fault:
+        return Unclear(UNREADABLE, message.fault)
     if reply.code not in card.codes.ok:
         return refused(card.codes, reply.code, reply.message)
     try:
@@ -139,7 +143,7 @@ def _answered(card: BehaviourCard, operation: Operation, reply: Reply, message: 
             status = _status(card.states, operation, message)
             return Accepted(status, status.code, status.message)
         case StatementQuery():
-            return Accepted(_statement(message), reply.code, reply.message)
+            return Accepted(_statement(operation, message), reply.code, reply.message)
         case _:
             assert_never(operation)
 
@@ -208,6 +212,9 @@ def _asked_at(message: Message) -> dt.datetime:
 
 
 def _status(states: States, query: StatusQuery, message: Message) -> PaymentStatus:
+    if "bb1payqrz1" not in message.tables:
+        msg = "the answer has no table of payments"
+        raise ValueError(msg)
     rows = message.rows("bb1payqrz1")
     # The bank may tell of references that only begin alike.
     mine = [row for row in rows if row.get("yurRef") == query.client_ref]
@@ -249,7 +256,10 @@ def _difference(order: PaymentOrder, row: Row) -> str:
     return "payer" if row.get("dbtAcc", "") not in {"", order.payer} else ""
 
 
-def _statement(message: Message) -> Statement:
+def _statement(query: StatementQuery, message: Message) -> Statement:
+    if not message.tables.keys() & {Z1, Z2}:
+        msg = "the answer has no table of a statement"
+        raise ValueError(msg)
     entries = tuple(_entry(row) for row in message.rows(Z2))
     page = _only(message, Z1) if message.rows(Z1) else {}
     if page.get("ctnFlag") != MORE:
@@ -259,7 +269,11 @@ def _statement(message: Message) -> Statement:
         # Asked again without them the bank would begin at the first page, for ever.
         msg = "there are more lines, and the bank does not say where they begin"
         raise ValueError(msg)
-    return Statement(entries, cursor_text(Cursor(page["queryAcctNbr"], rows)))
+    following = cursor_text(Cursor(page["queryAcctNbr"], rows))
+    if following == query.cursor:
+        msg = "there are more lines, and the bank says that they begin where these did"
+        raise ValueError(msg)
+    return Statement(entries, following)
 
 
 def _entry(row: Row) -> StatementEntry:

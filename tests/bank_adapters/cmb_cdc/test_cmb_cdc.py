@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import attrs
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from bank_adapters.cmb_cdc.decoder import DECODER
 from bank_adapters.cmb_cdc.host import BANK_KEY, FAULTS, HOST, SM4_KEY, USER_KEY
 from bank_adapters.cmb_cdc.messages import (
     GATEWAY,
+    PLACEHOLDER,
     REQUEST,
     RESPONSE,
     TIME_DIGITS,
@@ -46,7 +48,7 @@ from fep.adapters.api import (
     Reply,
     Unclear,
 )
-from fep.adapters.card import override
+from fep.adapters.card import NoRecord, override
 from fep.adapters.decode import lines
 from fep.adapters.host import BookAccount, Fault, Faults, HostProfile
 from fep.crypto import sm4
@@ -312,7 +314,6 @@ def told(state: str, flag: str = "", **more: str) -> Reply:
         (told("FIN", "S", crtAcc="1"), PaymentState.UNKNOWN),
         (told("FIN", "S", dbtAcc="1"), PaymentState.UNKNOWN),
         (reply_of("BB1PAYQR", bb1payqrz1=()), PaymentState.NO_RECORD),
-        (reply_of("BB1PAYQR"), PaymentState.NO_RECORD),
     ],
 )
 def test_what_a_status_means(reply: Reply, state: PaymentState) -> None:
@@ -320,6 +321,60 @@ def test_what_a_status_means(reply: Reply, state: PaymentState) -> None:
     assert isinstance(found, Accepted)
     assert isinstance(found.result, PaymentStatus)
     assert found.result.state is state
+
+
+def body_of(function: str, body: dict[str, Any]) -> Reply:
+    """Return an answer with any body."""
+    head = {"resultcode": "SUC0000", "funcode": function, "reqid": f"20260105090100123{REF}"}
+    text = orjson.dumps(
+        {
+            "response": {"body": body, "head": head},
+            "signature": {"sigdat": PLACEHOLDER, "sigtim": "20260105090101"},
+        }
+    )
+    data = response_bytes(200, hide(text, BANK_SIDE, USER), "text/plain")
+    [reply] = codec().framer().receive_data(data)
+    return reply
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"bb1payqrz1": None},
+        {"bb1payqrz1": [1]},
+        {"bb1payqrz1": "none"},
+        {"BB1PAYQRZ1": []},
+        {"bb1payqrz1": [{"yurRef": REF, "reqSts": "FIN", "rtnFlg": "S", "trsAmt": 1000.5}]},
+    ],
+)
+def test_a_status_that_can_not_be_taken_as_it_is_says_nothing(body: dict[str, Any]) -> None:
+    found = codec().outcome(STATUS, body_of("BB1PAYQR", body))
+    assert isinstance(found, Unclear)
+    assert found.code == "UNREADABLE"
+
+
+def test_that_the_bank_does_not_find_a_payment_never_closes_it() -> None:
+    """What an answer without a row means is not known of this bank."""
+    assert codec().profile.card.inquiry.no_record is NoRecord.NEVER
+
+
+def test_a_page_of_a_statement_does_not_begin_where_it_did() -> None:
+    rows = ({"acctNbr": OURS, "expectNextSequence": "201", "transDate": "20260105"},)
+    again = reply_of(
+        "trsQryByBreakPoint",
+        TRANSQUERYBYBREAKPOINT_Y1=rows,
+        TRANSQUERYBYBREAKPOINT_Z1=({"ctnFlag": "Y", "queryAcctNbr": OURS},),
+        TRANSQUERYBYBREAKPOINT_Z2=(line(),),
+    )
+    first = StatementQuery(OURS, DAY, DAY)
+    page = codec().outcome(first, again)
+    assert isinstance(page, Accepted)
+    assert isinstance(page.result, Statement)
+    second = attrs.evolve(first, cursor=page.result.cursor)
+    assert isinstance(codec().outcome(second, again), Unclear)
+    nothing = reply_of("trsQryByBreakPoint")
+    assert isinstance(codec().outcome(first, nothing), Unclear)
 
 
 def test_a_reference_that_only_begins_alike_is_not_ours() -> None:
