@@ -116,8 +116,8 @@ def _outcome(card: BehaviourCard, operation: Operation, reply: Reply, body: Fiel
 
 def _failed(card: BehaviourCard, reply: Reply, body: Fields) -> Outcome:
     """Return what a CODE other than 0 on a payment means: mostly that nobody knows."""
-    if "XFERRS" in body:
-        # The bank's own checks come before it has an order; here there is one.
+    # The bank's own checks come before it has an order, and it refuses a sign-on without a trade.
+    if "XFERRS" in body or reply.code in card.codes.permission:
         return Unclear(reply.code, reply.message)
     return payment_refused(card.codes, reply.code, reply.message)
 

@@ -210,8 +210,8 @@ def test_permission_and_throttling(code: str) -> None:
     assert isinstance(found, Rejected)
     is_throttled = code in CARD.codes.throttled
     assert found.why is (Refusal.THROTTLED if is_throttled else Refusal.PERMISSION)
-    told = outcome(ORDER, refused_code(code))
-    assert isinstance(told, Unclear if is_throttled else Rejected)
+    # Of a payment both may be said after it was taken.
+    assert isinstance(outcome(ORDER, refused_code(code)), Unclear)
 
 
 @given(code=WORDS.filter(lambda code: code not in LISTED_CODES))
