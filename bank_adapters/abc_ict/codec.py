@@ -328,7 +328,7 @@ def _balance(query: BalanceQuery, message: Message) -> Balance:
         raise ValueError(msg)
     return Balance(
         account=query.account,
-        available=Cny.parse(parts[AVAILABLE].strip()),
-        book=Cny.parse(parts[BOOK].strip()),
+        available=Cny.parse_plain(parts[AVAILABLE].strip()),
+        book=Cny.parse_plain(parts[BOOK].strip()),
         as_of=from_bank(text(message, "RespDate") + text(message, "RespTime")),
     )

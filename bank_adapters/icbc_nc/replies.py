@@ -6,7 +6,7 @@ import re
 from typing import Final, assert_never
 
 from bank_adapters.icbc_nc.messages import Message, Row
-from bank_adapters.icbc_nc.requests import PAYMENT, RENMINBI, asked_at, trade_of
+from bank_adapters.icbc_nc.requests import PAYMENT, RENMINBI, asked_at, cursor_of, trade_of
 from fep.adapters.api import Accepted, Outcome, Rejected, Reply, Unclear
 from fep.adapters.card import BehaviourCard, States
 from fep.adapters.meaning import payment_refused, payment_state, refused
@@ -155,11 +155,10 @@ def _status(states: States, query: StatusQuery, message: Message) -> PaymentStat
 
 
 def _statement(query: StatementQuery, message: Message) -> Statement:
-    cursor = message.fields.get("NextTag", "")
+    tag = message.fields.get("NextTag", "")
     entries = tuple(_entry(row) for row in message.rows)
-    if cursor and not entries:
-        # Seen: a tag that never gets empty. A page without a line is the last one.
-        cursor = ""
+    # Seen: a tag that never gets empty. A page without a line is the last one.
+    cursor = cursor_of(message.trade, tag) if tag and entries else ""
     if cursor and cursor == query.cursor:
         msg = "the bank answers the page that was asked for as the next one"
         raise ValueError(msg)

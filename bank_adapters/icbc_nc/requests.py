@@ -184,7 +184,7 @@ def _statement(
             "MaxAmt": "",
             "BeginTime": "",
             "EndTime": "",
-            "NextTag": query.cursor,
+            "NextTag": _tag(query, TODAY),
             "ReqReserved1": "",
             "ReqReserved2": "",
             "AcctSeq": "",
@@ -201,11 +201,31 @@ def _statement(
         "EndDate": f"{query.last_day:%Y%m%d}",
         "MinAmt": "",
         "MaxAmt": "",
-        "NextTag": query.cursor,
+        "NextTag": _tag(query, HISTORY),
         "ReqReserved1": "",
         "ReqReserved2": "",
     }
     return Message(_pub(HISTORY, profile, context.sequence, at), fields)
+
+
+def cursor_of(trade: str, tag: str) -> str:
+    """Return the mark of the page behind one: the bank's tag, and the trade it belongs to."""
+    return f"{trade}:{tag}"
+
+
+def _tag(query: StatementQuery, trade: str) -> str:
+    """Return the tag of a page for the trade that is asked by now.
+
+    Raises:
+        BodyError: it is another trade's.
+    """
+    if not query.cursor:
+        return ""
+    of_trade, _, tag = query.cursor.partition(":")
+    if of_trade != trade:
+        msg = "midnight passed between two pages of today's lines: ask for the statement anew"
+        raise BodyError(msg)
+    return tag
 
 
 def _own_account(number: AccountNumber, profile: BankProfile, member: str) -> AccountNumber:

@@ -182,12 +182,16 @@ def own_account(profile: BankProfile, number: AccountNumber, where: str) -> Acco
 
 
 def is_same_bank(profile: BankProfile, order: PaymentOrder) -> bool:
-    """Say whether the money stays inside the bank (UnionFlag): by configuration, then by CNAPS."""
+    """Say whether the money stays inside the bank (UnionFlag): by CNAPS, then by configuration.
+
+    The order's own word counts first: a stranger's account at another bank can have the same number
+    as one of ours here.
+    """
     own = profile.accounts.get(order.payee.account)
-    if own is not None and own.bank == profile.bank:
-        return True
     options: PinganOptions = profile.options
-    return _payee_code(order, own).startswith(options.bank_class)
+    if code := _payee_code(order, own):
+        return code.startswith(options.bank_class)
+    return own is not None and own.bank == profile.bank
 
 
 def _payee_code(order: PaymentOrder, own: Account | None) -> str:

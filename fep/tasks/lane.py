@@ -696,7 +696,12 @@ class Lane:
     async def _ask_statement(self, task: Task, body: StatementQuery) -> Outcome:
         entries: list[StatementEntry] = []
         pages = 0
-        for part in self.parts.codec.split(body, business_date(self._service.clock.now())):
+        today = business_date(self._service.clock.now())
+        parts = self.parts.codec.split(body, today)
+        if not parts:
+            msg = f"'from' and 'to': today is {today}, and of days to come a bank tells nothing"
+            raise BodyError(msg)
+        for part in parts:
             query = part
             while True:
                 outcome, _ = await self.ask(query, task)

@@ -541,6 +541,20 @@ async def test_a_balance_and_a_statement(
         assert [one["amount"] for one in lines["entries"]] == ["12.50"]
 
 
+async def test_a_statement_of_days_to_come_is_refused_and_not_empty(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a bank has nothing to be asked for them."""
+    async with world.fep() as fep:
+        erp = fep.client()
+        await fep.ready()
+        monkeypatch.setattr(type(fep.lane.parts.codec), "split", lambda *_given: [])
+        await fep.submit("S1", body=statement())
+        told = await erp.result("S1")
+        assert (told.state, told.bank_code) == (State.FAILED, "BAD_BODY")
+        assert "of days to come a bank tells nothing" in told.bank_message
+
+
 async def test_a_long_statement_is_asked_page_by_page(world: World) -> None:
     async with world.fep() as fep:
         now = SystemClock().now()

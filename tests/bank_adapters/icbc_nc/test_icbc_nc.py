@@ -244,8 +244,15 @@ def test_pages_go_on_by_next_tag_and_never_round_and_round() -> None:
     page = codec().outcome(STATEMENT, reply_of({"NextTag": "T1"}, "QPD", (line,)))
     assert isinstance(page, Accepted)
     assert isinstance(page.result, Statement)
-    assert page.result.cursor == "T1"
-    again = attrs.evolve(STATEMENT, cursor="T1")
+    assert page.result.cursor == "QPD:T1"
+    again = attrs.evolve(STATEMENT, cursor=page.result.cursor)
+    context = Context(NOW, "1")
+    asked = codec().prepare(again, context).content.message
+    assert (asked.trade, asked.fields["NextTag"]) == ("QPD", "T1")
+    # By the next day the lines are asked for by another trade, whose pages they are not.
+    later = attrs.evolve(context, now=NOW + dt.timedelta(days=1))
+    with pytest.raises(BodyError, match="midnight passed between two pages"):
+        codec().prepare(again, later)
     assert isinstance(codec().outcome(again, reply_of({"NextTag": "T1"}, "QPD", (line,))), Unclear)
     empty = codec().outcome(again, reply_of({"NextTag": "T1"}, "QPD", ({"Drcrf": ""},)))
     assert isinstance(empty, Accepted)

@@ -50,10 +50,24 @@ def paying(**changes: object) -> PaymentOrder:
         (paying(bank_code="307584007998"), "1", ""),
         (paying(bank_code=""), "0", ""),
         (paying(account=FOREIGN, bank_code="", bank_name=""), "0", "308584000013"),
+        (
+            attrs.evolve(
+                INSIDE, payee=attrs.evolve(INSIDE.payee, bank_code="105100000017", bank_name="建行")
+            ),
+            "0",
+            "105100000017",
+        ),
     ],
-    ids=["other bank", "own account", "code of the bank", "no code lands", "own account elsewhere"],
+    ids=[
+        "other bank",
+        "own account",
+        "code of the bank",
+        "no code lands",
+        "own account elsewhere",
+        "a stranger's account of the same number",
+    ],
 )
-def test_union_flag_follows_configuration_then_the_bank_code(
+def test_union_flag_follows_the_bank_code_then_the_configuration(
     order: PaymentOrder, flag: str, node: str
 ) -> None:
     text = transfer(order)
