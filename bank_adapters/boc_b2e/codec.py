@@ -17,7 +17,9 @@ from bank_adapters.boc_b2e.messages import (
     add_signature,
     decode,
     encode,
+    mask_token,
     signed_part,
+    take_token,
     text,
 )
 from fep.adapters import xml
@@ -179,6 +181,14 @@ class BocB2eCodec:
         if signature is not None:
             xml = add_signature(xml, base64.b64encode(signature))
         return request_bytes(self.profile.peer, self._options.path, xml, TYPE)
+
+    def kept(self, frame: bytes) -> bytes:
+        """Return a request's bytes as they may be stored and shown: without the token."""
+        return mask_token(frame)
+
+    def bearing(self, frame: bytes) -> BocB2eCodec:
+        """Return a codec that seals with the token, or its stars, of a kept request."""
+        return BocB2eCodec(self.profile, take_token(frame))
 
     def outcome(self, operation: Operation, reply: Reply) -> Outcome:
         """Return what a reply means for the operation it answers; never raises on bad content."""

@@ -23,6 +23,8 @@ _ROOT: Final = '<bocb2e version="120" security="true" locale="zh_CN">'
 _SIGNED: Final = re.compile(rb"<trn-b2e[0-9]{4}-rq>.*</trn-b2e[0-9]{4}-rq>", re.DOTALL)
 _SIGNATURE: Final = re.compile(rb"<signature>([^<]*)</signature>")
 
+_TOKEN: Final = re.compile(rb"(?<=<token>)[^<]+(?=</token>)")
+
 Fields = Mapping[str, "str | Fields"]
 """Elements by name: text, or elements again."""
 
@@ -62,6 +64,17 @@ def encode(message: Message, part: str = "rq", errors: str = "strict") -> bytes:
     if errors == "strict":
         xml.check_characters(text)
     return text.encode("utf-8", errors)
+
+
+def mask_token(data: bytes) -> bytes:
+    """Return bytes that hold a request, as many, with stars for the token."""
+    return _TOKEN.sub(lambda found: b"*" * len(found[0]), data)
+
+
+def take_token(data: bytes) -> str:
+    """Return the token that a request bears, or the stars in its place."""
+    found = _TOKEN.search(data)
+    return "" if found is None else found[0].decode("utf-8", "replace")
 
 
 def decode(data: bytes) -> Message:

@@ -278,6 +278,15 @@ class SecretiveCodec(BankCodec, Protocol):
 
 
 @runtime_checkable
+class TokenCodec(SecretiveCodec, Protocol):
+    """A codec whose requests bear the token of a session, which ends with it."""
+
+    def bearing(self, frame: bytes) -> BankCodec:
+        """Return a codec that seals with the token of a kept request, whatever is left of it."""
+        ...
+
+
+@runtime_checkable
 class SignPortCodec(BankCodec, Protocol):
     """A codec whose bank signs on a port of its own, before anything is sent (card: ``sign_port``).
 

@@ -461,6 +461,7 @@ class _Look:
         for (task_id,) in self._rows(
             "SELECT task_id FROM task WHERE sent_at IS NOT NULL AND kind = 'batch_transfer' AND"
             " NOT EXISTS (SELECT 1 FROM payment_row WHERE task_seq = task.seq)"
+            " AND (body IS NOT NULL OR archived IS NOT NULL)"
         ):
             self.find("payments", task_id, "it was sent, and none of its rows is searched")
 

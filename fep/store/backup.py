@@ -60,6 +60,10 @@ def back_up(
     if not target.parent.is_dir():
         msg = f"{target.parent} is no folder"
         raise BackupRefusedError(msg)
+    beside = target.parent.samefile(source.parent)
+    if (beside and files.is_own(target.name)) or (target.exists() and target.samefile(source)):
+        msg = f"{target} is the store itself, or a file that belongs to it: give another name"
+        raise BackupRefusedError(msg)
     # In the same folder, so that it gets its name in one step.
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
@@ -125,10 +129,15 @@ def _exchange(new: Path, place: Path, now: dt.datetime) -> Path:
 
     The old file's write-ahead log must not meet the new file, so several names change. While they
     do a flag keeps the daemon from starting; after a crash in between ``fep restore`` is run again.
+    The flag says under which name the old file goes: its log must go with it then.
     """
     flag = place.with_name(files.RESTORING_FILE)
     former = place.with_name(f"{place.name}.before-{now:%Y%m%dT%H%M%SZ}")
-    flag.touch()
+    if begun := _begun(flag, place):
+        former = begun
+    else:
+        flag.write_text(former.name, "utf-8")
+        files.sync_file(flag)
     files.give_to_owner(flag, place.parent)
     files.sync_directory(place.parent)
     for end in ("", *files.SIDE_FILES):
@@ -141,6 +150,21 @@ def _exchange(new: Path, place: Path, now: dt.datetime) -> Path:
     flag.unlink()
     files.sync_directory(place.parent)
     return former
+
+
+def _begun(flag: Path, place: Path) -> Path | None:
+    """Return the name under which a restore that was cut off has begun to keep the old file.
+
+    None where there was none, or the new file is in its place already.
+    """
+    try:
+        name = flag.read_text("utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    if not name.startswith(f"{place.name}.before-") or "/" in name:
+        return None
+    former = place.with_name(name)
+    return None if former.exists() and place.exists() else former
 
 
 def copy(source: Path, target: Path, tell: Tell) -> None:

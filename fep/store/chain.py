@@ -103,6 +103,14 @@ def extend(connection: sa.Connection) -> Link | None:
     return link
 
 
+def kept_text(text: str) -> str:
+    """Return an event's text as both databases keep it whole: a bank or a person may write a NUL.
+
+    PostgreSQL has none, and SQLite's functions end a text there.
+    """
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}") if "\0" in text else text
+
+
 def note(
     connection: sa.Connection,
     event: str,
@@ -120,10 +128,10 @@ def note(
             at=to_text(at),
             event=event,
             state="",
-            cause=cause,
+            cause=kept_text(cause),
             configuration=configuration,
             digest=digest,
-            detail=detail,
+            detail=kept_text(detail),
         )
     )
 

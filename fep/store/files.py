@@ -30,6 +30,12 @@ def archive_name(year: str) -> str:
     return f"archive-{year}.sqlite"
 
 
+def is_own(name: str) -> bool:
+    """Say whether a file of this name in a state directory is the store's, or an archive."""
+    own = {STORE_FILE, LOCK_FILE, RESTORING_FILE, *(STORE_FILE + end for end in SIDE_FILES)}
+    return name in own or ARCHIVE.fullmatch(name) is not None
+
+
 def archives(directory: Path) -> dict[str, Path]:
     """Return the archives of a state directory by year, in order."""
     found = ((ARCHIVE.fullmatch(path.name), path) for path in sorted(directory.iterdir()))

@@ -26,6 +26,8 @@ from fep.adapters.api import (
     Outcome,
     Reply,
     SealingCodec,
+    SecretiveCodec,
+    TokenCodec,
     Unclear,
 )
 from fep.adapters.card import BehaviourCard
@@ -397,6 +399,8 @@ def _read_request(codec: BankCodec, task: Task, one: Recorded) -> Reading:
         return Reading(Kept.REQUEST, one, then, "the task has no body of a payment")
     at, number = evidence.prepared_read(one.taken_for) or (_prepared_at(one), one.correlation)
     context = Context(at, number, task.client_ref)
+    if isinstance(codec, TokenCodec):
+        codec = codec.bearing(one.data)
     try:
         draft = prepared(codec, task.body, context)
         now = _compared(codec, draft, one.data)
@@ -417,11 +421,12 @@ def _prepared_at(one: Recorded) -> dt.datetime:
 
 
 def _compared(codec: BankCodec, draft: Draft, sent: bytes) -> str:
+    sent = _kept(codec, sent)
     if draft.to_sign is None:
         made = codec.seal(draft, None)
         if isinstance(codec, SealingCodec):
             return _difference(codec.bare(sent), codec.bare(made))
-        return _difference(sent, made)
+        return _difference(sent, _kept(codec, made))
     apart = ""
     for one, other in _sealed_alike(codec, draft, len(sent)):
         # Two signatures that have no byte in common show where a signature stands.
@@ -434,6 +439,11 @@ def _compared(codec: BankCodec, draft: Draft, sent: bytes) -> str:
     return apart or "another length, whatever the signature's"
 
 
+def _kept(codec: BankCodec, frame: bytes) -> bytes:
+    """Return a frame as it is kept, and may be shown: without a password or a token."""
+    return codec.kept(frame) if isinstance(codec, SecretiveCodec) else frame
+
+
 def _sealed_alike(codec: BankCodec, draft: Draft, length: int) -> Iterator[tuple[bytes, bytes]]:
     """Yield pairs of frames of this length with two signatures that differ in every byte."""
     shortest = len(codec.seal(draft, b"\x00"))
@@ -443,7 +453,7 @@ def _sealed_alike(codec: BankCodec, draft: Draft, length: int) -> Iterator[tuple
     for size in filter(lambda size: size > 0, dict.fromkeys(sizes)):
         one = codec.seal(draft, b"\x00" * size)
         if len(one) == length:
-            yield one, codec.seal(draft, b"\xff" * size)
+            yield _kept(codec, one), _kept(codec, codec.seal(draft, b"\xff" * size))
 
 
 def _common(one: bytes, other: bytes) -> int:

@@ -349,14 +349,15 @@ def _apart(changes: Iterable[Change]) -> Iterable[list[Change]]:
 
 def _event_rows(change: Change, configuration: str, wire_digest: str) -> list[tuple[Any, ...]]:
     at, state = text_of(change.at), change.after.value
-    taken_for = "" if change.wire is None else change.wire.taken_for
+    taken_for = "" if change.wire is None else chain.kept_text(change.wire.taken_for)
+    cause = chain.kept_text(change.cause)
     return [
         (
             change.seq,
             at,
             event.value,
             state,
-            change.cause,
+            cause,
             configuration,
             wire_digest,
             taken_for,
@@ -425,10 +426,10 @@ def note(  # noqa: PLR0913 - one row of the chain has so many columns
         text_of(at),
         event,
         state.value,
-        cause,
+        chain.kept_text(cause),
         configuration,
         "" if wire is None else digest(wire.data),
-        "" if wire is None else wire.taken_for,
+        "" if wire is None else chain.kept_text(wire.taken_for),
     )
     _insert_rows(connection, "task_event", _EVENT_COLUMNS, [row])
 

@@ -172,6 +172,20 @@ def test_a_folder_that_is_not_there_is_no_files_name(
     assert not (desk.directory / "backups").exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["fep.sqlite", "fep.sqlite-wal", "archive-2025.sqlite", "fep.lock"]
+)
+def test_the_store_is_not_its_own_backup(desk: Desk, name: str) -> None:
+    before = desk.store.read_bytes()
+    told = desk.run("backup", desk.store.with_name(name), "--force", status=1)
+    assert "is the store itself, or a file that belongs to it" in told
+    assert desk.store.read_bytes() == before
+    link = desk.directory / "link"
+    link.symlink_to(desk.store)
+    assert "BACKUP_REFUSED" in desk.run("backup", link, "--force", status=1)
+    assert desk.store.read_bytes() == before
+
+
 def test_a_folder_gets_a_name_with_the_time(desk: Desk) -> None:
     (desk.directory / "backups").mkdir()
     value = desk.json("backup", desk.directory / "backups")

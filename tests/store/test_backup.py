@@ -225,7 +225,7 @@ def test_what_is_not_sound_is_not_put_there(path: Path, target: Path, damage: by
     assert left == {files.STORE_FILE}
 
 
-STEPS = ("rename", "replace", "unlink", "touch")
+STEPS = ("rename", "replace", "unlink", "write_text")
 
 
 class Cut(BaseException):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -212,3 +216,70 @@ async def test_without_a_restore_nothing_is_held_and_nothing_to_release(world: W
         await fep.submit("PAY-1", body=money(BANK))
         with pytest.raises(TaskRefusedError, match="only accepted and unknown"):
             await fep.service.resolve("li", TaskId("PAY-1"), State.SUCCEEDED, EVIDENCE)
+
+
+async def test_a_batch_without_its_body_that_two_persons_found_done_is_no_fault(
+    world: World,
+) -> None:
+    async with world.fep() as fep:
+        await fep.ready()
+        copy = await trio.to_thread.run_sync(back_up, world)
+    await trio.to_thread.run_sync(restore, world, copy)
+    async with world.fep() as fep:
+        await fep.ready()
+        await fep.submit("B", Kind.BATCH_TRANSFER)
+        await fep.service.resolve("li", TaskId("B"), State.SUCCEEDED, EVIDENCE)
+        await fep.service.confirm("wang", TaskId("B"))
+    assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
+
+
+async def test_what_a_person_or_a_bank_writes_does_not_break_the_chain(world: World) -> None:
+    await paid_after_the_backup(world, "PAY-1")
+    async with world.fep() as fep:
+        await fep.ready()
+        await fep.service.resolve("li", TaskId("PAY-1"), State.SUCCEEDED, EVIDENCE + "\0 and on")
+        await fep.service.confirm("wang", TaskId("PAY-1"))
+        await fep.service.release("wang", "both statements\0were read")
+        chain = (await fep.service.why(None, TaskId("PAY-1")))["events"]
+        assert chain[1]["cause"].endswith("line 4\N{REPLACEMENT CHARACTER} and on")
+    assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
+
+
+@pytest.mark.parametrize("cut_at", ["", "-wal", "the new one"])
+async def test_a_restore_that_is_cut_off_and_run_again_keeps_the_former_store_whole(
+    world: World, monkeypatch: pytest.MonkeyPatch, cut_at: str
+) -> None:
+    async with world.fep() as fep:
+        await fep.ready()
+        copy = await trio.to_thread.run_sync(back_up, world)
+        await fep.submit("ONE", body=money(BANK))
+        await fep.becomes("ONE", State.SUCCEEDED)
+        # As the files lie on the disk when the process is killed.
+        dead = world.path / "dead"
+        dead.mkdir()
+        for end in ("", "-wal", "-shm"):
+            shutil.copy(f"{world.store_file}{end}", dead)
+    real = {name: getattr(Path, name) for name in ("rename", "replace")}
+
+    def cut(name: str) -> Callable[[Path, Path], Path]:
+        def act(path: Path, target: Path) -> Path:
+            if cut_at == "the new one" if name == "replace" else path.name == f"fep.sqlite{cut_at}":
+                raise KeyboardInterrupt
+            moved: Path = real[name](path, target)
+            return moved
+
+        return act
+
+    now = SystemClock().now()
+    for name in real:
+        monkeypatch.setattr(Path, name, cut(name))
+    with pytest.raises(KeyboardInterrupt):
+        backup.restore(copy, dead, now, lambda _path: None, _silent)
+    for name, function in real.items():
+        monkeypatch.setattr(Path, name, function)
+    later = now + dt.timedelta(seconds=30)
+    former = backup.restore(copy, dead, later, lambda _path: None, _silent)
+    for path, known in ((former, [("ONE", "succeeded")]), (dead / "fep.sqlite", [])):
+        with closing(sqlite3.connect(path)) as db:
+            assert db.execute("select task_id, state from task").fetchall() == known
+    assert not (dead / "fep.restoring").exists()
