@@ -196,12 +196,9 @@ def _back_up(given: argparse.Namespace) -> int:
             replace=given.force,
         )
     size, head = target.stat().st_size, str(seen[0].head)
-    value = {"backup": str(target), "bytes": size, "head": head}
-    _answer(
-        given,
-        value,
-        lambda: print(f"{target}: {size} bytes, sound 完好; head of the chain 链头: {head}"),
-    )
+    value = {"backup": str(target), "bytes": size, "head": head, "notes": seen[0].notes}
+    words = f"{target}: {size} bytes, sound 完好; head of the chain 链头: {head}"
+    _answer(given, value, lambda: print(show.clean("\n".join([*seen[0].notes, words]))))
     return 0
 
 
@@ -211,7 +208,13 @@ def _checked(path: Path, config: Config, tell: Tell) -> Report:
     Raises:
         NotSoundError: something in it is wrong, and so it is in what it was made of.
     """
-    report = verify(path, archives=config.state_dir, enterprise=config.enterprise.id, progress=tell)
+    report = verify(
+        path,
+        archives=config.state_dir,
+        are_whole=False,
+        enterprise=config.enterprise.id,
+        progress=tell,
+    )
     if not report.sound:
         told = "\n".join(str(one) for one in report.findings[:FINDINGS_SHOWN_MAX])
         msg = f"the copy was made, and it is not sound; it was thrown away:\n{told}"
@@ -233,7 +236,10 @@ def _restore(given: argparse.Namespace) -> int:
         return _restore_shared(given, config, config.store)
     if given.backup is None:
         raise UnreadableStoreError("say which file that fep backup made is to be restored")
-    with _held(config.state_dir / files.LOCK_FILE, "the daemon runs; stop it first"):
+    with (
+        _held(config.state_dir / files.LOCK_FILE, "the daemon runs; stop it first"),
+        _held(config.state_dir / ARCHIVE_LOCK_FILE, "fep archive runs; wait for its end"),
+    ):
         with _progress("restore") as tell:
             former = backup.restore(
                 given.backup,

@@ -121,6 +121,7 @@ def verify(
     path: Path,
     *,
     archives: Path | None = None,
+    are_whole: bool = True,
     full: bool = False,
     enterprise: str | None = None,
     head: str | None = None,
@@ -131,6 +132,7 @@ def verify(
     Args:
         path: the store's file, or an archive's by its name.
         archives: where its archives are, if not beside it.
+        are_whole: whether archives that are not there are a fault; they are none of a copy's.
         full: look at every index too, which takes several times as long.
         enterprise: the enterprise's id, to compare payments' references with their task ids.
         head: a head of the chain that was seen before; it must still be in it.
@@ -152,6 +154,7 @@ def verify(
             msg = f"{path} has version {version}, this release reads {schema.VERSION}"
             raise UnreadableStoreError(msg)
         look = _Look(report, main, progress, enterprise)
+        look.are_whole = are_whole
         alone = files.ARCHIVE.fullmatch(path.name)
         found = {} if alone else files.archives(archives or path.parent)
         for year, file in found.items():
@@ -228,8 +231,12 @@ class _Look:
         self._main = main
         self._progress = progress
         self._enterprise = enterprise
+        self.are_whole = True
+        """Whether an archive that is not there is a fault."""
         self._missing: set[str] = set()
-        """Years of archives that hold something of this store and are not there."""
+        """Years of archives that hold something of this store and are not there, or not read."""
+        self._older: set[str] = set()
+        """Years of archives that an older release wrote."""
         self._left_over: dict[str, set[int]] = {}
         """Tasks in an archive that the store still has whole: an interrupted ``fep archive``."""
 
@@ -246,9 +253,12 @@ class _Look:
                 self.report.notes.append(f"{name} is empty: fep archive was interrupted")
             case schema.VERSION:
                 self.archives[year] = connection
+            case _ if version < schema.VERSION:
+                self._older.add(year)
+                told = f"has version {version}, not looked at; fep archive brings it up to date"
+                self.report.notes.append(f"{name} {told}")
             case _:
-                told = f"has version {version}; fep archive brings it up to date"
-                self.find("archives", name, told)
+                self.find("archives", name, f"has version {version}, of a newer release")
 
     def run(self, *, full: bool, head: str | None) -> None:
         """Look at everything."""
@@ -302,10 +312,17 @@ class _Look:
         query = "SELECT archived, count(*) FROM task WHERE archived IS NOT NULL GROUP BY 1"
         known: dict[str, int] = dict(self._rows(query))
         for year, count in known.items():
-            if year not in self.archives:
-                self._missing.add(year)
-                msg = f"is not here; {count} tasks and their events can't be looked at"
-                self.find("archives", files.archive_name(year), msg)
+            if year in self.archives:
+                continue
+            self._missing.add(year)
+            name = files.archive_name(year)
+            msg = f"is not here; {count} tasks and their events can't be looked at"
+            if year in self._older:
+                continue
+            if self.are_whole:
+                self.find("archives", name, msg)
+            else:
+                self.report.notes.append(f"{name} {msg}")
         for year, connection in self.archives.items():
             self._compare_archive(year, connection, known.get(year, 0))
 

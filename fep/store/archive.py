@@ -14,7 +14,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +35,12 @@ PAUSE_SECONDS_MIN, PAUSE_FACTOR = 0.02, 4
 MESSAGE_COLUMNS: Final = [column for column in message.c if column.name != "seq"]
 """An archive numbers its messages anew: numbers of removed ones are given again."""
 LEFT_IN_STORE: Final = {"body": None, "result": None}
+
+
+class ArchiveHeldError(FepError):
+    """What was moved is safe, and part of it still in the file beside the archive."""
+
+    code = "ARCHIVE_HELD"
 
 
 class ArchiveConflictError(FepError):
@@ -144,12 +150,18 @@ def move(
 
     Raises:
         ArchiveConflictError: an archive does not fit the store.
+        ArchiveHeldError: another program reads an archive, which is not one file yet.
         sqlalchemy.exc.DBAPIError: a file can't be read or written, or the daemon holds the store.
     """
     moved: dict[str, int] = {}
     after = 0
     with ExitStack() as stack:
         opened: dict[str, sa.Connection] = {}
+        # Those of years that nothing goes to any more, too: an update, or what was cut off.
+        for year, path in files.archives(directory).items():
+            if not _is_settled(store, path):
+                opened[year] = stack.enter_context(_opened(directory, year))
+                remove_left_over(store, opened[year], year)
         while batch := candidates(store, over, after):
             after = batch[-1].seq
             for year in sorted({one.year for one in batch}):
@@ -163,6 +175,18 @@ def move(
     return moved
 
 
+def _is_settled(store: sa.Connection, path: Path) -> bool:
+    """Say whether an archive is one file of this release, and has nothing that the store has."""
+    if path.with_name(f"{path.name}-wal").exists():
+        return False
+    with files.reading(path) as archive:
+        if schema.version_of(archive) != schema.VERSION:
+            return False
+        place, _ = _last_task(archive)
+    moved = store.execute(sa.select(task.c.archived).where(task.c.seq == place)).scalar()
+    return place is None or moved is not None
+
+
 @contextmanager
 def _opened(directory: Path, year: str) -> Iterator[sa.Connection]:
     path = directory / files.archive_name(year)
@@ -174,8 +198,14 @@ def _opened(directory: Path, year: str) -> Iterator[sa.Connection]:
             files.give_to_owner(path, directory)
             files.sync_directory(directory)
         yield archive
-        with suppress(sa.exc.DBAPIError):
+        try:
             archive.exec_driver_sql("PRAGMA journal_mode=DELETE")
+        except sa.exc.DBAPIError as error:
+            msg = (
+                f"another program reads {path.name}: what was moved is safe, and part of it is in"
+                f" {path.name}-wal yet; run fep archive again before the file is copied"
+            )
+            raise ArchiveHeldError(msg) from error
 
 
 def _move_batch(

@@ -186,6 +186,34 @@ def test_the_store_is_not_its_own_backup(desk: Desk, name: str) -> None:
     assert desk.store.read_bytes() == before
 
 
+ARCHIVED = "archive-2025.sqlite"
+
+
+def test_an_archive_that_is_away_or_older_does_not_end_the_backups(desk: Desk) -> None:
+    desk.run("archive", "--before", DAY)
+    year = desk.store.with_name(ARCHIVED)
+    with closing(sqlite3.connect(year)) as db:
+        db.executescript("ALTER TABLE task DROP COLUMN sent_to; PRAGMA user_version = 5;")
+    told = f"{ARCHIVED} has version 5, not looked at; fep archive brings it up to date"
+    assert told in desk.run("verify-store")
+    assert told in desk.run("backup", desk.directory / "one.sqlite")
+    # Nothing is moved any more, and the archive follows all the same.
+    desk.run("archive", "--before", DAY)
+    assert "not looked at" not in desk.run("verify-store")
+    year.rename(desk.directory / "elsewhere")
+    assert f"{ARCHIVED}: is not here" in desk.run("verify-store", status=1)
+    assert f"{ARCHIVED} is not here" in desk.run("backup", desk.directory / "two.sqlite")
+    desk.run("restore", desk.directory / "two.sqlite")
+
+
+def test_a_restore_waits_for_nobody_who_archives(desk: Desk) -> None:
+    desk.run("backup", desk.directory / "one.sqlite")
+    with (desk.store.with_name("archive.lock")).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        told = desk.run("restore", desk.directory / "one.sqlite", status=1)
+    assert "fep archive runs; wait for its end" in told
+
+
 def test_a_folder_gets_a_name_with_the_time(desk: Desk) -> None:
     (desk.directory / "backups").mkdir()
     value = desk.json("backup", desk.directory / "backups")

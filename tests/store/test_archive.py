@@ -292,6 +292,48 @@ def test_what_was_copied_and_not_removed_is_copied_anew(path: Path, year: Path) 
     assert verify(path).notes == []
 
 
+def test_what_was_copied_to_a_year_that_it_does_not_end_in_any_more_is_taken_back(
+    path: Path, year: Path
+) -> None:
+    """Cut off before it was removed; then it came back to its bank, in another year."""
+    copied(path, places_of(path, "PAY-succeeded"))
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(
+            "UPDATE task SET updated_at = '2026-03-01T00:00:00.000+00:00'"
+            " WHERE task_id = 'PAY-succeeded'"
+        )
+        db.commit()
+    later = NOW + dt.timedelta(days=400)
+    assert move(path, over(later, later))["2026"] >= 1
+    assert ("PAY-succeeded",) not in query(year, "SELECT task_id FROM task")
+    assert not [one for one in verify(path).findings if one.check == "archives"]
+
+
+def test_an_archive_that_is_read_is_not_said_to_be_one_file(
+    path: Path, year: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "BUSY_SECONDS", 0.1)
+    log = year.with_name(f"{year.name}-wal")
+    readers: list[sqlite3.Connection] = []
+
+    def read(_year: str, _count: int) -> None:
+        reader = sqlite3.connect(f"file:{year}?mode=ro", uri=True)
+        readers.append(reader)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM task").fetchall()
+
+    with pytest.raises(archive.ArchiveHeldError, match="run fep archive again"):
+        move(path, tell=read)
+    assert log.stat().st_size > 0
+    for reader in readers:
+        reader.close()
+    # Nothing is left to be moved, and it is one file by then.
+    assert move(path) == {}
+    assert not log.exists()
+    assert len(query(year, "SELECT task_id FROM task")) == len(MOVED_2025)
+    assert findings(path) == []
+
+
 def test_what_changed_after_it_was_copied_is_not_taken_out(path: Path, year: Path) -> None:
     with files.writing(path) as store, archive._opened(path.parent, "2025") as file:
         stale = archive.read_rows(store, places_of(path, "PAY-rejected", "PAY-succeeded"))
