@@ -189,6 +189,15 @@ class Replay:
             self._note(difference, found)
         self.report.seconds = time.monotonic() - began
 
+    def _whole(self, task: Task) -> Task | None:
+        """Return a task with its body: an answer may have come after it was archived."""
+        if task.body is not None or (year := store.archive_of(self._main, task.task_id)) is None:
+            return task
+        found = store.one(self._archives[year], task.task_id) if year in self._archives else None
+        if found is None:
+            self._skip(f"{files.archive_name(year)} is not here")
+        return found
+
     def _all_of(
         self,
         connection: sa.Connection,
@@ -207,6 +216,8 @@ class Replay:
                 # One that was moved since our moment was read in the store itself.
                 moved = store.archived_of(self._main, places)
                 tasks = [task for task in tasks if task.seq in moved]
+            else:
+                tasks = [whole for task in tasks if (whole := self._whole(task)) is not None]
             here = [task for task in tasks if task.bank in self._banks]
             for task in tasks:
                 if task.bank not in self._banks:

@@ -161,15 +161,15 @@ def move(
         for year, path in files.archives(directory).items():
             if not _is_settled(store, path):
                 opened[year] = stack.enter_context(_opened(directory, year))
-                remove_left_over(store, opened[year], year)
+                remove_left_over(store, opened[year], year, over)
         while batch := candidates(store, over, after):
             after = batch[-1].seq
             for year in sorted({one.year for one in batch}):
                 if year not in opened:
                     opened[year] = stack.enter_context(_opened(directory, year))
-                    remove_left_over(store, opened[year], year)
+                    remove_left_over(store, opened[year], year, over)
                 places = [one.seq for one in batch if one.year == year]
-                if _move_batch(store, opened[year], year, places, now, who):
+                if _move_batch(store, opened[year], year, places, now, who, over):
                     moved[year] = moved.get(year, 0) + len(places)
                     tell(year, moved[year])
     return moved
@@ -215,6 +215,7 @@ def _move_batch(
     places: Sequence[int],
     now: dt.datetime,
     who: str,
+    over: Over,
 ) -> bool:
     """Copy, compare, then remove; False if a task has changed meanwhile and all of them stay."""
     rows = read_rows(store, places)
@@ -225,20 +226,21 @@ def _move_batch(
     began = time.monotonic()
     is_moved = take_out(store, rows, year, chain.head(archive), now, who)
     if not is_moved:
-        remove_left_over(store, archive, year)
+        remove_left_over(store, archive, year, over)
     # The daemon's writer waits while this one has its place: let it go first for a while.
     time.sleep(max(PAUSE_SECONDS_MIN, PAUSE_FACTOR * (time.monotonic() - began)))
     return is_moved
 
 
-def remove_left_over(store: sa.Connection, archive: sa.Connection, year: str) -> None:
+def remove_left_over(store: sa.Connection, archive: sa.Connection, year: str, over: Over) -> None:
     """Take out of an archive what was copied and, by a crash, never removed from the store.
 
     Also what the store has whole again because an older one was restored. Such tasks are the last
     of the archive's chain.
 
     Raises:
-        ArchiveConflictError: the archive has tasks that the store does not know.
+        ArchiveConflictError: the archive has tasks that the store does not know, or the end of one
+            that the store does not know.
     """
     while True:
         with files.transaction(archive):
@@ -246,7 +248,7 @@ def remove_left_over(store: sa.Connection, archive: sa.Connection, year: str) ->
             if place is None:
                 return
             row = store.execute(
-                sa.select(task.c.task_id, task.c.archived).where(task.c.seq == place)
+                sa.select(task.c.task_id, task.c.archived, task.c.state).where(task.c.seq == place)
             ).first()
             if row is None or row.task_id != task_id:
                 msg = (
@@ -256,6 +258,14 @@ def remove_left_over(store: sa.Connection, archive: sa.Connection, year: str) ->
                 raise ArchiveConflictError(msg)
             if row.archived is not None:
                 return
+            end = archive.execute(sa.select(task.c.state).where(task.c.seq == place)).scalar_one()
+            if row.state != end and row.state not in over.states:
+                msg = (
+                    f"{files.archive_name(year)} knows that task {task_id} is {end}, and in this"
+                    f" store, of an older moment, it is {row.state}: bring it to its end first, as"
+                    " fepctl restored shows; nothing was removed"
+                )
+                raise ArchiveConflictError(msg)
             for table in (task_event, message, resolution):
                 archive.execute(sa.delete(table).where(table.c.task_seq == place))
             archive.execute(sa.delete(task).where(task.c.seq == place))

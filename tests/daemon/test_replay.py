@@ -25,6 +25,7 @@ from fep.daemon.main import main
 from fep.domain.clock import SystemClock, business_date
 from fep.domain.ids import BankName
 from fep.domain.order import PaymentState
+from fep.links.mux import UnmatchedReply
 from fep.store import files
 from fep.tasks.replay import NOTHING_NOTED, SAME_BYTES
 from fep.tasks.state import State
@@ -414,6 +415,26 @@ async def test_archived_tasks_are_read_in_their_archive(
     (world.path / files.archive_name(year)).unlink()
     assert f"{files.archive_name(year)} is not here" in desk.run("OLD", status=2)
     assert desk.json("--all")["tasks"] == 1
+
+
+async def test_an_answer_to_what_is_archived_is_read_with_its_order(
+    world: World, desk: Desk
+) -> None:
+    async with world.fep(card=NO_WATCH) as fep:
+        erp = fep.client()
+        await fep.ready()
+        await pay(fep, PINGAN, "OLD", money(PINGAN), State.SUCCEEDED)
+        await erp.result("OLD")
+        await until(lambda: world.on_disk("select delivery from task") == [(2,)])
+        [(data,)] = world.on_disk("select bytes from message where direction = 'received'")
+        [year] = await trio.to_thread.run_sync(move, world)
+        # The bank says it once more.
+        [reply] = fep.units[PINGAN].parts.codec.framer().receive_data(data)
+        await fep.unmatched.send(UnmatchedReply(PINGAN, reply))
+        await until(lambda: world.on_disk("select count(*) from message") == [(1,)])
+    assert desk.json("--all")["differences"] == []
+    (world.path / files.archive_name(year)).unlink()
+    assert f"{files.archive_name(year)} is not here" in desk.json("--all")["skipped"]
 
 
 async def test_a_backup_is_replayed_in_the_place_of_the_store(world: World, desk: Desk) -> None:
