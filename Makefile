@@ -22,7 +22,7 @@ help: ## list the targets
 setup: $(DRIVER) ## make .venv/ and everything else; all other targets begin with it
 
 demo: setup ## the main job on this machine: keys, banks, tasks, one pooling round
-	@$(BIN)/fep demo
+	@$(BIN)/fep demo $(DEMO)
 
 # Real processes, and the simulation: they measure no coverage, so that nothing is traced in them.
 WHOLE := tests/system tests/crash tests/simulation tests/bench tests/browser tests/attacks

@@ -21,7 +21,7 @@ import trio
 
 from fep.alarms.config import ChannelConfig, HttpTarget, MailTarget, SyslogTarget
 from fep.alarms.messages import Message, Post, mail_of, one_line, post_of, refusal, syslog_lines
-from fep.domain.errors import FepError
+from fep.domain.errors import FepError, reason_of
 
 if TYPE_CHECKING:
     import smtplib
@@ -84,10 +84,7 @@ async def _within_deadline(send: Send, message: Message) -> Outcome:
 
 def _reason(error: Exception, *secrets: str | None) -> str:
     """Return what an exception says, without secrets."""
-    told: BaseException = error
-    while not str(told) and (under := told.__cause__ or told.__context__) is not None:
-        told = under  # httpx2 says nothing itself of a certificate that does not fit
-    text = f"{type(error).__name__}: {told}".rstrip(": ")
+    text = f"{type(error).__name__}: {reason_of(error)}".rstrip(": ")
     return one_line(without_pieces(text, *secrets), REASON_CHARS_MAX)
 
 

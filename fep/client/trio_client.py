@@ -39,6 +39,7 @@ from fep.client.conversation import (
     TaskResult,
 )
 from fep.domain.clock import Clock, SystemClock, to_text
+from fep.domain.errors import reason_of
 from fep.wire.proof import NONCE_BYTES, Key
 
 RECEIVE_BYTES: Final = 65_536
@@ -273,8 +274,7 @@ class Client:
             msg = f"can't connect to {address}: not within {CONNECT_SECONDS_MAX:g} s"
             raise _LostError(msg) from error
         except (OSError, trio.BrokenResourceError) as error:
-            reason = error if error.__cause__ is None else error.__cause__
-            msg = f"can't connect to {address}: {reason}"
+            msg = f"can't connect to {address}: {reason_of(error)}"
             raise _LostError(msg) from error
 
     async def _secured(self, stream: trio.SocketStream) -> trio.abc.Stream:

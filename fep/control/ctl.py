@@ -33,6 +33,7 @@ from fep.client import (
 from fep.control import show
 from fep.domain.errors import FepError
 from fep.domain.order import Kind
+from fep.domain.words import counted
 from fep.tasks.state import FINAL, State
 from fep.tasks.task import PRIORITY_MAX
 
@@ -206,7 +207,8 @@ def _restored(desk: Desk) -> int:
 
 def _release(desk: Desk) -> int:
     value = desk.call("restore.release", evidence=desk.given.evidence)
-    return desk.say(value, f"{value['released']} payments that were held go on 已放行")
+    count = counted(value["released"], "held payment")
+    return desk.say(value, f"released 已放行: {count}")
 
 
 def _alarms(desk: Desk) -> int:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import attrs
 import trio
 
+from fep.domain.errors import reason_of
 from fep.links.config import LinkConfig
 from fep.links.service import BankLink, connect_tcp
 
@@ -42,7 +43,7 @@ async def reach(config: LinkConfig) -> Reach:
     except trio.TooSlowError:
         told = f"no answer within {PROBE_SECONDS_MAX:g} s: a firewall, or the wrong address"
     except OSError as error:
-        told = error.strerror or str(error)
+        told = reason_of(error)
     else:
         reached, told = True, "the bank's machine takes connections"
     return Reach(told, round(trio.current_time() - began, 3), reached=reached)

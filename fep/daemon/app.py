@@ -44,6 +44,7 @@ from fep.domain.account import Account
 from fep.domain.clock import Clock
 from fep.domain.errors import ConfigError, FepError
 from fep.domain.ids import AccountNumber, BankName, Sequence
+from fep.domain.words import counted
 from fep.keys.service import KeyRing, Slot, run_monitor, run_slot
 from fep.links.folder import FolderLink
 from fep.links.mux import UnmatchedReply
@@ -633,7 +634,7 @@ class Daemon:
                 new = await trio.to_thread.run_sync(configuration.load, self.config.path)
             except ConfigFaultsError as error:
                 log.error("config.refused", who=who, faults=len(error.faults))
-                msg = f"{len(error.faults)} faults, nothing was changed:\n{error}"
+                msg = f"{counted(len(error.faults), 'fault')}, nothing was changed:\n{error}"
                 raise ProtocolRefusal("BAD_STATE", msg) from error
             applied: dict[str, Any] = {}
 

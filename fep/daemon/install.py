@@ -360,19 +360,21 @@ def _own_config(image: Image, example: bytes) -> bool:
 
 
 def _enable(image: Image, *, is_own: bool) -> int:
+    if not image.dry and not is_own:
+        print(f"not enabled: {CONFIG_FILE} is still the example, with banks that are not yours")
+        return 0
+    # Of an image the files that it names are elsewhere: only its own machine can look at them.
+    here = image.is_this_machine and not image.dry
+    if here and (faults := configuration.check(Path(str(CONFIG_FILE)))):
+        print("\n".join(map(str, faults)), file=sys.stderr)
+        print(f"not enabled: {CONFIG_FILE} has faults: {len(faults)}", file=sys.stderr)
+        return 1
     image.must("systemctl", "enable", *UNITS)
     if image.dry:
         return 0
     print(f"enabled: {' and '.join(UNITS)} start with the machine")
-    if not image.is_this_machine:
+    if not here:
         return 0
-    if not is_own:
-        print(f"not started: {CONFIG_FILE} is still the example, with banks that are not yours")
-        return 0
-    if faults := configuration.check(Path(str(CONFIG_FILE))):
-        print("\n".join(map(str, faults)), file=sys.stderr)
-        print(f"not started: {len(faults)} faults in {CONFIG_FILE}", file=sys.stderr)
-        return 1
     done = image.run("systemctl", "start", *reversed(UNITS))
     if done.returncode:
         print(done.stderr.strip(), file=sys.stderr)

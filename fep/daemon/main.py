@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fep.daemon.app import Daemon
 
 CONFIG_DEFAULT: Final = Path("/etc/fep/fep.toml")
+INTERRUPTED: Final = 128 + signal.SIGINT
+"""The exit status that shells know for it."""
 
 log = structlog.get_logger()
 
@@ -27,6 +29,20 @@ log = structlog.get_logger()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 well, 1 not, 2 wrong usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = _command(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read along, such as head, has read enough; what is left has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("fep: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return status
+
+
+def _command(words: Sequence[str]) -> int:
     # These have parsers of their own, and load much that the daemon never needs.
     if words[:1] == ["host"]:
         from fep.sandbox import host  # noqa: PLC0415
@@ -46,14 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return new_adapter.main(words[1:])
     given = _parser().parse_args(words)
     command: Callable[[argparse.Namespace], int] = given.command
-    try:
-        status = command(given)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read along, such as head, has read enough; what is left has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return status
+    return command(given)
+
+
+class _Version(argparse.Action):
+    """Prints the release; only then is it looked up."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_given: object) -> None:
+        from importlib.metadata import version  # noqa: PLC0415
+
+        print(f"fep {version('fep')}")
+        parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Enterprise bank front-end processor (企业端前置机, 银企直联).",
         epilog="Operators' commands to a running daemon: fepctl --help",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the release")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     run = commands.add_parser("run", help="run the daemon in the foreground (systemd does this)")
@@ -70,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--log-format", choices=("json", "console"), default="json")
     run.set_defaults(command=_run)
 
-    check = commands.add_parser("check-config", help="say all that is wrong in a configuration")
+    check = commands.add_parser(
+        "check-config", aliases=["check"], help="say all that is wrong in a configuration"
+    )
     check.add_argument("file", type=Path, nargs="?", default=CONFIG_DEFAULT)
     check.add_argument(
         "--secrets", action="store_true", help="also look at the files of keys, PINs and tokens"
@@ -204,12 +226,13 @@ def _upkeep(name: str, given: argparse.Namespace) -> int:
 
 def _check(given: argparse.Namespace) -> int:
     from fep.daemon import config  # noqa: PLC0415
+    from fep.domain.words import counted  # noqa: PLC0415
 
     faults = config.check(given.file)
     for fault in faults:
         print(fault, file=sys.stderr)
     if faults:
-        print(f"{len(faults)} faults in {given.file}", file=sys.stderr)
+        print(f"{counted(len(faults), 'fault')} in {given.file}", file=sys.stderr)
         return 1
     found = config.load(given.file)
     secrets = config.secret_faults(found) if given.secrets else []
@@ -219,7 +242,8 @@ def _check(given: argparse.Namespace) -> int:
         return 1
     print(
         f"{given.file}: OK: {len(found.banks)} banks, {len(found.slots)} slots, "
-        f"{len(found.accounts)} accounts, {len(found.pools)} pools (configuration {found.digest})"
+        f"{counted(len(found.accounts), 'account')}, {counted(len(found.pools), 'pool')}"
+        f" (configuration {found.digest})"
     )
     return 0
 

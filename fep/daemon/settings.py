@@ -42,6 +42,7 @@ from fep.daemon.versions import Version, VersionEvent, VersionState
 from fep.domain.clock import Clock, to_text
 from fep.domain.errors import FepError
 from fep.domain.ids import SlotName
+from fep.domain.words import counted
 from fep.links.service import BankLink
 from fep.store.database import Store
 
@@ -691,7 +692,7 @@ def _told_as_state() -> Iterator[None]:
     try:
         yield
     except ConfigFaultsError as error:
-        msg = f"{len(error.faults)} faults, nothing was changed:\n{error}"
+        msg = f"{counted(len(error.faults), 'fault')}, nothing was changed:\n{error}"
         raise ProtocolRefusal("BAD_STATE", msg) from error
 
 

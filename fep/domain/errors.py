@@ -1,10 +1,30 @@
 """The exceptions of the product, each with a stable upper-case code that the documents list."""
 
+import os
+
 
 class FepError(Exception):
     """Base of all errors raised on purpose; ``code`` never changes between releases."""
 
     code = "FEP_ERROR"
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why a connection failed, in the system's words where there are some.
+
+    Libraries tell only that all their attempts failed, and some of them nothing.
+    """
+    told, strerror = "", ""
+    under: BaseException | None = error
+    while under is not None:
+        told = told or str(under)
+        if isinstance(under, OSError) and under.strerror:
+            # The system's own, and not what was put around it; names and TLS have other numbers.
+            number = under.errno if type(under).__module__ == "builtins" else None
+            strerror = os.strerror(number) if number else str(under.strerror)
+        inner = under.exceptions[0] if isinstance(under, BaseExceptionGroup) else None
+        under = inner or under.__cause__ or under.__context__
+    return strerror or told
 
 
 class RemoteProtocolError(FepError):

@@ -389,7 +389,7 @@ def _account(value: object, where: str) -> AccountNumber:
 
 
 def _amount(value: object, where: str) -> Cny:
-    if isinstance(value, int | float):
+    if not isinstance(value, str):
         msg = f'{where} must be text in quotes, such as "1234.50": a number may lose cents'
         raise BodyError(msg)
     try:

@@ -189,7 +189,11 @@ class Routing:
             elif isinstance(card.look, Known):
                 owner = self._owner(card.look)
                 if owner is None:
-                    found[reader] = f"card {card.look.guid} in reader {reader} is no slot's"
+                    certificates = ", ".join(sorted(card.look.certificates)) or "none"
+                    found[reader] = (
+                        f"card {card.look.guid} in reader {reader} is no slot's;"
+                        f" certificate_sha256: {certificates}"
+                    )
                 elif (place := places[owner]) is None or place.number != card.number:
                     found[reader] = (
                         f"card {card.look.guid} in reader {reader} has the identity of the card "

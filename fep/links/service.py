@@ -37,6 +37,7 @@ from fep.domain.errors import (
     LocalProtocolError,
     NothingSentError,
     RemoteProtocolError,
+    reason_of,
 )
 from fep.domain.ids import BankName, Sequence
 from fep.links.backoff import Backoff
@@ -816,7 +817,7 @@ class Link:
             self.last_failure = f"no connection within {config.connect_timeout_s} s"
             return None
         except OSError as error:
-            self.last_failure = f"connect: {error}"
+            self.last_failure = f"connect: {reason_of(error)}"
             return None
         framer = self._codec.framer()
         return _Connection(sock, framer, config.heartbeat_s, self._traffic, self._take_answers)

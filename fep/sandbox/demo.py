@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,10 +31,13 @@ from fep.adapters.host import BookAccount, BookedState
 from fep.client import BlockingClient
 from fep.domain.ids import TaskId, client_ref
 from fep.domain.money import Cny
-from fep.sandbox.scene import BANKS, FINANCE_CLIENT, Scene, end
+from fep.sandbox.scene import BANKS, FINANCE_CLIENT, Scene, end, free_port
 from fep.sandbox.ukey.rig import UkeyRig
 
 ACCOUNTS_PER_BANK: Final = 20
+ACCOUNTS_MIN, ACCOUNTS_MAX = 2, 99
+USER: Final = "demo"
+"""Of the console, where the demo stays up."""
 PAYMENTS: Final = 8
 FINANCE_SECONDS_MAX: Final = 120.0
 ROUND_SECONDS_MAX: Final = 90.0
@@ -63,11 +67,20 @@ class Tally:
 class Demo:
     """One run in one directory."""
 
-    def __init__(self, directory: Path, console: Console, *, software: bool, per_bank: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        console: Console,
+        *,
+        software: bool,
+        per_bank: int,
+        stay: bool = False,
+    ) -> None:
         self._directory = directory
         self._console = console
         self._software = software
         self._per_bank = per_bank
+        self._stay = stay
         self._began = time.monotonic()
         self.tally = Tally()
 
@@ -85,7 +98,10 @@ class Demo:
             book = scene.open_book()
             before, held = book.accounts(), book.held()
             book.close()
-            scene.write_config()
+            config = scene.configuration()
+            if self._stay:
+                config["console"] = {"listen": f"127.0.0.1:{free_port()}"}
+            scene.write_config(config)
             self._say("Starting the daemon: one nursery a key slot, one a bank's connection …")
             scene.start_daemon()
             with scene.operator() as operator:
@@ -94,6 +110,8 @@ class Demo:
                 self._finance(scene)
                 self._round(scene, operator)
             self._close(scene, before, held)
+            if self._stay:
+                self._stay_up(scene, config["console"]["listen"])
 
     # -- steps --------------------------------------------------------------------------------
 
@@ -312,6 +330,30 @@ class Demo:
         )
         self.tally.seconds = round(time.monotonic() - self._began, 1)
 
+    def _stay_up(self, scene: Scene, console: str) -> None:
+        """Say how to try what runs, and leave it running until Ctrl-C."""
+        password = secrets.token_urlsafe(12)
+        with scene.operator() as operator:
+            operator.call("user.add", {"name": USER, "role": "admin", "password": password})
+        payer = scene.accounts[0]
+        asked = json.dumps({"account": payer.number})
+        self._say("All of it stays up until Ctrl-C. 保持运行，按 Ctrl-C 结束。", style="green")
+        for what, how in (
+            ("console 控制台", f"http://{console}  user {USER}, password {password}"),
+            ("operators 运维", f"export FEP_ADDRESS=unix:{scene.socket}"),
+            ("", "fepctl status; fepctl tasks; fepctl why PAY-001"),
+            ("", f"fepctl submit TRY-1 {payer.bank} balance '{asked}' --wait"),
+            (
+                "finance 财务系统",
+                f"tcp:127.0.0.1:{scene.port}, client {FINANCE_CLIENT}, token file {scene.token}",
+            ),
+            ("files 文件", f"{scene.config}, {self._directory / 'fep.log'}"),
+        ):
+            self._console.print(f"  {what:<16} {how}", highlight=False, markup=False)
+        with suppress(KeyboardInterrupt):
+            while True:
+                signal.pause()
+
     def _progress(self) -> Progress:
         return Progress(
             TextColumn("  {task.description:<22}"),
@@ -351,6 +393,13 @@ def _accounts_table(before: list[BookAccount], after: list[BookAccount]) -> Tabl
     return table
 
 
+def _accounts(text: str) -> int:
+    if not text.isdecimal() or not ACCOUNTS_MIN <= int(text) <= ACCOUNTS_MAX:
+        msg = f"{text!r} is not a number from {ACCOUNTS_MIN} to {ACCOUNTS_MAX}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run ``fep demo``; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -360,15 +409,37 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--directory", type=Path, help="keep everything here (default: a temporary directory)"
     )
-    parser.add_argument("--accounts", type=int, default=ACCOUNTS_PER_BANK, help="at each bank")
+    parser.add_argument(
+        "--accounts",
+        type=_accounts,
+        default=ACCOUNTS_PER_BANK,
+        metavar="NUMBER",
+        help=f"at each bank: {ACCOUNTS_MIN} to {ACCOUNTS_MAX} (default %(default)s)",
+    )
     parser.add_argument("--software", action="store_true", help="software keys even as root")
+    parser.add_argument(
+        "--stay",
+        action="store_true",
+        help="leave the daemon and the banks running for you to try, until Ctrl-C",
+    )
     given = parser.parse_args(arguments)
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 110)
     directory = given.directory or Path(tempfile.mkdtemp(prefix="fep-demo-"))
     if given.directory is not None and directory.exists() and any(directory.iterdir()):
         console.print(f"fep demo: {directory} is not empty; choose another", style="red")
         return 2
-    demo = Demo(directory.absolute(), console, software=given.software, per_bank=given.accounts)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        console.print(f"fep demo: {directory} can't be made: {error.strerror}", style="red")
+        return 2
+    demo = Demo(
+        directory.absolute(),
+        console,
+        software=given.software,
+        per_bank=given.accounts,
+        stay=given.stay,
+    )
     # `kill` is to the demo what Ctrl-C is: it ends what it started before it ends.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

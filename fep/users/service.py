@@ -111,11 +111,9 @@ class Users:
             raise UserRefusedError("BAD_STATE", msg)
         stored = await self._new_hash(name, password)
         now = self._clock.now()
-        if not await self._store.write(
-            partial(store.add, name=name, role=role, password=stored, at=now)
-        ):
-            msg = f"there is a user {name!r} already, or there are {store.USERS_MAX} users"
-            raise UserRefusedError("BAD_STATE", msg)
+        add = partial(store.add, name=name, role=role, password=stored, at=now)
+        if why := await self._store.write(add):
+            raise UserRefusedError("BAD_STATE", why)
         log.info("user.added", user=name, role=role)
 
     async def set_password(self, name: str, password: str, *, keep: str = "") -> None:

@@ -77,17 +77,19 @@ def users(connection: sa.Connection) -> list[dict[str, Any]]:
     ]
 
 
-def add(connection: sa.Connection, name: str, role: str, password: str, at: dt.datetime) -> bool:
-    """Add a user; False when the name is taken, or there is no room for more."""
+def add(connection: sa.Connection, name: str, role: str, password: str, at: dt.datetime) -> str:
+    """Add a user; returns why not, empty when it was done."""
     count = connection.execute(sa.select(sa.func.count()).select_from(console_user)).scalar_one()
-    if count >= USERS_MAX or user(connection, name) is not None:
-        return False
+    if user(connection, name) is not None:
+        return f"there is a user {name!r} already"
+    if count >= USERS_MAX:
+        return f"there are {USERS_MAX} users, and no room for another"
     now = to_text(at)
     row = sa.insert(console_user).values(
         name=name, role=role, password=password, created_at=now, changed_at=now
     )
     connection.execute(row)
-    return True
+    return ""
 
 
 def change(

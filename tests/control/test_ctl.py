@@ -575,7 +575,7 @@ def test_config_check_and_apply(scene: Scene, ctl: Ctl):
         assert len(json.loads(ctl("config", "check", "--json").out)["faults"]) == 1
         refused = ctl("config", "apply")
         assert (refused.status, refused.out) == (1, "")
-        assert refused.err.startswith("fepctl: BAD_STATE: 1 faults, nothing was changed:\n")
+        assert refused.err.startswith("fepctl: BAD_STATE: 1 fault, nothing was changed:\n")
         assert "fep.toml:1" in refused.err
         scene.config.write_text(good.replace("workers = 4", "workers = 5", 1), "utf-8")
         changed = ctl("config", "apply")

@@ -325,6 +325,7 @@ INSIDE = {
     "STATE_HELD": "of fep restore and archive",
     "BACKUP_REFUSED": "of fep backup and restore",
     "ARCHIVE_CONFLICT": "of fep archive",
+    "ARCHIVE_HELD": "of fep archive",
     "NO_REPLAY": "of fep replay",
     "NOT_VERIFIED": "on the console's page alone",
     "STORE_NOT_YET": "at the start only, and tried again",

@@ -575,7 +575,7 @@ def test_check_config_of_a_good_file_is_one_line_and_status_0(tmp_path: Path) ->
     )
     assert (told.returncode, told.stderr) == (0, "")
     assert len(told.stdout.splitlines()) == 1
-    assert "OK: 2 banks, 2 slots, 3 accounts, 1 pools" in told.stdout
+    assert "OK: 2 banks, 2 slots, 3 accounts, 1 pool (" in told.stdout
 
 
 def test_one_fault_brings_no_others(tmp_path: Path) -> None:

@@ -163,7 +163,21 @@ def test_a_dry_run_shows_it_all_and_changes_nothing(
     assert "/etc/systemd/system/fep.socket: would be removed" in capsys.readouterr().out
 
 
+def own_configuration(image: Path) -> None:
+    (image / "etc/fep").mkdir(parents=True, exist_ok=True)
+    (image / "etc/fep/fep.toml").write_text("# ours\n", "utf-8")
+
+
+def test_the_example_is_not_started_with_the_machine(
+    image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert install(image, "--enable") == 0
+    assert "not enabled: /etc/fep/fep.toml is still the example" in capsys.readouterr().out
+    assert not (image / UNITS / "multi-user.target.wants").exists()
+
+
 def test_enabled_it_starts_with_the_machine(image: Path) -> None:
+    own_configuration(image)
     assert install(image, "--enable") == 0
     for target, unit in (("multi-user", "fep.service"), ("sockets", "fep.socket")):
         link = image / UNITS / f"{target}.target.wants" / unit
@@ -175,6 +189,7 @@ def test_uninstalled_only_what_the_site_made_is_left(
 ) -> None:
     before = set(tree(image))
     own = ["etc/fep/fep.toml", "etc/fep/pin.cred", f"{UNITS}/fep.service.d/site.conf"]
+    own_configuration(image)
     assert install(image, "--enable") == 0
     (image / UNITS / "fep.service.d").mkdir()
     for name in own:

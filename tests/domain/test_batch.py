@@ -95,7 +95,7 @@ def test_what_is_read_is_what_was_written(rows: list[dict[str, Any]]) -> None:
         ),
         (batch(ROW | {"payee": {"account": "1", "name": " "}}), "rows[0].payee.name must not"),
         (batch(ROW | {"amount": "0.00"}), "rows[0].amount must be above 0.00"),
-        (batch(ROW | {"amount": 1}), "rows[0].amount must be printable text"),
+        (batch(ROW | {"amount": 1}), "rows[0].amount must be text in quotes"),
         (batch(ROW | {"purpose": "x" * 31}), "rows[0].purpose must be printable text"),
         (batch(ROW | {"urgency": "now"}), "rows[0].urgency must be"),
         (

@@ -113,6 +113,7 @@ def test_strangers_and_doubles_are_named() -> None:
     assert set(strangers) == {"a", "c", "d"}
     assert STRANGE in strangers["a"]
     assert "reader a" in strangers["a"]
+    assert "certificate_sha256: " in strangers["a"]
     assert made.unidentified("d") is None
     made.apply(Removed("b"))
     assert set(made.strangers()) == {"a", "d"}

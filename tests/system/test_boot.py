@@ -262,7 +262,7 @@ def test_uninstalled_it_is_gone_and_the_payments_are_not(seen: Notes) -> None:
 @pytest.mark.step("installed_again")
 def test_installed_without_a_configuration_it_waits_for_one(seen: Notes) -> None:
     assert seen["example"]["status"] == 0, seen["example"]["err"]
-    assert "not started: /etc/fep/fep.toml is still the example" in seen["example"]["out"]
+    assert "not enabled: /etc/fep/fep.toml is still the example" in seen["example"]["out"]
     assert seen["idle"] == "inactive"
     assert seen["faulty"]["status"] == 1
     assert "nonsense" in seen["faulty"]["err"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
+import httpx2
 import pytest
 
+from fep.client import BlockingClient
 from fep.sandbox.demo import ACCOUNTS_PER_BANK, PAYMENTS
 from fep.sandbox.scene import BANKS
 from tests.system.demo_run import DemoRun, demo
@@ -81,3 +84,38 @@ def test_the_demo_ended_in_its_middle_leaves_nothing_running(directory: Path, ho
             f"demo: interrupted; all that was started has ended, logs and data are kept in {kept}"
         )
         assert run.left_behind == []
+
+
+@pytest.mark.slow
+def test_the_demo_stays_up_for_who_wants_to_try_it(directory: Path) -> None:
+    with demo("--software", "--accounts", "2", "--stay", "--directory", str(directory)) as run:
+        run.watch(lambda: "files 文件" in run.output)
+        found = re.search(r"(http://\S+)  user demo, password (\S+)", run.output)
+        assert found is not None, run.output[-3000:]
+        with httpx2.Client(base_url=found[1], follow_redirects=True) as browser:
+            assert browser.get("/").url.path == "/login"
+        with BlockingClient(f"unix:{directory}/control.sock", "me") as client:
+            assert client.call("task.get", {"task_id": "PAY-001"})["state"] == "succeeded"
+            assert [one["name"] for one in client.call("user.list")["users"]] == ["demo"]
+        run.look()
+        os.killpg(run.process.pid, signal.SIGINT)
+        run.watch()
+        assert run.process.returncode == 0
+        assert run.tally["accounts"] == 8
+        assert "Traceback" not in run.output
+        assert run.left_behind == []
+
+
+@pytest.mark.parametrize("words", [["--accounts", "0"], ["--accounts", "-3"], ["--accounts", "x"]])
+def test_a_demo_that_can_not_be_is_refused(words: list[str]) -> None:
+    with demo("--software", *words) as run:
+        run.watch()
+        assert run.process.returncode == 2
+        assert "is not a number from 2 to 99" in run.output
+
+
+def test_a_directory_that_can_not_be_made_is_said() -> None:
+    with demo("--software", "--directory", "/proc/none") as run:
+        run.watch()
+        assert run.process.returncode == 2
+        assert run.output.startswith("fep demo: /proc/none can't be made: ")
