@@ -238,10 +238,14 @@ def _tables(body: Mapping[str, Any]) -> tuple[dict[str, tuple[Row, ...]], str]:
             fault = fault or f"table {name[:40]!r} has rows that are no objects"
             continue
         tables[name] = tuple(map(_row, many))
-        floats = (key for row in many for key, value in row.items() if isinstance(value, float))
-        if (first := next(floats, None)) is not None:
-            fault = fault or f"{first[:40]!r} of table {name[:40]!r} is a number with a point"
+        odd = (key for row in many for key, value in row.items() if not _is_plain(value))
+        if (first := next(odd, None)) is not None:
+            fault = fault or f"{first[:40]!r} of table {name[:40]!r} is no text and no whole number"
     return tables, fault
+
+
+def _is_plain(value: Any) -> bool:  # noqa: ANN401 - any JSON
+    return value is None or (isinstance(value, str | int) and not isinstance(value, bool))
 
 
 def _row(values: Mapping[str, Any]) -> dict[str, str]:

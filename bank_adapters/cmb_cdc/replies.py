@@ -99,6 +99,9 @@ def looked_up(card: BehaviourCard, lookup: Lookup, reply: Reply) -> Outcome:
 
 
 def _returned(lookup: Lookup, message: Message) -> ReturnedPayments:
+    if RETURNED_TOLD not in message.tables:
+        msg = "the answer has no table of payments that came back"
+        raise ValueError(msg)
     entries = tuple(
         ReturnedPayment(
             client_ref=row.get("yurRef", ""),
@@ -262,6 +265,10 @@ def _statement(query: StatementQuery, message: Message) -> Statement:
         raise ValueError(msg)
     entries = tuple(_entry(row) for row in message.rows(Z2))
     page = _only(message, Z1) if message.rows(Z1) else {}
+    counts = {page.get("debitNums", ""), page.get("creditNums", "")} - {"", "0"}
+    if counts and not entries and not query.cursor:
+        msg = "the bank counts lines, and tells none"
+        raise ValueError(msg)
     if page.get("ctnFlag") != MORE:
         return Statement(entries)
     rows = message.rows(Y1)

@@ -68,10 +68,36 @@ def days_left(value: str | None, now: dt.datetime) -> int | None:
 
 
 def pairs(value: Any) -> list[tuple[str, str]]:  # noqa: ANN401 - any JSON value
-    """Return the members of an object as text."""
+    """Return the members of an object as text, but for lists, which are tables of their own."""
     if not isinstance(value, Mapping):
         return []
-    return [(str(name), str(one)) for name, one in value.items() if one not in (None, "")]
+    return [
+        (str(name), exact(one) if name in MOMENTS else str(one))
+        for name, one in value.items()
+        if one not in (None, "") and not isinstance(one, list)
+    ]
+
+
+MOMENTS: Final = frozenset({"as_of", "booked_at"})
+"""Members of results that are times."""
+
+
+def listed(result: Any) -> tuple[list[str], list[dict[str, str]]]:  # noqa: ANN401 - any JSON value
+    """Return the columns and rows of a result that is a list: a statement's lines, a batch's rows.
+
+    What is inside of a row, as the other side's account and name, is told by its own name.
+    """
+    if not isinstance(result, Mapping):
+        return [], []
+    found = next((one for one in result.values() if isinstance(one, list)), [])
+    rows: list[dict[str, str]] = []
+    for one in found:
+        inner = {f"{name}.": part for name, part in one.items() if isinstance(part, Mapping)}
+        flat = {name: part for name, part in one.items() if f"{name}." not in inner}
+        for name, part in inner.items():
+            flat |= {f"{name}{key}": value for key, value in part.items()}
+        rows.append(dict(pairs(flat)))
+    return list(dict.fromkeys(name for row in rows for name in row)), rows
 
 
 FILTERS: Final[dict[str, Callable[..., Any]]] = {

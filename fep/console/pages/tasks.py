@@ -15,6 +15,7 @@ from starlette.responses import Response
 from fep.console import store
 from fep.console.desk import OPERATOR, Visit, need
 from fep.console.pages.page import GET, POST, Page, text_of
+from fep.console.shown import listed
 from fep.console.streaming import Stream
 from fep.domain.clock import to_shanghai
 from fep.domain.order import Kind
@@ -154,6 +155,8 @@ async def show_one(visit: Visit) -> Response:
         task=found["task"],
         events=found["events"],
         omitted=found.get("omitted", 0),
+        waits_for=found.get("waits_for", ""),
+        listed=listed(found["task"]["result"]),
         params=_flat(params),
         money=_money(params),
         proposal=proposal if state in OPEN_AT_BANK or state in BEFORE_SENDING else None,

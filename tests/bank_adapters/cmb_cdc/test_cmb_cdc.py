@@ -346,6 +346,8 @@ def body_of(function: str, body: dict[str, Any]) -> Reply:
         {"bb1payqrz1": "none"},
         {"BB1PAYQRZ1": []},
         {"bb1payqrz1": [{"yurRef": REF, "reqSts": "FIN", "rtnFlg": "S", "trsAmt": 1000.5}]},
+        {"bb1payqrz1": [{"yurRef": REF, "reqSts": "FIN", "rtnFlg": "S", "trsAmt": True}]},
+        {"bb1payqrz1": [{"yurRef": REF, "reqSts": "FIN", "rtnFlg": "S", "trsAmt": ["1.00"]}]},
     ],
 )
 def test_a_status_that_can_not_be_taken_as_it_is_says_nothing(body: dict[str, Any]) -> None:
@@ -375,6 +377,12 @@ def test_a_page_of_a_statement_does_not_begin_where_it_did() -> None:
     assert isinstance(codec().outcome(second, again), Unclear)
     nothing = reply_of("trsQryByBreakPoint")
     assert isinstance(codec().outcome(first, nothing), Unclear)
+    counted = ({"debitNums": "1", "creditNums": "0", "ctnFlag": "N"},)
+    lost = reply_of("trsQryByBreakPoint", TRANSQUERYBYBREAKPOINT_Z1=counted)
+    assert isinstance(codec().outcome(first, lost), Unclear)
+    none = ({"debitNums": "0", "creditNums": "0", "ctnFlag": "N"},)
+    empty = reply_of("trsQryByBreakPoint", TRANSQUERYBYBREAKPOINT_Z1=none)
+    assert isinstance(codec().outcome(first, empty), Accepted)
 
 
 def test_a_reference_that_only_begins_alike_is_not_ours() -> None:
@@ -669,7 +677,8 @@ ROW = {"yurRef": REF, "reqNbr": "0099", "trsAmt": "1.00"}
     ("reply", "kind"),
     [
         (reply_of("BB1PAYQB", bb1payqbz1=(ROW,)), Accepted),
-        (reply_of("BB1PAYQB"), Accepted),
+        (reply_of("BB1PAYQB", bb1payqbz1=()), Accepted),
+        (reply_of("BB1PAYQB"), Unclear),
         (reply_of("BB1PAYQB", bb1payqbz1=(ROW | {"trsAmt": "x"},)), Unclear),
         (reply_of("BB1PAYQB", bb1payqbz1=(ROW | {"rtnDat": "2026"},)), Unclear),
         (reply_of("BB1PAYQB", bb1payqby1=({"ctnKey": "3"},)), Unclear),
