@@ -442,6 +442,13 @@ def _verdict(*, differs: bool) -> str:
 @contextmanager
 def _replayed(given: argparse.Namespace) -> Iterator[Replay]:
     config = load(given.config)
+    if config.store is not None and given.store is None:
+        # A file in the state directory is of the time before, and says nothing of the database.
+        msg = (
+            "this store is a PostgreSQL database, and fep replay reads files; say --store FILE to"
+            " replay one"
+        )
+        raise SharedStoreError(msg)
     path: Path = given.store or config.state_dir / files.STORE_FILE
     with ExitStack() as stack:
         yield opened_replay(stack, config, _there(path))
