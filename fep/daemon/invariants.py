@@ -5,7 +5,9 @@ The daemon never breaks these; who changes the file by hand, or a defect of ours
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -29,12 +31,20 @@ from fep.domain.ids import (
 )
 from fep.domain.order import MOVES_MONEY, BatchOrder, Body, Kind, Order, parse_body
 from fep.pooling.plan import ENDED, ItemState, RoundState
+from fep.store import chain
 from fep.tasks.state import FINAL, Event, IllegalTransitionError, State, step
+from fep.tasks.task import body_told, end_told
 
 SUBMITTED: Final = "submitted"
 RESOLVED: Final = "RESOLVED"
 """``bank_code`` of an end that two persons confirmed: there is no result of the bank's."""
 NO_RESULT, OWED, ACKNOWLEDGED = 0, 1, 2
+BODY, TOLD = "body ", "told "
+"""How the details of events begin that tell a digest (``body_told``, ``end_told``)."""
+ONE_STEP_MAX: Final = dt.timedelta(minutes=1)
+"""The clock may be set in a step, by little."""
+LONG_REF: Final = re.compile(rf"F[0-9A-Z]{{{CLIENT_REF_CHARS - 1}}}")
+"""A batch's, of which those of its rows are made."""
 PLAIN: Final = re.compile(r"[!-~]*")
 """What an event has in all columns but two: the text under its link's digest is cut at blanks."""
 
@@ -61,8 +71,9 @@ class TaskRow:
     body_digest: str | None
     client_ref: str | None
     sent_at: str | None
-    has_result: bool
+    result: bytes | None
     bank_code: str
+    bank_message: str
     delivery: int
     archived: str | None
 
@@ -86,6 +97,7 @@ class MessageRow:
     """One message, of whose bytes only the digest is kept."""
 
     direction: str
+    at: str
     digest: str
     real_digest: str
 
@@ -117,7 +129,10 @@ def task_faults(
         return
     for event in events:
         yield from event_faults(event)
+    if not all(map(_is_text, events)):
+        return
     yield from _submission_faults(task, events[0])
+    yield from _body_faults(task, events)
     yield from _walk_faults(task, events)
     yield from _column_faults(task, events)
     yield from _message_faults(events, messages)
@@ -128,8 +143,16 @@ def task_faults(
 def event_faults(event: EventRow) -> Iterator[str]:
     """Yield what is wrong with an event by itself."""
     plain = (event.at, event.event, event.state, event.configuration, event.digest)
-    if not all(PLAIN.fullmatch(one) for one in plain) or "\0" in event.cause + event.detail:
+    if not _is_text(event):
+        yield f"event {event.seq} has bytes where an event has text"
+    elif not all(PLAIN.fullmatch(one) for one in plain) or "\0" in event.cause + event.detail:
         yield f"event {event.seq} has characters that no event has"
+
+
+def _is_text(event: EventRow) -> bool:
+    """Say whether all columns are text: a file takes anything in any column."""
+    plain = (event.at, event.event, event.state, event.configuration, event.digest)
+    return all(isinstance(one, str) for one in (*plain, event.cause, event.detail))
 
 
 def _submission_faults(task: TaskRow, first: EventRow) -> Iterator[str]:
@@ -140,6 +163,23 @@ def _submission_faults(task: TaskRow, first: EventRow) -> Iterator[str]:
         yield f"it is {task.client}'s, and event {first.seq} says: {first.cause}"
     if first.digest and first.digest != task.body_digest:
         yield f"event {first.seq} tells another body than the recorded one"
+
+
+def _body_faults(task: TaskRow, events: Sequence[EventRow]) -> Iterator[str]:
+    """Hold the body against the events that tell of it."""
+    taken = [one for one in events if one.event == Event.BODY_TAKEN]
+    for event in taken:
+        # An older release noted no digest here.
+        told = event.detail.startswith(BODY)
+        if told and event.detail != body_told(task.body_digest or ""):
+            yield f"event {event.seq} took another body than the recorded one"
+    if task.body is not None:
+        if sha256(task.body) != task.body_digest:
+            yield "its body is not the one that its digest is of"
+    elif taken:
+        yield f"its body was taken by event {taken[-1].seq}, and is not here"
+    elif events[0].digest:
+        yield "it was submitted with a body, and has none"
 
 
 def _walk_faults(task: TaskRow, events: Sequence[EventRow]) -> Iterator[str]:
@@ -167,29 +207,36 @@ def _walk_faults(task: TaskRow, events: Sequence[EventRow]) -> Iterator[str]:
 def _column_faults(task: TaskRow, events: Sequence[EventRow]) -> Iterator[str]:
     state = State(task.state)
     names = [one.event for one in events]
-    if task.body is not None and sha256(task.body) != task.body_digest:
-        yield "its body is not the one that its digest is of"
     if task.body is None and Event.SEND_BEGUN in names:
         yield "it was sent, and has no body"
     if task.offers != names.count(Event.OFFERED):
         yield f"it counts {task.offers} offers, and its events {names.count(Event.OFFERED)}"
     if (task.delivery == NO_RESULT) == (state in FINAL):
         yield f"it is {task.state}, and its delivery is {task.delivery}"
-    if task.has_result and state not in FINAL:
+    if task.result is not None and state not in FINAL:
         yield f"it is {task.state}, and has a result"
     done = state in (State.SUCCEEDED, State.RETURNED)
-    if done and not task.has_result and task.bank_code != RESOLVED:
+    if done and task.result is None and task.bank_code != RESOLVED:
         yield f"it is {task.state}, and has no result"
+    # Told of what two persons confirmed. Of what bytes prove the chain covers those, and fep replay
+    # reads them again; of queries nothing is told.
+    last = [one for one in events if one.event in _EVENTS][-1:]
+    if last and last[0].detail.startswith(TOLD):
+        words = end_told(task.bank_code, task.bank_message, task.result)
+        if last[0].detail != words:
+            yield f"its result, code or message is not what event {last[0].seq} told"
 
 
 def _message_faults(events: Sequence[EventRow], messages: Sequence[MessageRow]) -> Iterator[str]:
     for message in messages:
+        if message.direction not in ("sent", "received"):
+            yield f"the bytes of digest {message.digest[:12]}… are {message.direction!r}"
         if message.digest != message.real_digest:
             yield f"the bytes {message.direction} are not those of digest {message.digest[:12]}…"
-    kept = {message.digest for message in messages}
+    kept = {(message.digest, message.at) for message in messages}
     for event in events:
-        if event.digest and event.event != SUBMITTED and event.digest not in kept:
-            yield f"the bytes of event {event.seq} ({event.event}) are not kept"
+        if event.digest and event.event != SUBMITTED and (event.digest, event.at) not in kept:
+            yield f"the bytes of event {event.seq} ({event.event}) are not kept, or not since then"
 
 
 def _payment_faults(
@@ -209,8 +256,24 @@ def _payment_faults(
         yield f"{len(sent)} messages were sent, and it was begun {len(begun)} times"
     if begun and (task.client_ref is None or task.sent_at is None):
         yield "it was sent, and has no reference or no moment of that"
+    found = any(one.event == Event.FOUND_DONE for one in events)
+    if task.sent_at is not None and not found:
+        # Of one that persons found it is the moment of the copy that was put back.
+        if not begun:
+            yield f"it was sent at {task.sent_at}, and no event says so"
+        elif not _is_about(task.sent_at, begun[-1].at):
+            yield f"it was sent at {task.sent_at}, and event {begun[-1].seq} was at {begun[-1].at}"
     if enterprise is not None and task.client_ref not in _references(enterprise, task):
         yield f"reference {task.client_ref} is not that of this task id"
+
+
+def _is_about(moment: str, other: str) -> bool:
+    """Say whether two moments are those of one step, which asks the clock twice."""
+    try:
+        apart = from_text(moment) - from_text(other)
+    except (ValueError, TypeError):
+        return False
+    return abs(apart) <= ONE_STEP_MAX
 
 
 def _references(enterprise: str, task: TaskRow) -> Iterator[str | None]:
@@ -279,14 +342,18 @@ def rows_faults(batch: BatchRows) -> Iterator[str]:
     if not isinstance(body, BatchOrder) or batch.client_ref is None:
         yield "rows are searched, and it is no batch that was sent"
         return
+    if not LONG_REF.fullmatch(str(batch.client_ref)):
+        yield f"rows are searched, and no batch has reference {batch.client_ref}"
+        return
     reference = ClientRef(batch.client_ref)
     wanted = tuple(
         (place, body.payer, row.payee.account, row.amount.fen, row_ref(reference, place))
         for place, row in enumerate(body.rows)
     )
-    if batch.rows != wanted:
-        apart = [one[0] for one in set(wanted) ^ set(batch.rows)]
-        yield f"row {min(apart)} is searched as another than its body says"
+    for at, (own, found) in enumerate(itertools.zip_longest(wanted, batch.rows)):
+        if own != found:
+            yield f"row {at} is searched as another than its body says"
+            return
 
 
 def _stored_body(kind: str, data: bytes) -> Body | None:
@@ -355,6 +422,47 @@ def _sweep_faults(item: ItemRow, kind: str, data: bytes) -> Iterator[str]:
         yield f"its transfer {item.sweep_task} moves {body.amount}, not the amount of the round"
 
 
+@attrs.frozen
+class MarkRow:
+    """A mark of a copy: while it is not released, no payment leaves."""
+
+    seq: int
+    taken_at: str
+    link: str
+    restored_at: str | None
+    released_at: str | None
+    released_by: str
+    evidence: str
+
+
+def mark_faults(marks: Sequence[MarkRow], events: Sequence[EventRow]) -> Iterator[str]:
+    """Yield what is wrong with the marks of copies that were put back.
+
+    Args:
+        marks: all of them.
+        events: of the store itself, in order: what was put back, and what was released.
+    """
+    # What is put back once more while it is held has another event of the same mark. An older
+    # release, and who puts a copy there by hand, wrote none.
+    put_back = {one.detail: one for one in events if one.event == chain.RESTORED}
+    there = {chain.mark_told(one.seq, one.taken_at, one.link): one for one in marks}
+    for told, event in put_back.items():
+        if (found := there.get(told)) is None:
+            yield f"event {event.seq} put a copy back, and its mark is not here: {told}"
+        elif found.restored_at != event.at:
+            yield f"{told} was put back at {found.restored_at}, and event {event.seq} at {event.at}"
+    for told, mark in there.items():
+        after = put_back[told].seq if told in put_back else 0
+        if mark.released_at is not None and not any(
+            one.event == chain.RELEASED
+            and one.seq > after
+            and one.at == mark.released_at
+            and one.cause == chain.released_told(mark.released_by, mark.evidence)
+            for one in events
+        ):
+            yield f"{told} is released, and no event says by whom and why"
+
+
 def alarm_faults(row: Any) -> Iterator[str]:  # noqa: ANN401 - a row is untyped by nature
     """Yield what is wrong with an alarm."""
     try:
@@ -362,10 +470,10 @@ def alarm_faults(row: Any) -> Iterator[str]:  # noqa: ANN401 - a row is untyped 
         AlarmKind(row.kind)
         for moment in (row.raised_at, row.last_at):
             from_text(moment)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         yield str(error)
         return
-    if row.count < 1:
+    if not isinstance(row.count, int) or row.count < 1:
         yield f"it was seen {row.count} times"
     if (row.cleared_at is not None) != (state is AlarmState.CLEARED):
         yield f"it is {state.value}, and its end is {row.cleared_at}"
@@ -381,7 +489,7 @@ def notice_faults(row: Any) -> Iterator[str]:  # noqa: ANN401 - a row is untyped
         What(row.what)
         for moment in (row.raised_at, row.noted_at):
             from_text(moment)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         yield str(error)
         return
     if (row.ended_at is None) != (state is NoticeState.WAITING):

@@ -23,12 +23,14 @@ from fep.daemon.invariants import (
     BatchRows,
     EventRow,
     ItemRow,
+    MarkRow,
     MessageRow,
     PaymentRow,
     TaskRow,
     alarm_faults,
     event_faults,
     item_faults,
+    mark_faults,
     notice_faults,
     payment_faults,
     rows_faults,
@@ -40,7 +42,7 @@ from fep.store import audit, chain, files, schema
 if TYPE_CHECKING:
     from fep.store.postgres import Postgres
 
-STORE_EVENTS: Final = frozenset({chain.ARCHIVED, chain.RELEASED, audit.ACT})
+STORE_EVENTS: Final = frozenset({chain.ARCHIVED, chain.RESTORED, chain.RELEASED, audit.ACT})
 FINDINGS_MAX: Final = 50
 """Of one check; what comes after them is counted."""
 SQLITE_FAULTS_MAX: Final = 20
@@ -285,6 +287,7 @@ class _Look:
         self._look_at_references()
         self._look_at_payments()
         self._look_at_strays()
+        self._look_at_marks()
         self._look_at_pools()
         self._look_at_alarms()
 
@@ -478,9 +481,16 @@ class _Look:
         for (task_id,) in self._rows(
             "SELECT task_id FROM task WHERE sent_at IS NOT NULL AND kind = 'batch_transfer' AND"
             " NOT EXISTS (SELECT 1 FROM payment_row WHERE task_seq = task.seq)"
-            " AND (body IS NOT NULL OR archived IS NOT NULL)"
+            # Two persons may find one done that was held without its body: it has no payment.
+            " AND (body IS NOT NULL OR EXISTS (SELECT 1 FROM payment WHERE task_seq = task.seq))"
         ):
             self.find("payments", task_id, "it was sent, and none of its rows is searched")
+        for table in ("payment", "payment_row"):
+            for (task_id,) in self._rows(
+                f"SELECT DISTINCT t.task_id FROM {table} AS p JOIN task AS t ON t.seq = p.task_seq"  # noqa: S608
+                " WHERE t.sent_at IS NULL OR t.sent_at <> p.sent_at ORDER BY t.task_id"
+            ):
+                self.find("payments", task_id, "it is searched as sent at another moment")
 
     def _look_at_strays(self) -> None:
         """Everything belongs to a task, or to the store itself."""
@@ -492,12 +502,22 @@ class _Look:
                 " (SELECT 1 FROM task WHERE task.seq = task_seq) GROUP BY task_seq"
             ):
                 self.find("strays", f"task number {seq}", f"has {count} of {table}, and no row")
-        for row in self._rows(_EVENT_QUERY + " WHERE task_seq = 0 ORDER BY seq"):
+        for row in self._rows(_EVENT_QUERY + _OF_STORE):
             event = EventRow(*row[1:])
             for message in event_faults(event):
                 self.find("strays", "the store", message)
             if event.event not in STORE_EVENTS:
                 self.find("strays", "the store", f"event {event.seq} is {event.event}")
+
+    def _look_at_marks(self) -> None:
+        """A copy that was put back sends nothing until a person has looked."""
+        check = self._check("marks")
+        marks = [MarkRow(*row) for row in self._rows(_MARKS)]
+        check.looked_at = len(marks)
+        own = (EventRow(*row[1:]) for row in self._rows(_EVENT_QUERY + _OF_STORE))
+        events = [one for one in own if one.event in (chain.RESTORED, chain.RELEASED)]
+        for message in mark_faults(marks, events):
+            self.find("marks", "the store", message)
 
     def _look_at_pools(self) -> None:
         check = self._check("pools")
@@ -549,7 +569,8 @@ class _Look:
 _TASKS: Final = (
     "SELECT seq, task_id, client, bank, kind, state, submitted_at, updated_at, offers,"
     " CAST(body AS BLOB),"
-    " body_digest, client_ref, sent_at, result IS NOT NULL, bank_code, delivery, archived"
+    " body_digest, client_ref, sent_at, CAST(result AS BLOB), bank_code, bank_message, delivery,"
+    " archived"
     " FROM task ORDER BY seq"
 )
 _IDENTITY: Final = (
@@ -560,10 +581,15 @@ _IDENTITY: Final = (
 _EVENT_QUERY: Final = (
     "SELECT task_seq, seq, at, event, state, cause, configuration, digest, detail FROM task_event"
 )
+_OF_STORE: Final = " WHERE task_seq = 0 ORDER BY seq"
 _EVENTS: Final = _EVENT_QUERY + " WHERE task_seq > 0 ORDER BY task_seq, seq"
 _MESSAGES: Final = (
-    "SELECT task_seq, direction, digest, CAST(bytes AS BLOB) FROM message WHERE task_seq > 0"
-    " ORDER BY task_seq, seq"
+    "SELECT CAST(task_seq AS BIGINT), direction, at, digest, CAST(bytes AS BLOB) FROM message"
+    " WHERE task_seq > 0 ORDER BY task_seq, seq"
+)
+_MARKS: Final = (
+    "SELECT seq, taken_at, link, restored_at, released_at, released_by, evidence FROM restored"
+    " ORDER BY seq"
 )
 _PAYMENTS: Final = (
     "SELECT t.task_id, p.task_seq, p.bank, p.payer, p.payee, p.amount_fen,"
@@ -590,8 +616,8 @@ def _query(connection: sa.Connection, query: str) -> Iterable[Any]:
     return connection.exec_driver_sql(query)
 
 
-def _message(direction: str, digest: str, data: bytes) -> MessageRow:
-    return MessageRow(direction, digest, hashlib.sha256(data).hexdigest())
+def _message(direction: str, at: str, digest: str, data: bytes) -> MessageRow:
+    return MessageRow(direction, at, digest, hashlib.sha256(data).hexdigest())
 
 
 class _Grouped:

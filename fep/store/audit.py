@@ -15,6 +15,7 @@ import orjson
 import sqlalchemy as sa
 
 from fep.domain.clock import to_text
+from fep.store import chain
 from fep.store.schema import task_event
 
 ACT: Final = "act"
@@ -108,7 +109,7 @@ def _short(value: Any) -> Any:  # noqa: ANN401 - any JSON value
 
 def _clean(text: str) -> str:
     """Return the text as both databases take it: no NUL, no half of a character."""
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+    return chain.kept_text(text).encode("utf-8", "replace").decode()
 
 
 def page(

@@ -194,15 +194,26 @@ def _mark(connection: sa.Connection, now: dt.datetime) -> None:
 def mark_restored(connection: sa.Connection, now: dt.datetime) -> None:
     """Note in a store, in the caller's transaction, that it is a copy: no payment leaves then."""
     held = sa.update(restored).where(restored.c.released_at.is_(None))
-    if connection.execute(held.values(restored_at=to_text(now))).rowcount:
-        return
-    # A copy made by other means: it knows nothing that is later than its last event.
-    last = connection.execute(sa.select(sa.func.max(task_event.c.at))).scalar()
-    connection.execute(
-        sa.insert(restored).values(
-            taken_at=last or NEVER, link=str(chain.head(connection)), restored_at=to_text(now)
+    if not connection.execute(held.values(restored_at=to_text(now))).rowcount:
+        # A copy made by other means: it knows nothing that is later than its last event.
+        last = connection.execute(sa.select(sa.func.max(task_event.c.at))).scalar()
+        connection.execute(
+            sa.insert(restored).values(
+                taken_at=last or NEVER, link=str(chain.head(connection)), restored_at=to_text(now)
+            )
         )
-    )
+    _note_marks(connection, now)
+
+
+def _note_marks(connection: sa.Connection, now: dt.datetime) -> None:
+    """Tell the chain which marks hold payments back, so that one taken away is missed."""
+    columns = (restored.c.seq, restored.c.taken_at, restored.c.link)
+    held = sa.select(*columns).where(restored.c.released_at.is_(None)).order_by(restored.c.seq)
+    for place, taken_at, link in connection.execute(held).all():
+        cause = f"a copy of {taken_at} was put back: no payment leaves"
+        told = chain.mark_told(place, taken_at, link)
+        chain.note(connection, chain.RESTORED, cause, now, detail=told)
+    chain.extend(connection)
 
 
 def _finish(path: Path) -> None:

@@ -31,7 +31,7 @@ rows, and no two different sequences of rows, have the same text (``fep verify-s
 blank in the others).
 """
 
-ARCHIVED, RELEASED = "archived", "released"
+ARCHIVED, RESTORED, RELEASED = "archived", "restored", "released"
 """Events of task 0, the store itself."""
 MISSING_TOLD_MAX: Final = 100_000
 RUNS_TOLD_MAX: Final = 8
@@ -80,6 +80,16 @@ class Fault:
     message: str
     lacks_events: bool = False
     """True where events are not there that may be elsewhere."""
+
+
+def mark_told(place: int, taken_at: str, link: str) -> str:
+    """Return what the event ``restored`` tells of a mark that holds payments back (``detail``)."""
+    return f"mark {place} of {taken_at}, link {link}"
+
+
+def released_told(who: str, evidence: str) -> str:
+    """Return what the event ``released`` tells (``cause``)."""
+    return f"{who} released payments after a restore: {evidence}"
 
 
 def link_digest(before: str, lines: Iterable[str]) -> str:

@@ -124,8 +124,8 @@ task_event: Final = sa.Table(
 )
 """The causal chain of each task: what happened, why, under which configuration, which bytes.
 
-``task_seq`` 0 is the store itself: what was archived, who released it after a restore, and what
-people did (``fep/store/audit.py``)."""
+``task_seq`` 0 is the store itself: what was archived, that it was put back, who released it then,
+and what people did (``fep/store/audit.py``)."""
 
 event_link: Final = sa.Table(
     "event_link",

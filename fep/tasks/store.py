@@ -42,7 +42,7 @@ from fep.store.schema import (
 from fep.tasks.matching import DAYS_AFTER_MAX, Payment, Watched
 from fep.tasks.replay import Ended, Recorded
 from fep.tasks.state import FINAL, OPEN_AT_BANK, Event, State
-from fep.tasks.task import Delivery, Task, body_bytes, digest
+from fep.tasks.task import Delivery, Task, body_bytes, body_told, digest, end_told
 from fep.tasks.tracing import Step
 
 IDS_PER_QUERY_MAX: Final = 500
@@ -60,6 +60,9 @@ VIEW_BYTES: Final = 1000
 NOT_LOOKED_AT: Final = -1.0
 """``watched_s`` of a success before the first look at its payer's account."""
 
+PROOFS: Final = frozenset({Event.FOUND_DONE, Event.PROVED_DONE, Event.PROVED_REFUSED})
+"""What brings an open payment to its end; without bytes two persons did."""
+_NOTED: Final = PROOFS | {Event.BODY_TAKEN}
 OPEN_STATES: Final = tuple(state.value for state in State if state not in FINAL)
 
 
@@ -348,9 +351,10 @@ def _apart(changes: Iterable[Change]) -> Iterable[list[Change]]:
 
 
 def _event_rows(change: Change, configuration: str, wire_digest: str) -> list[tuple[Any, ...]]:
-    at, state = text_of(change.at), change.after.value
-    taken_for = "" if change.wire is None else chain.kept_text(change.wire.taken_for)
-    cause = chain.kept_text(change.cause)
+    at, state, cause = text_of(change.at), change.after.value, change.cause
+    detail = "" if change.wire is None else change.wire.taken_for
+    if "\0" in cause or "\0" in detail:
+        cause, detail = chain.kept_text(cause), chain.kept_text(detail)
     return [
         (
             change.seq,
@@ -360,10 +364,20 @@ def _event_rows(change: Change, configuration: str, wire_digest: str) -> list[tu
             cause,
             configuration,
             wire_digest,
-            taken_for,
+            _noted(change, event, detail) if event in _NOTED else detail,
         )
         for event in change.events
     ]
+
+
+def _noted(change: Change, event: Event, detail: str) -> str:
+    """Return the detail of a step whose words no kept bytes tell: a digest of them."""
+    columns = change.columns
+    if event is Event.BODY_TAKEN:
+        return body_told(columns["body_digest"]) if "body_digest" in columns else detail
+    if change.wire is None and {"bank_code", "bank_message"} <= columns.keys():
+        return end_told(columns["bank_code"], columns["bank_message"], columns.get("result"))
+    return detail
 
 
 def _update(connection: sa.Connection, names: tuple[str, ...], changes: Sequence[Change]) -> int:
@@ -926,7 +940,7 @@ def propose(connection: sa.Connection, seq: int, given: Proposal, at: dt.datetim
         sa.insert(resolution).values(
             task_seq=seq,
             outcome=given.outcome.value,
-            evidence=given.evidence,
+            evidence=chain.kept_text(given.evidence),
             proposed_by=given.by,
             proposed_at=to_text(at),
         )
@@ -944,12 +958,13 @@ def release(
     connection: sa.Connection, who: str, evidence: str, at: dt.datetime, configuration: str
 ) -> None:
     """Note that a person has looked, and payments may be sent again."""
+    who, evidence = chain.kept_text(who), chain.kept_text(evidence)
     connection.execute(
         sa.update(restored)
         .where(restored.c.released_at.is_(None))
         .values(released_at=to_text(at), released_by=who, evidence=evidence)
     )
-    cause = f"{who} released payments after a restore: {evidence}"
+    cause = chain.released_told(who, evidence)
     chain.note(connection, chain.RELEASED, cause, at, configuration=configuration)
 
 

@@ -24,6 +24,7 @@ from fep.domain.order import (
     StatusQuery,
     body_params,
 )
+from fep.store.chain import kept_text
 from fep.tasks.matching import Payment
 from fep.tasks.state import State
 
@@ -216,3 +217,21 @@ def body_bytes(kind: Kind, body: Body) -> bytes:
 def digest(data: bytes) -> str:
     """Return the SHA-256 of exact bytes, hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def body_told(body_digest: str) -> str:
+    """Return what the chain keeps of a body that a client gave when it was asked for it."""
+    return f"body {body_digest}"
+
+
+def end_told(bank_code: str, bank_message: str, result: bytes | None) -> str:
+    """Return what the chain keeps of an end that two persons confirmed: a digest of its words.
+
+    Args:
+        bank_code: the column of the task's row.
+        bank_message: the same.
+        result: the same.
+    """
+    # Without the character that one of the databases has not.
+    words = kept_text(f"{len(bank_code)} {len(bank_message)} {bank_code}{bank_message}")
+    return f"told {digest(words.encode(errors='replace') + (result or b''))}"

@@ -164,11 +164,23 @@ def test_a_database_that_was_put_back_is_marked_so_that_no_payment_leaves(desk: 
     assert since is not None
     # It does not know what is later than its last event.
     with desk.server.connect(desk.url.rpartition("/")[2]) as connection:
-        last = connection.execute("SELECT max(at) FROM task_event").fetchone()
+        of_tasks = "SELECT max(at) FROM task_event WHERE task_seq <> 0"
+        last = connection.execute(of_tasks.encode()).fetchone()
     assert last is not None
     assert last[0] in told
     # Twice is once.
     assert desk.run("restore") == told
+    assert json.loads(desk.run("verify-store", "--json"))["sound"]
+    desk.sql("DELETE FROM restored")
+    [finding] = json.loads(desk.run("verify-store", "--json", status=1))["findings"]
+    assert finding["check"] == "marks"
+
+
+def test_a_file_of_the_time_before_is_not_replayed_for_the_database(desk: Desk) -> None:
+    there = make(desk.directory / "state" / files.STORE_FILE, EVERY[:6])
+    told = desk.run("replay", "--all", status=2)
+    assert "STORE_SHARED: this store is a PostgreSQL database, and fep replay reads files" in told
+    assert f"{there}: 3 tasks" in desk.run("replay", "--all", "--store", there, status=1)
 
 
 def test_the_commands_that_are_named_put_a_database_back(desk: Desk) -> None:

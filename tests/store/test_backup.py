@@ -55,9 +55,17 @@ def query(path: Path, sql: str) -> list[tuple[Any, ...]]:
 
 
 def content(path: Path) -> list[str]:
-    """Return everything in a store but the marks of its copies."""
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-        return [line for line in db.iterdump() if '"restored"' not in line]
+    """Return everything in a store but the marks of its copies, and what the chain says of them."""
+    of_marks = "(SELECT seq FROM task_event WHERE event = 'restored')"
+    with (
+        closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db,
+        closing(sqlite3.connect(":memory:")) as own,
+    ):
+        db.backup(own)
+        own.execute("DELETE FROM restored")
+        own.execute(f"DELETE FROM event_link WHERE first_event IN {of_marks}")
+        own.execute("DELETE FROM task_event WHERE event = 'restored'")
+        return list(own.iterdump())
 
 
 @pytest.fixture
@@ -199,6 +207,68 @@ def test_a_file_that_was_copied_by_other_means_is_marked_too(path: Path, target:
     assert query(path, "SELECT task_id FROM task WHERE task_id = 'LATER'") == [("LATER",)]
 
 
+@pytest.mark.parametrize(
+    ("by_hand", "told"),
+    [
+        ("DELETE FROM restored", "put a copy back, and its mark is not here: mark 1 of 2025-09-01"),
+        (
+            "UPDATE restored SET taken_at = '2025-08-01T00:00:00.000+00:00'",
+            "is not here: mark 1 of",
+        ),
+        ("UPDATE restored SET restored_at = NULL", "was put back at None, and event"),
+        (
+            "UPDATE restored SET released_at = restored_at, released_by = 'li', evidence = 'none'",
+            "is released, and no event says by whom and why",
+        ),
+    ],
+)
+def test_a_mark_that_is_taken_away_by_hand_is_missed(
+    path: Path, target: Path, by_hand: str, told: str
+) -> None:
+    back_up(path, target)
+    restore(target, path.parent)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(by_hand)
+        db.commit()
+    [finding] = verify(path, enterprise=ENTERPRISE).findings
+    assert (finding.check, finding.where) == ("marks", "the store")
+    assert told in finding.message
+
+
+def test_what_was_released_before_releases_nothing_later(path: Path, target: Path) -> None:
+    """Neither do the words of an earlier release, taken over by hand."""
+    for month, marks in ((8, 1), (9, 2), (10, 3)):
+        backup.back_up(path, target, OLD.replace(month=month), sound, silent, replace=True)
+        restore(target, path.parent)
+        assert len(query(path, "SELECT 1 FROM restored")) == marks
+        # The second is put back while the first holds payments still.
+        if month == 9:
+            with files.writing(path) as connection, files.transaction(connection):
+                rows.release(connection, "li", "statements of\0 all banks", LATER, "c")
+                chain.extend(connection)
+        assert verify(path, enterprise=ENTERPRISE).findings == []
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(
+            "UPDATE restored SET (released_at, released_by, evidence) ="
+            " (SELECT released_at, released_by, evidence FROM restored WHERE seq = 1) WHERE seq = 3"
+        )
+        db.commit()
+    [finding] = verify(path, enterprise=ENTERPRISE).findings
+    assert finding.message.startswith("mark 3 of 2025-10-01")
+
+
+def test_a_store_that_an_older_release_put_back_is_sound(path: Path, target: Path) -> None:
+    """It told the chain of the release alone."""
+    back_up(path, target)
+    with files.writing(target) as connection, files.transaction(connection):
+        connection.exec_driver_sql("UPDATE restored SET restored_at = taken_at")
+    assert verify(target).sound
+    with files.writing(target) as connection, files.transaction(connection):
+        rows.release(connection, "li", "statements of all banks", LATER, "c")
+        chain.extend(connection)
+    assert verify(target).findings == []
+
+
 def test_where_no_store_is_left_a_copy_is_put_all_the_same(path: Path, target: Path) -> None:
     back_up(path, target)
     path.unlink()
@@ -275,7 +345,7 @@ def test_the_chain_goes_on_from_the_copy(path: Path, target: Path) -> None:
 
     async def go_on() -> None:
         async with opened(path) as store:
-            assert await store.read(chain.head) == head
+            assert (await store.read(chain.head)).seq == head.seq + 1, "it was put back"
             await store.write(work_of([Made("AFTER", State.QUEUED)]))
             since = await store.read(rows.held_since)
             assert since == LATER

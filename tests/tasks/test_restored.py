@@ -20,8 +20,10 @@ from fep.domain.order import Kind
 from fep.store import backup
 from fep.tasks.service import TaskRefusedError
 from fep.tasks.state import State
+from fep.tasks.task import digest
 from tests.tasks.bench import ENTERPRISE, Fep, MovedClock, World, balance, money, until
 from tests.tasks.bench import PINGAN as BANK
+from tests.tasks.test_archived import move
 
 pytestmark = pytest.mark.req("FEP-23")
 
@@ -158,6 +160,45 @@ async def test_what_was_not_at_the_bank_is_sent_once_it_is_released(world: World
     assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
 
 
+async def test_a_body_that_is_changed_while_its_payment_waits_is_found(world: World) -> None:
+    """Given when it was asked for: the event that took it tells its digest."""
+    await paid_after_the_backup(world)
+    async with world.fep() as fep:
+        fep.client(bodies={"PAY-1": money(BANK)})
+        await fep.ready()
+        await fep.submit("PAY-1", Kind.TRANSFER)
+        await fep.becomes("PAY-1", State.FETCHED)
+    assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
+    with closing(sqlite3.connect(world.store_file)) as db:
+        [body] = db.execute("SELECT body FROM task WHERE task_id = 'PAY-1'").fetchone()
+        other = body.replace(b"12.50", b"99999.00")
+        assert other != body
+        db.execute("UPDATE task SET body = ?, body_digest = ?", (other, digest(other)))
+        db.commit()
+    [finding] = verify(world.store_file, enterprise=ENTERPRISE).findings
+    assert finding.where == "PAY-1"
+    assert "took another body than the recorded one" in finding.message
+
+
+async def test_what_two_persons_confirmed_is_held_against_their_event(world: World) -> None:
+    """Whatever they write: one of the databases has no NUL."""
+    await paid_after_the_backup(world, "PAY-1")
+    async with world.fep() as fep:
+        evidence = "statement of\0 today, line 4"
+        await fep.service.resolve("li", TaskId("PAY-1"), State.SUCCEEDED, evidence)
+        await fep.service.confirm("wang", TaskId("PAY-1"))
+        found = await fep.get("PAY-1")
+        assert found["bank_message"].endswith("statement of\N{REPLACEMENT CHARACTER} today, line 4")
+        await fep.service.release("li", evidence)
+    assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
+    for column in ("result = '{}'", "bank_code = '0'", "bank_message = 'paid'"):
+        with closing(sqlite3.connect(world.store_file)) as db:
+            db.execute(f"UPDATE task SET {column} WHERE task_id = 'PAY-1'")
+            db.commit()
+        [finding] = verify(world.store_file, enterprise=ENTERPRISE).findings
+        assert "its result, code or message is not what event" in finding.message
+
+
 async def test_they_are_held_over_restarts_and_lane_restarts(world: World) -> None:
     await paid_after_the_backup(world, "PAY-1")
     for _ in range(2):
@@ -230,6 +271,11 @@ async def test_a_batch_without_its_body_that_two_persons_found_done_is_no_fault(
         await fep.submit("B", Kind.BATCH_TRANSFER)
         await fep.service.resolve("li", TaskId("B"), State.SUCCEEDED, EVIDENCE)
         await fep.service.confirm("wang", TaskId("B"))
+        erp = fep.client()
+        await erp.result("B")
+        await until(lambda: world.on_disk("select count(*) from task where delivery = 2") == [(1,)])
+    assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
+    assert sum(move(world).values()) == 1
     assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
 
 
