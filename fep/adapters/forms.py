@@ -99,7 +99,8 @@ def fields_of(options: type[Any]) -> tuple[Field, ...]:
             continue
         required = one.default is attrs.NOTHING
         default = None if required else _default(one.default)
-        found.append(Field(one.name, kind, words.get(one.name, ""), required, default, choices))
+        told = words.get(one.name, "").replace("``", "")
+        found.append(Field(one.name, kind, told, required, default, choices))
     return tuple(found)
 
 

@@ -141,6 +141,8 @@ async def test_faults_are_shown_at_their_fields_and_nothing_changes(
     assert text.count('class="wrong"') == 5
     # What was typed is there still.
     assert fields_of(answer.text)["workers"] == "many"
+    assert "must be text in quotes" not in text, "nobody is to type quotes into a form"
+    assert "不能为空" in text
     number = fields["accounts"].split(",")[0]
     bad = fields["accounts"].replace(number, "9?1", 1)
     answer = await person.post("/config/bank", **fields | {"accounts": bad})

@@ -172,6 +172,7 @@ async def _form(
 ) -> Response:
     adapter = await _adapter(texts["adapter"])
     wrong, others = ({}, []) if shown is None else _faults(shown, texts.get("name", ""))
+    wrong = {key: [_worded(visit, one) for one in told] for key, told in wrong.items()}
     return visit.page(
         "config_bank.html",
         200 if shown is None else 422,
@@ -182,6 +183,7 @@ async def _form(
         fields=fields_of(adapter.options_class),
         secrets=sorted(adapter.secret_names),
         slots=[str(one.get("name", "")) for one in _rows(table, "slot")],
+        needs_slot="store" not in table,
         wrong=wrong,
         others=others,
     )
@@ -431,6 +433,16 @@ def _accounts_of(text: str) -> list[dict[str, str]]:
         names = ("number", "name", "bank_code", "bank_title")
         rows.append(dict(zip(names, [*parts, "", "", ""][:4], strict=True)))
     return rows
+
+
+def _worded(visit: Visit, told: str) -> str:
+    """Return a fault of the file in the words of a form; what is rare stays as it is."""
+    before, _, said = told.rpartition(": ")
+    if said == "is missing" or said.endswith("must be text in quotes, not empty"):
+        said = visit.t("must not be empty")
+    elif said.endswith(" is there twice"):
+        said = visit.t("is there twice")
+    return f"{before}: {said}" if before else said
 
 
 def _faults(
