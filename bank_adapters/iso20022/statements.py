@@ -163,7 +163,7 @@ def _newest(found: Iterable[Report]) -> list[Report]:
         parts: list[list[Report]] = []
         for document in _documents(group):
             _take(parts, document)
-        kept += map(_joined, parts)
+        kept.append(_followed([_joined(pages) for pages in parts]))
     return sorted(kept, key=lambda one: one.first or BusinessDate(dt.date.min))
 
 
@@ -188,20 +188,56 @@ def _documents(group: Iterable[Report]) -> list[list[Report]]:
     return [[pages[number] for number in sorted(pages)] for pages in begun]
 
 
-def _take(parts: list[list[Report]], document: list[Report]) -> None:
-    """Put a statement behind those of the same days, or in the place of what it tells anew."""
-    opening = _balance(document, OPENING)
-    if parts and opening is not None and opening == _balance(parts[-1], CLOSING):
-        parts.append(document)
-        return
-    same = (at for at, one in enumerate(parts) if opening == _balance(one, OPENING))
-    parts[next(same, 0) :] = [document]
+def _take(parts: list[list[Report]], newest: list[Report]) -> None:
+    """Put a statement behind those of the same days, or in the place of what it tells anew.
+
+    Raises:
+        MissingError: it could be either.
+    """
+    begins, ends = _balance(newest, OPENING), _balance(newest, CLOSING)
+    same = [
+        at
+        for at, one in enumerate(parts)
+        if begins is not None and _balance(one, OPENING) == begins
+    ]
+    goes_on = bool(parts) and begins is not None and _balance(parts[-1], CLOSING) == begins
+    if same and (not goes_on or _told(parts[same[-1]]) == _told(newest)):
+        behind = parts[same[-1] + 1 :]
+        # What was told behind it is so still, if that begins where this one ends.
+        stays = bool(behind) and ends is not None and _balance(behind[0], OPENING) == ends
+        parts[same[-1] :] = [newest, *(behind if stays else [])]
+    elif same:
+        said = f"of two statements of {newest[0].first} one may take the place of the other"
+        raise MissingError("STATEMENT_GAP", said)
+    elif goes_on:
+        parts.append(newest)
+    else:
+        parts[:] = [newest]
 
 
 def _balance(pages: Iterable[Report], codes: Sequence[str]) -> int | None:
     """Return a balance of a statement in fen, None where none of its pages tells it."""
     told = (found.amount.fen for one in pages if (found := one.balance(*codes)) is not None)
     return next(told, None)
+
+
+def _told(pages: Iterable[Report]) -> list[tuple[object, ...]]:
+    """Return what a statement tells, whatever numbers it gives its lines."""
+    lines = (line for one in pages for line in one.lines)
+    return sorted(
+        (str(line.booked_at), line.is_debit, line.amount.value.fen, line.reference)
+        for line in lines
+    )
+
+
+def _followed(parts: Sequence[Report]) -> Report:
+    """Return statements that follow each other as one: no line of one is another's."""
+    if len(parts) == 1:
+        return parts[0]
+    first = [one for one in parts[0].balances if one.code in OPENING]
+    last = [one for one in parts[-1].balances if one.code not in OPENING]
+    lines = tuple(line for one in parts for line in one.lines)
+    return attrs.evolve(parts[-1], balances=(*first, *last), lines=lines)
 
 
 def _joined(pages: Sequence[Report]) -> Report:

@@ -367,7 +367,9 @@ class Daemon:
         async with trio.open_nursery() as lanes:
             self._lanes_nursery = lanes
             await lanes.start(self.tasks.run)
-            await lanes.start(partial(self.tasks.run_unmatched, self._replies))
+            await lanes.start(
+                self._supervised, "answers", partial(self.tasks.run_unmatched, self._replies)
+            )
             if self.tasks.sharing is not None:
                 await lanes.start(self.tasks.sharing.run)
             if self.ring.needs_monitor:

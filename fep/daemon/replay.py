@@ -341,7 +341,7 @@ class Replay:
 
     def _answers(self, bank: Bank, one: Recorded) -> str:
         try:
-            reference = bank.codec.payment_ref(replay.only_reply(bank.codec, one))
+            reference = bank.codec.payment_ref(replay.only_reply(bank.codec, one.data))
         except RemoteProtocolError as error:
             return f"not understood: {error}"
         except Exception as error:  # noqa: BLE001 - as above

@@ -161,15 +161,15 @@ def move(
         for year, path in files.archives(directory).items():
             if not _is_settled(store, path):
                 opened[year] = stack.enter_context(_opened(directory, year))
-                remove_left_over(store, opened[year], year, over)
+                remove_left_over(store, opened[year], year)
         while batch := candidates(store, over, after):
             after = batch[-1].seq
             for year in sorted({one.year for one in batch}):
                 if year not in opened:
                     opened[year] = stack.enter_context(_opened(directory, year))
-                    remove_left_over(store, opened[year], year, over)
+                    remove_left_over(store, opened[year], year)
                 places = [one.seq for one in batch if one.year == year]
-                if _move_batch(store, opened[year], year, places, now, who, over):
+                if _move_batch(store, opened[year], year, places, now, who):
                     moved[year] = moved.get(year, 0) + len(places)
                     tell(year, moved[year])
     return moved
@@ -215,7 +215,6 @@ def _move_batch(
     places: Sequence[int],
     now: dt.datetime,
     who: str,
-    over: Over,
 ) -> bool:
     """Copy, compare, then remove; False if a task has changed meanwhile and all of them stay."""
     rows = read_rows(store, places)
@@ -226,13 +225,13 @@ def _move_batch(
     began = time.monotonic()
     is_moved = take_out(store, rows, year, chain.head(archive), now, who)
     if not is_moved:
-        remove_left_over(store, archive, year, over)
+        remove_left_over(store, archive, year)
     # The daemon's writer waits while this one has its place: let it go first for a while.
     time.sleep(max(PAUSE_SECONDS_MIN, PAUSE_FACTOR * (time.monotonic() - began)))
     return is_moved
 
 
-def remove_left_over(store: sa.Connection, archive: sa.Connection, year: str, over: Over) -> None:
+def remove_left_over(store: sa.Connection, archive: sa.Connection, year: str) -> None:
     """Take out of an archive what was copied and, by a crash, never removed from the store.
 
     Also what the store has whole again because an older one was restored. Such tasks are the last
@@ -248,7 +247,9 @@ def remove_left_over(store: sa.Connection, archive: sa.Connection, year: str, ov
             if place is None:
                 return
             row = store.execute(
-                sa.select(task.c.task_id, task.c.archived, task.c.state).where(task.c.seq == place)
+                sa.select(task.c.task_id, task.c.archived, task.c.state, task.c.updated_at).where(
+                    task.c.seq == place
+                )
             ).first()
             if row is None or row.task_id != task_id:
                 msg = (
@@ -258,12 +259,14 @@ def remove_left_over(store: sa.Connection, archive: sa.Connection, year: str, ov
                 raise ArchiveConflictError(msg)
             if row.archived is not None:
                 return
-            end = archive.execute(sa.select(task.c.state).where(task.c.seq == place)).scalar_one()
-            if row.state != end and row.state not in over.states:
+            known = archive.execute(
+                sa.select(task.c.state, task.c.updated_at).where(task.c.seq == place)
+            ).one()
+            if known.state != row.state and known.updated_at > row.updated_at:
                 msg = (
-                    f"{files.archive_name(year)} knows that task {task_id} is {end}, and in this"
-                    f" store, of an older moment, it is {row.state}: bring it to its end first, as"
-                    " fepctl restored shows; nothing was removed"
+                    f"{files.archive_name(year)} knows that task {task_id} is {known.state}, and in"
+                    f" this older store it is {row.state}: bring it to its end first,"
+                    " as fepctl restored shows; nothing was removed"
                 )
                 raise ArchiveConflictError(msg)
             for table in (task_event, message, resolution):

@@ -36,7 +36,13 @@ from fep.adapters.api import (
 from fep.adapters.card import BehaviourCard, Signer
 from fep.alarms.state import AlarmKind
 from fep.domain.clock import business_date, to_text
-from fep.domain.errors import BodyError, KeySlotError, LinkLostError, NothingSentError
+from fep.domain.errors import (
+    BodyError,
+    KeySlotError,
+    LinkLostError,
+    NothingSentError,
+    RemoteProtocolError,
+)
 from fep.domain.ids import BATCH_ROWS_MAX, SHORT_REF_ATTEMPTS, BankName, ClientRef, TaskId
 from fep.domain.order import (
     BalanceQuery,
@@ -73,6 +79,7 @@ from fep.tasks.asking import prepared, understood
 from fep.tasks.figures import Exchange, asked_by
 from fep.tasks.look import Look
 from fep.tasks.queue import LaneQueue
+from fep.tasks.replay import only_reply
 from fep.tasks.result import bank_ref_of, end_columns
 from fep.tasks.state import FINAL, OPEN_AT_BANK, Event, State, step
 from fep.tasks.task import OvertakenError, QueryLostError, Task, batch_query, status_query
@@ -159,6 +166,9 @@ class Lane:
         """Correlation of what was sent without an answer, for answers that come late."""
         self._late: dict[Task, list[Reply]] = {}
         """Answers that came while their payment was in hands, for whoever lets go of it."""
+
+        self._recalled: set[int] = set()
+        """Kept answers that were taken up in this process, by their places in the store."""
 
     # -- what the service tells the lane ------------------------------------------------------
 
@@ -269,6 +279,7 @@ class Lane:
         self._in_hands = earlier._in_hands
         self._sent_as = earlier._sent_as
         self._late = earlier._late
+        self._recalled = earlier._recalled
 
     # -- running ------------------------------------------------------------------------------
 
@@ -276,12 +287,15 @@ class Lane:
         """Work until cancelled; ``started()`` when what an earlier run left is settled."""
         with structlog.contextvars.bound_contextvars(bank=self.bank):
             await self._settle()
+            task_status.started()
+            # Before anything is asked or sent, and also while the disk is full.
+            await self._recall()
+            await self.use_all_late()
             async with trio.open_nursery() as nursery:
                 for _ in range(self.parts.workers):
                     nursery.start_soon(self._work)
                 nursery.start_soon(self._offer)
                 nursery.start_soon(self._run_timers)
-                task_status.started()
 
     async def let_go(self) -> None:
         """Know again of what the workers held what is on disk, and let go of it; not while it runs.
@@ -306,6 +320,30 @@ class Lane:
             await self._until_free(task)
             self.hold(task)
             await self.release(task)
+
+    async def _recall(self) -> None:
+        """Take up answers to open payments that were kept and not used.
+
+        The process may have ended while such a payment was in hands; its answer is on disk. Each is
+        taken up once in this process: one that an adapter fails on ends the lane no second time.
+        """
+        by_seq = {
+            task.seq: task
+            for task in self._service.tasks_of(self.bank)
+            if task.moves_money and task.state in OPEN_AT_BANK
+        }
+        read = partial(store.unused_answers, seqs=list(by_seq))
+        for one in await self._service.store.read(read) if by_seq else ():
+            if one.seq in self._recalled:
+                continue
+            self._recalled.add(one.seq)
+            try:
+                reply = only_reply(self.parts.codec, one.wire.data)
+            except RemoteProtocolError:
+                # Another release's adapter read it; for a person it is there still.
+                continue
+            assert one.task_seq is not None
+            self._late.setdefault(by_seq[one.task_seq], []).append(reply)
 
     async def _settle(self) -> None:
         """Bring what an earlier run, or an earlier process, left behind to a safe state."""
@@ -333,7 +371,6 @@ class Lane:
                 self.add(task)
             else:
                 self.put_back(task)
-        await self.use_all_late()
         await self.watch.load()
         self.wake_offers()
 
@@ -359,7 +396,7 @@ class Lane:
             if task.state in OPEN_AT_BANK:
                 if not task.claimed:
                     return task
-                self._ask_after(task, NOT_SENT_RETRY_SECONDS)
+                self.plan_inquiry(task, NOT_SENT_RETRY_SECONDS)
         self._turn += 1
         if self.watch.is_due and self._turn % LOOK_EVERY_TURNS == 0:
             return self.watch.take()
@@ -521,6 +558,7 @@ class Lane:
                 wire=wire,
                 sent=store.sent_of(self.bank, order, at, reference),
                 patient=False,
+                at=at,
             )
         except trio.Cancelled:
             # Else the payment would be unknown, and at some banks for a day.
@@ -676,9 +714,15 @@ class Lane:
             target is None
             or target.client != task.client
             or target.bank != self.bank
-            or not isinstance(target.body, Order)
+            or not target.moves_money
         ):
             msg = f"no transfer task {body.task_id} of this client at this bank"
+            raise BodyError(msg)
+        if not isinstance(target.body, Order) and target.state in FINAL and target.sent_at:
+            msg = (
+                f"task {body.task_id} is {target.state.value}, and its order is in an archive that"
+                " can't be read: bring it back, or run fep archive after an update"
+            )
             raise BodyError(msg)
         if self._service.is_held(target):
             msg = f"whether task {body.task_id} was sent is not known since a backup was restored"
@@ -978,8 +1022,9 @@ class Lane:
             return None, False
         # What a person does with it, or an end that is being written, comes first.
         await self._until_free(task)
-        if task in self._in_hands:
-            # It is being asked after at this moment, or sent; whoever does that looks here.
+        if task in self._in_hands or task.state is State.SENDING:
+            # It is being asked after at this moment, or sent, or what became of that is about to be
+            # written; whoever does that looks here.
             self._late.setdefault(task, []).append(reply)
             return task, False
         try:
@@ -1014,13 +1059,18 @@ class Lane:
         """Use what came late for a task in hands; say whether that changed it."""
         is_changed = False
         while replies := self._late.get(task):
-            reply = replies.pop(0)
-            if not replies:
-                del self._late[task]
+            del self._late[task]
             if task.state in OPEN_AT_BANK:
                 # It may wait for its inquiry already.
                 task.claimed = True
-            is_changed |= await self._judge_late(task, reply)
+            try:
+                is_changed |= await self._judge_late(task, replies[0])
+            except trio.Cancelled:
+                # The lane ends while the disk is full: the next one uses it.
+                self._late[task] = [*replies, *self._late.pop(task, [])]
+                raise
+            if left := [*replies[1:], *self._late.pop(task, [])]:
+                self._late[task] = left
         return is_changed
 
     async def _until_free(self, task: Task) -> None:
@@ -1155,10 +1205,12 @@ class Lane:
     def _schedule_inquiry(self, task: Task) -> None:
         now, at = self._service.clock.now(), task.inquire_at
         wait = 0.0 if at is None else (at - now).total_seconds()
+        # A late answer may have been written while the bank was taken out of force and in again.
+        lane = self._service.lane_of(self.bank) or self
         # More than the card ever waits means that the wall clock was set back since.
-        self._ask_after(task, min(wait, evidence.inquiry_wait_max_s(self.card_of(task))))
+        lane.plan_inquiry(task, min(wait, evidence.inquiry_wait_max_s(lane.card_of(task))))
 
-    def _ask_after(self, task: Task, seconds: float) -> None:
+    def plan_inquiry(self, task: Task, seconds: float) -> None:
         """Let an inquiry come up, unless another is planned before; one that is held, once free."""
         at = task.inquire_at
 

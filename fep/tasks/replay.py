@@ -212,14 +212,14 @@ def _with_pages_before(
 # -- what the bank answered -------------------------------------------------------------------
 
 
-def only_reply(codec: BankCodec, one: Recorded) -> Reply:
+def only_reply(codec: BankCodec, data: bytes) -> Reply:
     """Return the one reply that these bytes are.
 
     Raises:
         RemoteProtocolError: today's adapter can't read them, or not as one frame.
     """
     framer = codec.framer()
-    replies = framer.receive_data(one.data)
+    replies = framer.receive_data(data)
     if len(replies) != 1:
         msg = f"{len(replies)} frames where one was"
         raise RemoteProtocolError(msg)
@@ -236,7 +236,7 @@ def read_query_answer(codec: BankCodec, task: Task | None, one: Recorded) -> Rea
         one: the answer as a tape has it.
     """
     try:
-        reply = only_reply(codec, one)
+        reply = only_reply(codec, one.data)
     except RemoteProtocolError as error:
         return Reading(
             Kept.QUERY, one, NOTHING_NOTED, f"not understood: {error}", ("not understood",)
@@ -273,7 +273,7 @@ def _read_answer(
     """Return the reading, and what today's code would close the payment by, None for nothing."""
     kept, then = one.kept, one.taken_for or NOTHING_NOTED
     try:
-        reply = only_reply(codec, one)
+        reply = only_reply(codec, one.data)
     except RemoteProtocolError as error:
         return Reading(kept, one, then, f"not understood: {error}", ("not understood",)), None
     changes: tuple[str, ...] = ()

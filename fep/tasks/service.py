@@ -436,7 +436,7 @@ class TaskService:
         mine = fresh if self.sharing is None else self.sharing.mine(fresh)
         self._open.keep_all(mine)
         for bank, several in itertools.groupby(mine, _bank):
-            if (lane := self._lane(bank)) is not None:
+            if (lane := self.lane_of(bank)) is not None:
                 lane.add_new(list(several))
         if self._open.next_expiry < expiry:
             self._look.set()
@@ -1125,6 +1125,7 @@ class TaskService:
         row_refs: Mapping[int, str] | None = None,
         only_if: Callable[[Any], bool] | None = None,
         patient: bool = True,
+        at: dt.datetime | None = None,
     ) -> None:
         """Write a change of a task, wait for the disk, then know it and tell its client.
 
@@ -1138,6 +1139,7 @@ class TaskService:
             row_refs: the bank's references of a batch's rows, where they were told now.
             only_if: asked in the same transaction; where it says no, nothing is changed.
             patient: wait while the disk is full; False for what is only wished, not a fact.
+            at: when; None: now.
 
         Raises:
             IllegalTransitionError: nothing was changed.
@@ -1150,7 +1152,7 @@ class TaskService:
         values = dict(columns or {})
         if after in FINAL:
             values.setdefault("delivery", store.OWED)
-        now = self.clock.now()
+        now = at or self.clock.now()
         change = store.Change(
             task.seq,
             before,
@@ -1256,7 +1258,7 @@ class TaskService:
         """Return a payment's reference as its bank takes it: the one that was sent, if any."""
         if task.client_ref is not None:
             return task.client_ref
-        lane = self._lane(task.bank)
+        lane = self.lane_of(task.bank)
         if lane is None or not (dedupe := lane.parts.card.dedupe).digits:
             return client_ref(self.enterprise, task.task_id)
         return short_ref(self.enterprise, task.task_id, dedupe.length_max, attempt)
@@ -1273,19 +1275,19 @@ class TaskService:
         if before in FINAL:
             # Of a batch other rows may come back yet.
             return None if is_batch else False
-        lane = self._lane(task.bank)
+        lane = self.lane_of(task.bank)
         days = 0.0 if lane is None else lane.parts.card.returned.watch_days
         is_done = after is State.SUCCEEDED or (is_batch and after is State.RETURNED)
         return True if is_done and days > 0 else None
 
     def _watch(self, task: Task) -> None:
-        lane = self._lane(task.bank)
+        lane = self.lane_of(task.bank)
         if lane is not None and isinstance(task.body, Order):
             lane.watch.begin(task.body.payer)
 
     def _put_back(self, task: Task) -> None:
         """Put a task where it waits: it may have come up and been skipped while it was held."""
-        lane = self._lane(task.bank)
+        lane = self.lane_of(task.bank)
         if lane is None or self._open.get(task.task_id) is not task:
             return
         if task.state is State.OFFERED:
@@ -1294,11 +1296,11 @@ class TaskService:
             lane.put_back(task)
 
     def _forget_offer(self, task: Task) -> None:
-        if (lane := self._lane(task.bank)) is not None:
+        if (lane := self.lane_of(task.bank)) is not None:
             lane.offered.pop(task, None)
             lane.wake_offers()
 
-    def _lane(self, bank: BankName) -> Lane | None:
+    def lane_of(self, bank: BankName) -> Lane | None:
         """Return a bank's lane, also of one taken out in this process; None of one never in it."""
         return self.lanes.get(bank) or self._retired.get(bank)
 
@@ -1574,14 +1576,19 @@ class TaskService:
 
     async def _take_unmatched(self, unmatched: UnmatchedReply) -> None:
         bank, reply = unmatched.bank, unmatched.reply
-        lane = self._lane(bank)
-        task, is_kept = (None, False) if lane is None else await lane.take_late(reply)
+        lane = self.lane_of(bank)
         wire = store.received(reply)
-        now = self.clock.now()
-        seq = None if task is None else task.seq
-        if not is_kept:
-            keep = partial(store.add_message, seq=seq, bank=bank, wire=wire, at=now)
-            await self.patiently(partial(self.store.write, keep))
+        task: Task | None = None
+        is_kept = False
+        try:
+            if lane is not None:
+                task, is_kept = await lane.take_late(reply)
+        finally:
+            # Also where an adapter fails on it: for a person, and for its next release.
+            if not is_kept:
+                seq, now = None if task is None else task.seq, self.clock.now()
+                keep = partial(store.add_message, seq=seq, bank=bank, wire=wire, at=now)
+                await self.patiently(partial(self.store.write, keep))
         told_to = "" if task is None else task.task_id
         if unmatched.told:
             log.info("reply.told", bank=bank, digest=digest(reply.raw), task_id=told_to)

@@ -1242,6 +1242,16 @@ def kept_of(connection: sa.Connection, seq: int) -> list[Kept]:
     return [_kept(row) for row in connection.execute(query)]
 
 
+def unused_answers(connection: sa.Connection, seqs: Sequence[int]) -> list[Kept]:
+    """Return the answers of these tasks that were kept without a step of theirs, in order."""
+    found: list[Kept] = []
+    for at in range(0, len(seqs), IDS_PER_QUERY_MAX):
+        mine = message.c.task_seq.in_(seqs[at : at + IDS_PER_QUERY_MAX])
+        query = sa.select(message).where(mine, message.c.bank != "").order_by(message.c.seq)
+        found += map(_kept, connection.execute(query))
+    return found
+
+
 def _kept(row: Any) -> Kept:  # noqa: ANN401
     wire = Bytes(row.direction == "sent", row.correlation, row.bytes)
     return Kept(row.seq, row.task_seq, BankName(row.bank), wire, row.at)

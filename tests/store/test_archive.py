@@ -342,7 +342,7 @@ def test_what_changed_after_it_was_copied_is_not_taken_out(path: Path, year: Pat
             "UPDATE task SET bank_message = 'late' WHERE task_id = 'PAY-succeeded'"
         )
         assert not archive.take_out(store, stale, "2025", chain.head(file), NOW, "a test")
-        archive.remove_left_over(store, file, "2025", over())
+        archive.remove_left_over(store, file, "2025")
     assert names(year) == set()
     assert names(path, "archived NOT NULL") == set()
     assert move(path) == {"2025": len(MOVED_2025)}
@@ -364,15 +364,20 @@ def test_an_older_store_that_was_put_back_takes_its_tasks_back(path: Path, year:
     assert findings(path) == []
 
 
+@pytest.mark.parametrize("known", ["queued", "unknown"])
 def test_an_end_that_only_the_archive_knows_is_not_taken_out_of_it(
-    path: Path, year: Path, tmp_path: Path
+    path: Path, year: Path, known: str
 ) -> None:
     """The store was put back from before it; a person is to look at the bank first."""
     move(path)
     with closing(sqlite3.connect(path)) as db:
-        db.execute("UPDATE task SET archived = NULL, state = 'queued' WHERE archived IS NOT NULL")
+        db.execute(
+            "UPDATE task SET archived = NULL, state = ?, updated_at = submitted_at"
+            " WHERE archived IS NOT NULL",
+            (known,),
+        )
         db.commit()
-    with pytest.raises(ArchiveConflictError, match="it is queued: bring it to its end first"):
+    with pytest.raises(ArchiveConflictError, match=f"it is {known}: bring it to its end first"):
         move(path)
     assert query(year, "SELECT count(*) FROM task") == [(len(MOVED_2025),)]
 

@@ -12,11 +12,11 @@ import trio
 import trio.testing
 
 from fep.adapters import registry
-from fep.adapters.api import BankProfile, Reply
+from fep.adapters.api import BankProfile, Outcome, Reply
 from fep.adapters.host import Answer, Fault
 from fep.alarms.state import AlarmKind
 from fep.domain.ids import BankName, TaskId, client_ref
-from fep.domain.order import PaymentState
+from fep.domain.order import Operation, PaymentOrder, PaymentState
 from fep.links.mux import UnmatchedReply
 from fep.machines.service import PlaceLostError
 from fep.store.pace import Pace
@@ -181,20 +181,10 @@ async def test_an_answer_that_comes_while_the_bank_is_asked_counts_first(world: 
     codec = changed(says(PaymentState.NO_RECORD))
     async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
         tap = await lost(fep, PINGAN)
+    asked = asked_slowly(world)
     async with world.fep(card=card, codec=codec) as fep:
-        reply = framed(PINGAN, tap.answers[0])
-        asked = trio.Event()
-
-        def hold(answers: list[Answer]) -> list[Answer]:
-            for one in answers:
-                if b"OrigThirdVoucher" in one.data:
-                    asked.set()
-                    return []
-            return answers
-
-        world.banks[PINGAN].host.changes = hold
-        await asked.wait()
-        await fep.unmatched.send(UnmatchedReply(PINGAN, reply))
+        await until(asked.is_set)
+        await fep.unmatched.send(UnmatchedReply(PINGAN, framed(PINGAN, tap.answers[0])))
         await until(lambda: bool(fep.lane._late))
         assert (await fep.get("T1"))["state"] == "unknown"
         world.banks[PINGAN].stop()
@@ -304,6 +294,142 @@ async def test_an_answer_that_came_while_a_lane_ended_is_used_by_the_next(
         await fep.becomes("T1", State.SUCCEEDED)
         assert fep.lane._late == {}
         fep.agrees()
+
+
+async def test_an_answer_that_comes_while_a_lane_that_crashed_is_settled_is_used(
+    world: World,
+) -> None:
+    """Its payment is neither in hands nor written as unknown at that moment."""
+    codec = changed(says(PaymentState.NO_RECORD))
+    card = asking(no_record_after_s=0.3, cool_down_s=0.5)
+    async with world.fep(card=card, codec=codec, run=False) as fep:
+        unit = fep.units[PINGAN]
+        await fep.start_link(unit)
+        await fep.ready()
+        tap = Tap(world, PINGAN, swallows=True)
+        swallow = world.banks[PINGAN].host.changes
+
+        def silent(answers: list[Answer]) -> list[Answer]:
+            swallow(answers)
+            return []
+
+        world.banks[PINGAN].host.changes = silent
+        async with trio.open_nursery() as nursery:
+            await nursery.start(unit.lane.run)
+            for name in ("T0", "T1"):
+                await fep.submit(name, body=money(PINGAN))
+                await world.until_booked(name)
+            await until(lambda: bool(tap.answers))
+            # As a defect in one worker ends all of them.
+            nursery.cancel_scope.cancel()
+        world.banks[PINGAN].host.changes = lambda answers: answers
+        with held(fep.store):
+            fep.nursery.start_soon(fep.lane.run)
+            # The next run writes T0; T1 waits for its turn.
+            await until(lambda: fep.task("T0").claimed and not fep.lane._in_hands)
+            assert fep.task("T1").state is State.SENDING
+            await fep.unmatched.send(UnmatchedReply(PINGAN, framed(PINGAN, tap.answers[0])))
+            await until(lambda: bool(fep.lane._late))
+        await fep.becomes("T1", State.SUCCEEDED)
+
+
+async def test_a_late_acceptance_that_is_written_over_a_reload_is_followed_up(
+    world: World,
+) -> None:
+    """The lane that took it up has ended by then; the next one asks what became of it."""
+    async with world.fep(banks=[CMB], card=NEVER, reply_timeout_s=0.3) as fep:
+        tap = await lost(fep, CMB)
+        await fep.fill_disk()
+        await fep.unmatched.send(UnmatchedReply(CMB, framed(CMB, tap.answers[0])))
+        await until(lambda: AlarmKind.STORE_FULL in fep.alarm_kinds())
+        await until(lambda: fep.task("T1").claimed)
+        await fep.end(CMB)
+        fep.make(CMB, asking())
+        await fep.start(CMB)
+        await fep.empty_disk()
+        await fep.becomes("T1", State.SUCCEEDED)
+        assert "proved_accepted" in await fep.events("T1")
+
+
+def asked_slowly(world: World) -> trio.Event:
+    """Let the bank not answer when it is asked after T1; the event is that it was."""
+    asked = trio.Event()
+
+    def hold(answers: list[Answer]) -> list[Answer]:
+        if any(b"OrigThirdVoucher" in one.data for one in answers):
+            asked.set()
+            return []
+        return answers
+
+    world.banks[PINGAN].host.changes = hold
+    return asked
+
+
+@pytest.mark.parametrize("how", ["a reload on a full disk", "a restart"])
+async def test_an_answer_that_waits_for_the_end_of_an_inquiry_outlives_the_lane(
+    world: World, how: str
+) -> None:
+    card, codec = asking(no_record_after_s=0.001), changed(says(PaymentState.NO_RECORD))
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        tap = await lost(fep, PINGAN)
+    reply, asked = framed(PINGAN, tap.answers[0]), asked_slowly(world)
+    async with world.fep(card=card, codec=codec) as fep:
+        await until(asked.is_set)
+        if how == "a reload on a full disk":
+            await fep.fill_disk()
+        await fep.unmatched.send(UnmatchedReply(PINGAN, reply))
+        await until(lambda: bool(fep.lane._late))
+        if how == "a reload on a full disk":
+            # A lost connection ends the inquiry, and what is found can't be written.
+            world.banks[PINGAN].stop()
+            await until(lambda: fep.task("T1").claimed and not fep.lane._late)
+            await world.start_bank(PINGAN)
+            await fep.end()
+            fep.make(PINGAN, card, codec=codec)
+            await fep.start()
+            await fep.empty_disk()
+            await fep.becomes("T1", State.SUCCEEDED)
+        else:
+            kept = "select count(*) from message where bytes = ?"
+            await until(lambda: world.on_disk(kept, reply.raw) == [(1,)])
+    world.banks[PINGAN].host.changes = lambda answers: answers
+    async with world.fep(card=card, codec=codec) as fep:
+        await fep.becomes("T1", State.SUCCEEDED)
+        assert "proved_refused" not in await fep.events("T1")
+
+
+def failing(operation: Operation, _reply: Reply, outcome: Outcome) -> Outcome:
+    """A codec with a defect."""
+    if isinstance(operation, PaymentOrder):
+        raise KeyError("a defect of the adapter's")
+    return outcome
+
+
+async def test_a_kept_answer_that_an_adapter_fails_on_ends_a_lane_once(world: World) -> None:
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        tap = await lost(fep, PINGAN)
+        reply = framed(PINGAN, tap.answers[0])
+        fep.lane.hold(fep.task("T1"))
+        await fep.unmatched.send(UnmatchedReply(PINGAN, reply))
+        kept = "select count(*) from message where bytes = ?"
+        await until(lambda: world.on_disk(kept, reply.raw) == [(1,)])
+    async with world.fep(card=asking(), codec=changed(failing), run=False) as fep:
+        await fep.start_link(fep.units[PINGAN])
+        with pytest.raises(KeyError):
+            await fep.lane.run()
+        await fep.nursery.start(fep.lane.run)
+        await fep.becomes("T1", State.SUCCEEDED)
+
+
+async def test_an_answer_that_an_adapter_fails_on_is_kept(world: World) -> None:
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        tap = await lost(fep, PINGAN)
+    reply = framed(PINGAN, tap.answers[0])
+    async with world.fep(card=NEVER, codec=changed(failing)) as fep:
+        with pytest.raises(KeyError):
+            await fep.service._take_unmatched(UnmatchedReply(PINGAN, reply))
+        kept = "select count(*) from message where bytes = ?"
+        assert world.on_disk(kept, reply.raw) == [(1,)]
 
 
 async def test_an_answer_whose_payment_ends_while_it_is_looked_for_changes_nothing(

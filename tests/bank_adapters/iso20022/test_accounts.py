@@ -235,9 +235,39 @@ def test_a_statement_that_goes_on_from_another_of_its_day_is_told_with_it() -> N
     assert amounts(collected(asked(5, 5), morning, evening, again)) == ["1.00", "4.00"]
     day_whole = part(22, "10.00", "7.00", "3.00")
     assert amounts(collected(asked(5, 5), morning, evening, day_whole)) == ["3.00"]
-    # Nothing moved in the morning; and the same is sent twice.
-    still = part(12, "9.00", "9.00")
-    assert amounts(collected(asked(5, 5), still, evening, evening)) == ["2.00"]
+    # Sent once more, each is what it was; what is behind it stays.
+    assert amounts(collected(asked(5, 5), morning, evening, part(21, "10.00", "9.00", "1.00"))) == [
+        "1.00",
+        "2.00",
+    ]
+    assert amounts(collected(asked(5, 5), morning, evening, evening)) == ["1.00", "2.00"]
+
+
+def test_lines_alike_in_statements_that_follow_each_other_are_all_told() -> None:
+    def part(hour: int, opening: str, closing: str, count: int) -> str:
+        lines = [on(5, "1.00", "NOTPROVIDED")] * count
+        return whole(5, opening, closing, *lines, at=f"2026-01-05T{hour:02d}:00:00+08:00")
+
+    found = collected(asked(5, 5), part(12, "10.00", "9.00", 1), part(20, "9.00", "7.00", 2))
+    assert amounts(found) == ["1.00"] * 3
+
+
+def test_what_may_go_on_from_a_statement_or_take_its_place_is_not_guessed() -> None:
+    """The day ended as it began: a payment, and its return."""
+
+    def day_of(hour: int, closing: str, *lines: str) -> str:
+        return whole(5, "9.00", closing, *lines, at=f"2026-01-05T{hour:02d}:00:00+08:00")
+
+    there, back = on(5, "1.00", "R1"), on(5, "1.00", "R1", side="CRDT")
+    even = day_of(12, "9.00", there, back)
+    assert amounts(collected(asked(5, 5), even, day_of(13, "9.00", there, back))) == ["1.00"] * 2
+    for other in (
+        day_of(13, "9.00", there, on(5, "1.00", "R2", side="CRDT")),
+        day_of(13, "8.00", there),
+    ):
+        found = collected(asked(5, 5), even, other)
+        assert isinstance(found, Unclear)
+        assert found.code == "STATEMENT_GAP"
 
 
 def test_the_pages_of_a_statement_belong_together() -> None:
