@@ -72,10 +72,18 @@ def pairs(value: Any) -> list[tuple[str, str]]:  # noqa: ANN401 - any JSON value
     if not isinstance(value, Mapping):
         return []
     return [
-        (str(name), exact(one) if name in MOMENTS else str(one))
+        (str(name), exact(one) if name in MOMENTS else _plain(one))
         for name, one in value.items()
-        if one not in (None, "") and not isinstance(one, list)
+        if one not in (None, "") and not (isinstance(one, list) and all(map(_is_row, one)))
     ]
+
+
+def _plain(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
+def _is_row(value: Any) -> bool:  # noqa: ANN401 - any JSON value
+    return isinstance(value, Mapping)
 
 
 MOMENTS: Final = frozenset({"as_of", "booked_at"})
@@ -89,7 +97,8 @@ def listed(result: Any) -> tuple[list[str], list[dict[str, str]]]:  # noqa: ANN4
     """
     if not isinstance(result, Mapping):
         return [], []
-    found = next((one for one in result.values() if isinstance(one, list)), [])
+    lists = (one for one in result.values() if isinstance(one, list) and all(map(_is_row, one)))
+    found = next(lists, [])
     rows: list[dict[str, str]] = []
     for one in found:
         inner = {f"{name}.": part for name, part in one.items() if isinstance(part, Mapping)}

@@ -182,6 +182,7 @@ CATALOGUE: Final[dict[str, str]] = {
     "No answers yet": "暂无应答",
     "No banks are configured": "未配置银行",
     "No key slots are configured": "未配置卡槽",
+    "No lines": "没有明细",
     "No more one-time codes": "不再使用动态口令",
     "No such accounts": "没有符合的账户",
     "No such tasks": "没有符合的任务",

@@ -34,7 +34,7 @@ BANKS: Final = (
     "waiting 最久等待", "silent 静默", "states 状态", "last failure 最近故障",
 )  # fmt: skip
 SLOTS: Final = ("slot 卡槽", "state 状态", "expires 到期", "detail 说明")
-ALARMS: Final = ("severity 级别", "state 状态", "subject 对象", "alarm 告警", "since 起")
+ALARMS: Final = ("severity 级别", "state 状态", "subject 对象", "alarm 告警", "since 开始时间")
 
 HELP: Final = """\
 [b]fepctl top[/b]  the daemon live 实时概览

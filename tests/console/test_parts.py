@@ -110,3 +110,27 @@ def test_bars_are_of_one_scale(seconds: list[float]) -> None:
     assert [bar.bank for bar in bars] == ["a", "c"]
     assert all(0 <= bar.median_width <= bar.slow_width <= pictures.BAR_WIDTH for bar in bars)
     assert max(bar.slow_width for bar in bars) == pictures.BAR_WIDTH
+
+
+def test_a_results_lines_are_a_table_and_its_times_a_persons() -> None:
+    line = {
+        "booked_at": "2026-01-05T01:02:03.000+00:00",
+        "amount": "1.00",
+        "counterparty": {"account": "9", "name": ""},
+    }
+    columns, rows = shown.listed(
+        {"entries": [line, {"amount": "2.00", "fee": True}], "complete": True}
+    )
+    assert columns == ["booked_at", "amount", "counterparty.account", "fee"]
+    assert rows[0] == {
+        "booked_at": "2026-01-05 09:02:03.000",
+        "amount": "1.00",
+        "counterparty.account": "9",
+    }
+    assert rows[1] == {"amount": "2.00", "fee": "yes"}
+    assert shown.listed({"available": "1.00"}) == shown.listed(None) == ([], [])
+    # What is a list and no table stays; a table is told by itself.
+    assert shown.pairs({"words": ["a", "b"], "rows": [{"a": 1}], "complete": False}) == [
+        ("words", "['a', 'b']"),
+        ("complete", "no"),
+    ]

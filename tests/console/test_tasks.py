@@ -121,6 +121,17 @@ async def test_two_persons_close_what_is_unknown_and_one_can_not(
         assert first["origin"].startswith("unix uid")
 
 
+async def test_a_page_says_what_a_task_waits_for(directory: Path, key: Path, logs: Logs) -> None:
+    async with consoling(directory, key, logs) as console:
+        admin = await console.rig.admin()
+        await admin.result("task.submit", {"task_id": "W1", "bank": BANK.name, "kind": "balance"})
+        person = await console.person("vera")
+        text = (await person.get("/tasks/W1")).text
+        found = re.search(r"<dt>等待原因</dt><dd>([^<]+)</dd>", text)
+        assert found is not None
+        assert found[1] == (await admin.result("task.why", {"task_id": "W1"}))["waits_for"]
+
+
 async def test_over_tls_the_cookie_is_for_tls_alone(directory: Path, key: Path, logs: Logs) -> None:
     authority = trustme.CA()
     ours = authority.issue_cert("127.0.0.1")
