@@ -21,6 +21,8 @@ CATCH_ALL = {
     "fep/daemon/supervisor.py",
     "fep/daemon/replay.py",
     "fep/store/database.py",
+    # It keeps the bytes that an adapter failed on, and lets the defect go on.
+    "fep/tasks/service.py",
     # These hand it to the task of the connection in which it came.
     "fep/control/poller.py",
     "fep/control/session.py",

@@ -1579,16 +1579,18 @@ class TaskService:
         lane = self.lane_of(bank)
         wire = store.received(reply)
         task: Task | None = None
-        is_kept = False
+        is_kept, defect = False, None
         try:
             if lane is not None:
                 task, is_kept = await lane.take_late(reply)
-        finally:
-            # Also where an adapter fails on it: for a person, and for its next release.
-            if not is_kept:
-                seq, now = None if task is None else task.seq, self.clock.now()
-                keep = partial(store.add_message, seq=seq, bank=bank, wire=wire, at=now)
-                await self.patiently(partial(self.store.write, keep))
+        except Exception as error:  # noqa: BLE001 - the bytes are kept, then it goes on its way
+            defect = error
+        if not is_kept:
+            seq, now = None if task is None else task.seq, self.clock.now()
+            keep = partial(store.add_message, seq=seq, bank=bank, wire=wire, at=now)
+            await self.patiently(partial(self.store.write, keep))
+        if defect is not None:
+            raise defect
         told_to = "" if task is None else task.task_id
         if unmatched.told:
             log.info("reply.told", bank=bank, digest=digest(reply.raw), task_id=told_to)
