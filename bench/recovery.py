@@ -32,13 +32,13 @@ from bench.peers import cpu_s
 from bench.submit import SYNC_MODES, Sync, filesystem
 from fep.domain.clock import SystemClock
 from fep.domain.ids import BankName, ClientName, TaskId
-from fep.domain.order import Kind
+from fep.domain.order import PRIORITY_DEFAULT, Kind
 from fep.store.database import Store
 from fep.store.files import STORE_FILE
 from fep.tasks import store as rows
 from fep.tasks.state import State
 from fep.tasks.store import NewTask
-from fep.tasks.task import PRIORITY_DEFAULT, Task
+from fep.tasks.task import Task
 
 CLIENTS: Final = 16
 GROUP: Final = 5000

@@ -24,7 +24,7 @@ from fep.control.renewal import Renewals
 from fep.domain.clock import Clock, to_text
 from fep.domain.errors import FepError
 from fep.domain.ids import TASK_ID_CHARS_MAX, BankName, ClientName, SlotName, TaskId
-from fep.domain.order import Kind
+from fep.domain.order import PRIORITY_DEFAULT, PRIORITY_MAX, PRIORITY_MIN, Kind
 from fep.keys.pin import TOKEN_PIN_CHARS_MAX
 from fep.keys.service import KeyRing
 from fep.links.service import BankLink
@@ -35,7 +35,6 @@ from fep.pooling.service import PoolService
 from fep.store.audit import Doer
 from fep.tasks.service import TaskService
 from fep.tasks.state import FINAL, State
-from fep.tasks.task import PRIORITY_DEFAULT, PRIORITY_MAX, PRIORITY_MIN
 from fep.users.service import Users
 from fep.wire.proof import MAC_CHARS, NONCE_CHARS, TIME_MS_MAX
 

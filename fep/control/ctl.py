@@ -32,10 +32,9 @@ from fep.client import (
 )
 from fep.control import show
 from fep.domain.errors import FepError
-from fep.domain.order import Kind
+from fep.domain.order import PRIORITY_MAX, Kind
 from fep.domain.words import counted
 from fep.tasks.state import FINAL, State
-from fep.tasks.task import PRIORITY_MAX
 
 ADDRESS_DEFAULT: Final = "unix:/run/fep-control.sock"
 ANSWER_SECONDS: Final = 30.0

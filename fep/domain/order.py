@@ -40,6 +40,12 @@ _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 """The library's own reader takes weeks and days without hyphens too."""
 
 
+PRIORITY_MIN: Final = 0
+PRIORITY_MAX: Final = 9
+"""Goes first."""
+PRIORITY_DEFAULT: Final = 5
+
+
 class Kind(StrEnum):
     """Canonical operations; an adapter declares which it has."""
 

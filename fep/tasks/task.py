@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import math
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import attrs
 import msgspec
@@ -15,6 +15,7 @@ from fep.domain.clock import business_date
 from fep.domain.ids import BankName, ClientName, ClientRef, TaskId, row_ref
 from fep.domain.order import (
     MOVES_MONEY,
+    PRIORITY_DEFAULT,
     BatchOrder,
     BatchQuery,
     Body,
@@ -27,10 +28,6 @@ from fep.domain.order import (
 from fep.store.chain import kept_text
 from fep.tasks.matching import Payment
 from fep.tasks.state import State
-
-PRIORITY_MIN: Final = 0
-PRIORITY_MAX: Final = 9
-PRIORITY_DEFAULT: Final = 5
 
 
 class Task(msgspec.Struct, eq=False, gc=False):
