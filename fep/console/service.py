@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 import structlog
 import trio
 from hypercorn.config import Config
+from hypercorn.events import Closed, Event
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -108,11 +109,26 @@ def _handler(app: Any, config: Config) -> Callable[[Stream], Awaitable[None]]:  
         except trio.WouldBlock:
             return
         try:
-            await TCPServer(app, config, context, ConnectionState({}), stream)
+            await _Connection(app, config, context, ConnectionState({}), stream)
         finally:
             places.release_on_behalf_of(stream)
 
     return handle
+
+
+class _Connection(TCPServer):
+    """hypercorn's connection, which may also be closed while it answers.
+
+    Its sends wait for each other, but not for the half-close. When a browser goes away in the
+    middle of a body at the moment at which the application answers, hypercorn's "bad request" meets
+    the application's half-close, and trio refuses it. Nobody is there to read it: it is an end.
+    """
+
+    async def protocol_send(self, event: Event) -> None:
+        try:
+            await super().protocol_send(event)
+        except trio.BusyResourceError:
+            await self.protocol.handle(Closed())
 
 
 def _secured(

@@ -346,6 +346,39 @@ async def test_others_are_served_while_some_drip(console: Console) -> None:
         await stream.aclose()
 
 
+async def test_a_browser_that_leaves_while_it_is_answered_crashes_nothing(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hypercorn's refusal of the half body is held until the page's own answer ends the stream."""
+    closing_down, refused = trio.Event(), trio.Event()
+    send_all, send_eof = trio.SocketStream.send_all, trio.SocketStream.send_eof
+
+    async def held_send(stream: trio.SocketStream, data: bytes) -> None:
+        if data.startswith(b"HTTP/1.1 400"):
+            await closing_down.wait()
+        try:
+            await send_all(stream, data)
+        except trio.BusyResourceError:
+            refused.set()
+            raise
+
+    async def held_eof(stream: trio.SocketStream) -> None:
+        with stream._send_conflict_detector:
+            closing_down.set()
+            await refused.wait()
+        await send_eof(stream)
+
+    async with await raw(console) as stream:
+        await stream.send_all(DRIP)
+        await send_eof(stream)
+        monkeypatch.setattr(trio.SocketStream, "send_all", held_send)
+        monkeypatch.setattr(trio.SocketStream, "send_eof", held_eof)
+        await answer_to(stream)
+        assert refused.is_set()
+    monkeypatch.undo()
+    assert (await console.browser().get("/login")).status_code == 200
+
+
 @pytest.mark.parametrize(
     "data",
     [
