@@ -265,6 +265,8 @@ class PaymentStatus:
     booked_on: BusinessDate | None = None
     fee: Cny | None = None
     returned_on: BusinessDate | None = None
+    is_elsewhere: bool = False
+    """Whether it was sent to another system than the one that says this, as far as we know."""
 
 
 @attrs.frozen
@@ -276,6 +278,8 @@ class BatchStatus:
     cursor: str = ""
     is_over: bool = True
     """False while the bank says that it works on the batch still, whatever its rows say."""
+    is_elsewhere: bool = False
+    """As of ``PaymentStatus``."""
 
 
 @attrs.frozen
@@ -710,7 +714,8 @@ def _row_value(row: int, status: PaymentStatus) -> dict[str, object]:
 def _batch_value(receipt: BatchResult) -> dict[str, object]:
     if isinstance(receipt, BatchStatus):
         shown = [_row_value(at, row) for at, row in sorted(receipt.rows.items())]
-        return {"state": _batch_state(receipt).value, "rows": shown}
+        told: dict[str, object] = {"state": _batch_state(receipt).value, "rows": shown}
+        return told | ({"other_system": True} if receipt.is_elsewhere else {})
     rows = []
     for at, status in sorted(receipt.rows.items()):
         own = {"client_ref": row_ref(receipt.client_ref, at)}
@@ -792,6 +797,8 @@ def result_value(result: OperationResult) -> dict[str, object]:  # noqa: C901, P
                 value["bank_ref"] = result.bank_ref
             if result.state is PaymentState.RETURNED:
                 value["returned"] = True
+            if result.is_elsewhere:
+                value["other_system"] = True
             return value
         case BatchStatus() | BatchReceipt():
             return _batch_value(result)

@@ -735,7 +735,15 @@ class Lane:
         await self.watch.take_status(target, outcome, wire)
         if isinstance(outcome, Unclear):
             raise QueryLostError(outcome.code, outcome.message, sent=True)
+        if isinstance(outcome, Accepted) and self._is_elsewhere(target):
+            assert isinstance(outcome.result, PaymentStatus | BatchStatus)
+            told = attrs.evolve(outcome.result, is_elsewhere=True)
+            return attrs.evolve(outcome, result=told)
         return outcome
+
+    def _is_elsewhere(self, task: Task) -> bool:
+        """Whether a payment was sent to another system than the one that this lane asks."""
+        return task.sent_to not in (None, self.parts.system)
 
     async def _ask_statement(self, task: Task, body: StatementQuery) -> Outcome:
         entries: list[StatementEntry] = []
@@ -902,7 +910,7 @@ class Lane:
             finding,
             now,
             certain,
-            is_elsewhere=task.sent_to not in (None, self.parts.system),
+            is_elsewhere=self._is_elsewhere(task),
         )
         match decision:
             case evidence.Close(events=events, cause=cause):

@@ -591,7 +591,7 @@ MOST: dict[str, Any] = {
     "balance": order.Balance(A, ONE, ONE, NOW, held=ONE, status="normal"),
     "transfer": order.PaymentReceipt(REF, ONE, "R", "CNY", DAY, ONE, DAY),
     "batch_transfer": BATCH_END,
-    "transfer_status": order.PaymentStatus(RETURNED, bank_ref="R"),
+    "transfer_status": order.PaymentStatus(RETURNED, bank_ref="R", is_elsewhere=True),
     "statement": order.Statement(()),
     "returned_payments": order.ReturnedPayments(()),
     "bank_code_lookup": order.BankCodes(()),
@@ -672,6 +672,8 @@ def test_the_rows_of_a_batch_have_the_members_that_are_shown() -> None:
     assert f'"{Cny(FEN_MAX)}"' in text
     asked = result_value(order.BatchStatus({0: most}))
     assert asked.keys() == {"state", "rows"}
+    elsewhere = result_value(order.BatchStatus({0: most}, is_elsewhere=True))
+    assert elsewhere == asked | {"other_system": True}
     assert asked["rows"][0].keys() == ends[1].keys() - {"client_ref", "amount"}  # type: ignore[index]
 
 

@@ -538,10 +538,18 @@ async def test_no_record_of_another_system_than_it_was_sent_to_proves_nothing(
         assert (await fep.get("T1"))["state"] == "unknown"
         chain = (await fep.service.why(None, ID))["events"]
         assert chain[-1]["cause"] == "no record, and it was sent to another system than this"
+        assert await told_of(fep, "A1") == {"state": "no_record", "other_system": True}
         await fep.end()
         fep.make(PINGAN, {**CARD, **card}, codec=codec, system="one")
         await fep.start()
         await fep.becomes("T1", State.REJECTED)
+        assert await told_of(fep, "A2") == {"state": "no_record"}
+
+
+async def told_of(fep: Fep, name: str) -> object:
+    """What a client is told that asks for the payment T1."""
+    await fep.submit(name, body={"kind": "transfer_status", "params": {"task_id": "T1"}})
+    return (await fep.becomes(name, State.SUCCEEDED))["result"]
 
 
 # -- time -------------------------------------------------------------------------------------
