@@ -41,7 +41,6 @@ NO_RECORD: Final = "-1"
 _RENMINBI: Final = frozenset({"", "01", "RMB", "CNY"})
 _ACCOUNT_STATUS: Final = {"0": "closed", "1": "active"}
 _DIRECTIONS: Final = {"DEBIT": Direction.DEBIT, "CREDIT": Direction.CREDIT}
-_OTHER_WAY: Final = {Direction.DEBIT: Direction.CREDIT, Direction.CREDIT: Direction.DEBIT}
 
 
 def codes(message: Message) -> tuple[str, str]:
@@ -249,7 +248,7 @@ def _entry(found: Fields) -> StatementEntry:
     taken_back = amount.fen < 0
     if taken_back:
         # A debit of -1.00 puts money in: it takes an earlier debit back (冲账).
-        amount, direction = -amount, _OTHER_WAY[direction]
+        amount, direction = -amount, direction.opposite
     summary, _, purpose = row.get("MEMO", "").partition("|")
     return StatementEntry(
         bank_ref=row.get("SRVRTID", "") or text(found, "ATTACHINFO"),

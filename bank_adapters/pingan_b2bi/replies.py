@@ -510,7 +510,7 @@ def _entry_4013(row: Fields, fee_mark: str) -> StatementEntry:
     return StatementEntry(
         bank_ref=(row.get("BussSeqNo") or row.get("HostTrace"))[:BANK_REF_CHARS_MAX],
         booked_at=_moment(row.get("AcctDate") + (row.get("TxTime") or "000000")),
-        direction=Direction.DEBIT if debit else Direction.CREDIT,
+        direction=_way(amount, debit=debit),
         amount=Cny(abs(amount.fen)),
         counterparty_account=row.get(f"{side}AcctNo"),
         counterparty_name=row.get(f"{side}AcctName"),
@@ -531,7 +531,7 @@ def _entry_4008(row: Fields, day: str, fee_mark: str) -> StatementEntry:
         bank_ref=(row.get("BussSeqNo") or row.get("HostSeqNo"))[:BANK_REF_CHARS_MAX],
         # Its form is not known: HHmmss and yyyyMMddHHmmss are both read.
         booked_at=_moment(time if len(time) > 6 else day + (time or "000000")),
-        direction=Direction.DEBIT if debit else Direction.CREDIT,
+        direction=_way(amount, debit=debit),
         amount=Cny(abs(amount.fen)),
         counterparty_account=row.get(account),
         counterparty_name=row.get(name),
@@ -540,6 +540,12 @@ def _entry_4008(row: Fields, day: str, fee_mark: str) -> StatementEntry:
         fee=row.get("AbstractStr") == fee_mark,
         reversal=amount.fen < 0,
     )
+
+
+def _way(amount: Cny, *, debit: bool) -> Direction:
+    """A debit of less than nothing puts money in: it takes an earlier debit back (冲账)."""
+    direction = Direction.DEBIT if debit else Direction.CREDIT
+    return direction.opposite if amount.fen < 0 else direction
 
 
 def _is_debit(row: Fields, name: str) -> bool:

@@ -89,6 +89,11 @@ class Direction(StrEnum):
     DEBIT = "debit"
     CREDIT = "credit"
 
+    @property
+    def opposite(self) -> Direction:
+        """The other side: where a negative amount of this one belongs."""
+        return Direction.CREDIT if self is Direction.DEBIT else Direction.DEBIT
+
 
 @attrs.frozen
 class Payee:

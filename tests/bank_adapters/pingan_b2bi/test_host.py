@@ -184,8 +184,8 @@ def test_what_comes_back_shows_in_the_status_and_on_both_sides_lines() -> None:
         assert forth.counterparty_account == back.counterparty_account == SISTER
         assert not back.reversal
         came, gone = walk(bank, attrs.evolve(LINES, account=SISTER))
-        # What the payee had is taken off again: a credit below zero (冲账).
-        assert (came.direction, gone.direction) == (Direction.CREDIT, Direction.CREDIT)
+        # What the payee had is taken off again: a credit below zero (冲账), so the money goes.
+        assert (came.direction, gone.direction) == (Direction.CREDIT, Direction.DEBIT)
         assert (came.reversal, gone.reversal) == (False, True)
         assert came.amount == gone.amount == INSIDE.amount
         assert gone.counterparty_account == PAYER

@@ -398,8 +398,10 @@ def test_a_credit_comes_from_the_paying_side() -> None:
 
 
 def test_a_negative_row_takes_an_earlier_one_back() -> None:
-    (entry,) = entries(page(row={"TranAmount": "-5.00"}))
+    (entry,) = entries(page(row={"TranAmount": "-5.00", "DcFlag": "D"}))
     assert (entry.amount, entry.reversal) == (Cny(500), True)
+    # Money comes in: who adds the lines up is right only so.
+    assert entry.direction is Direction.CREDIT
 
 
 def test_the_old_versions_end_flag_is_read() -> None:
