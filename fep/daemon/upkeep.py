@@ -31,7 +31,7 @@ from fep.daemon.replay import Report as ReplayReport
 from fep.daemon.replay import opened as opened_replay
 from fep.daemon.store_section import StoreConfig, database_of
 from fep.daemon.verify import Report, UnreadableStoreError, reaching, verify, verify_shared
-from fep.domain.clock import SHANGHAI, SystemClock
+from fep.domain.clock import SHANGHAI, SystemClock, from_text, to_shanghai
 from fep.domain.errors import FepError
 from fep.domain.order import MOVES_MONEY
 from fep.machines.store import put_all_out
@@ -252,7 +252,11 @@ def _restore(given: argparse.Namespace) -> int:
         with files.reading(place) as connection:
             taken_at = connection.execute(_TAKEN_AT).scalar_one()
     value = {"store": str(place), "former": str(former), "taken_at": taken_at}
-    _answer(given, value, lambda: print(RESTORED.format(place=place, **value)))
+    _answer(
+        given,
+        value,
+        lambda: print(_told_of(RESTORED, place=place, former=former, taken_at=taken_at)),
+    )
     return 0
 
 
@@ -285,8 +289,15 @@ def _restore_shared(given: argparse.Namespace, config: Config, store: StoreConfi
         taken_at = connection.execute(_TAKEN_AT).scalar_one()
         database.commit(driver)
     value = {"store": database.address, "former": None, "taken_at": taken_at}
-    _answer(given, value, lambda: print(MARKED.format(**value)))
+    _answer(
+        given, value, lambda: print(_told_of(MARKED, store=database.address, taken_at=taken_at))
+    )
     return 0
+
+
+def _told_of(words: str, *, taken_at: str, **told: object) -> str:
+    """Say it to a person, with the bank's time as on all other screens."""
+    return words.format(taken_at=f"{to_shanghai(from_text(taken_at)):%Y-%m-%d %H:%M:%S}", **told)
 
 
 _TAKEN_AT: Final = sa.select(sa.func.min(schema.restored.c.taken_at)).where(

@@ -25,7 +25,7 @@ import trio
 from fep.daemon import app
 from fep.daemon.main import main
 from fep.daemon.verify import verify
-from fep.domain.clock import SystemClock
+from fep.domain.clock import SystemClock, from_text, to_shanghai
 from fep.domain.errors import ConfigError
 from fep.logs import Followers
 from fep.store import files
@@ -272,7 +272,8 @@ def test_a_restore_says_what_to_do_and_keeps_the_former_store(desk: Desk) -> Non
         assert words in out
     value = desk.json("restore", desk.copy)
     assert Path(value["former"]).exists()
-    assert value["taken_at"] in out
+    taken_at = to_shanghai(from_text(value["taken_at"]))
+    assert f"after {taken_at:%Y-%m-%d %H:%M:%S}." in out
 
 
 def test_no_restore_while_the_daemon_runs(desk: Desk) -> None:
