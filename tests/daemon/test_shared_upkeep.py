@@ -15,6 +15,7 @@ import trio
 
 from fep.daemon.main import main
 from fep.daemon.verify import verify
+from fep.domain.clock import from_text, to_shanghai
 from fep.sandbox.postgres import PROGRAMS, PostgresServer
 from fep.sandbox.scene import write_secret
 from fep.store import files
@@ -167,7 +168,7 @@ def test_a_database_that_was_put_back_is_marked_so_that_no_payment_leaves(desk: 
         of_tasks = "SELECT max(at) FROM task_event WHERE task_seq <> 0"
         last = connection.execute(of_tasks.encode()).fetchone()
     assert last is not None
-    assert last[0] in told
+    assert f"after {to_shanghai(from_text(last[0])):%Y-%m-%d %H:%M:%S}." in told
     # Twice is once.
     assert desk.run("restore") == told
     assert json.loads(desk.run("verify-store", "--json"))["sound"]
