@@ -210,7 +210,6 @@ class _Handler:
         with trio.move_on_after(ANSWER_SECONDS_MAX):
             await stream.send_all(answer)
             await _last_words(stream)
-            # Of TLS it says so, or the scraper can't tell the end from a break.
             await stream.aclose()
 
     async def _answer(self, request: HttpRequest) -> bytes:
@@ -242,6 +241,10 @@ async def _request(stream: trio.abc.Stream) -> HttpRequest | None:
 
 async def _last_words(stream: trio.abc.Stream) -> None:
     """Let the scraper read all: bytes that it sent meanwhile must not reset the connection."""
+    if isinstance(stream, trio.SSLStream):
+        # Says that this is the end, no break, and waits until the scraper says so, too.
+        await stream.unwrap()
+        return
     if isinstance(stream, trio.abc.HalfCloseableStream):
         await stream.send_eof()
     left = REQUEST_BYTES_MAX
