@@ -82,7 +82,7 @@ FAULTS: Final[Mapping[str, str]] = {
     SIGN_ON_REFUSED: "user or password is refused, and there is no second part",
     STAYS_PENDING: "a payment is booked, and for 15 minutes told as PENDING",
     ODD_CODE: "a payment is booked, and answered with a state that is a number",
-    NOT_FOUND: "a status query does not find a payment that is there",
+    NOT_FOUND: "a status query does not find a payment that is there, soon after it was booked",
 }
 ROWS_PER_PAGE: Final = 100
 TRNUID_CHARS_MAX: Final = 30
@@ -462,7 +462,7 @@ def _balance(profile: HostProfile, body: Fields) -> Fields:
 def _transfer_status(profile: HostProfile, body: Fields) -> Fields:
     reference = _need(body, "XFERINQRQ", "CLIENTREF")
     payment = profile.book.payment(profile.bank, reference)
-    if payment is None or profile.faults.draw(NOT_FOUND):
+    if payment is None or profile.faults.hides(NOT_FOUND, payment.at, profile.clock.now()):
         none = {"@MORE": "N", "FROM": NO_RECORD, "TO": NO_RECORD}
         return {"XFERINQRS": {"XFERLIST": none}}
     row: Fields = {

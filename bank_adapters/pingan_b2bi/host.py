@@ -86,7 +86,7 @@ FAULTS: Final[Mapping[str, str]] = {
     "more_follows": "cont_flag is 1, and nothing follows",
     "continued": "a page of a statement comes in several packets, cont_flag 1 in all but the last",
     "attachment": "a file that nobody asked for comes with the answer",
-    "no_record_at_first": "4005 answers MA0103 to a payment that is there",
+    "no_record_at_first": "4005 and 4015 answer MA0103 to what is there, soon after it was booked",
     "odd_state": "4005 answers Stt 11, 40 or 99",
     "short_pages": "4015 gives two rows a page, whatever was asked",
     "strange_row": "4015 names a row that is of no batch of ours",
@@ -486,7 +486,7 @@ class PinganHostConnection:
     def _status(self, request: _Request) -> bytes:
         reference = _text(request.fields, "OrigThirdVoucher")
         payment = self._profile.book.payment(self._profile.bank, reference)
-        if payment is None or self._profile.faults.draw("no_record_at_first"):
+        if payment is None or self._hides(payment):
             raise _RefusalError(NO_PAYMENT)
         members = [("OrigThirdVoucher", payment.client_ref), *self._told(payment)]
         return _good(request.packet, members)
@@ -495,7 +495,7 @@ class PinganHostConnection:
         fields, faults = request.fields, self._profile.faults
         reference = _text(fields, "OrigThirdVoucher")
         rows = self._profile.book.batch(self._profile.bank, reference)
-        if not rows or faults.draw("no_record_at_first"):
+        if not rows or self._hides(rows[0]):
             raise _RefusalError(NO_PAYMENT)
         page = _whole(fields, "PageNo", 1, messages.PAGES_MAX)
         size = _whole(fields, "PageCts", 1, ADAPTER.card.batch.rows_max)
@@ -525,6 +525,10 @@ class PinganHostConnection:
             ("PageNo", str(page)),
         ]
         return _good(request.packet, members, lists)
+
+    def _hides(self, payment: BookPayment) -> bool:
+        now = self._profile.clock.now()
+        return self._profile.faults.hides("no_record_at_first", payment.at, now)
 
     def _told(self, payment: BookPayment) -> list[tuple[str, str]]:
         """Return what 4005, and a row of 4015, say of a payment."""

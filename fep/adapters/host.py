@@ -226,6 +226,8 @@ PIECES_MAX: Final = 64
 ODD: Final = "XXX"
 """The currency that nobody knows (ISO 4217: no currency)."""
 RETURN_SECONDS_MAX: Final = 60.0
+HIDDEN_SECONDS_MAX: Final = 0.9
+"""How long a payment that is there may not be found: for less than a scene's "no record" counts."""
 
 
 @attrs.frozen
@@ -276,6 +278,15 @@ class Faults:
         if not self.draw(Fault.RETURNED):
             return None
         return now + dt.timedelta(seconds=self.rng.uniform(0.0, RETURN_SECONDS_MAX))
+
+    def hides(self, fault: str, booked_at: dt.datetime, now: dt.datetime) -> bool:
+        """Say whether a status query does not find a payment that is there.
+
+        Only soon after it was booked: a bank that does so later breaks the word of its card, and
+        money would be moved twice by whoever believes that.
+        """
+        is_young = (now - booked_at).total_seconds() < HIDDEN_SECONDS_MAX
+        return is_young and self.draw(fault)
 
 
 @attrs.frozen

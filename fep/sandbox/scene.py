@@ -102,7 +102,7 @@ BANKS: Final = (
 )
 """Two banks of each kind; the CNAPS codes are the public ones of the head offices."""
 
-CARD_CHANGES: Final = {
+CARD_CHANGES: Final[dict[str, Any]] = {
     "signing": {"by": "slot"},
     "throttle": {"submit_gap_s": 0.0, "query_gap_s": 0.0, "concurrent_max": 0},
     "inquiry": {
@@ -118,7 +118,10 @@ CARD_CHANGES: Final = {
     },
     "batch": {"poll_s": 0.2},
 }
-"""The simulated banks book at once and forget nothing, so waits of minutes become fractions."""
+"""The simulated banks book at once and forget nothing, so waits of minutes become fractions.
+
+A payment that they don't find at first they find within ``host.HIDDEN_SECONDS_MAX``.
+"""
 
 
 class Running(Protocol):

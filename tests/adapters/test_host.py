@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fep.adapters.card import SignAlgorithm
 from fep.adapters.host import (
+    HIDDEN_SECONDS_MAX,
     BookedState,
     BookPayment,
     DuplicateReferenceError,
@@ -24,8 +25,19 @@ from fep.adapters.host import (
 )
 from fep.domain.ids import AccountNumber, BankName
 from fep.domain.money import Cny
+from fep.sandbox.scene import CARD_CHANGES
 
 NAMES = [fault.value for fault in Fault]
+
+
+def test_a_payment_is_hidden_for_less_than_a_scene_s_no_record_counts() -> None:
+    """Else the bank would break its card's word, and whoever believes it pays twice."""
+    assert CARD_CHANGES["inquiry"]["no_record_after_s"] > HIDDEN_SECONDS_MAX
+    faults, at = Faults({"lost": 1.0}), dt.datetime(2026, 1, 5, tzinfo=dt.UTC)
+    for seconds, hidden in ((0.0, True), (HIDDEN_SECONDS_MAX, False), (3600.0, False)):
+        now = at + dt.timedelta(seconds=seconds)
+        assert faults.hides("lost", at, now) is hidden
+    assert not faults.hides("another", at, at)
 
 
 def drawn(faults: Faults, times: int = 200) -> list[bool]:

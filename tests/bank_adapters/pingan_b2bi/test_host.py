@@ -16,13 +16,23 @@ from bank_adapters.pingan_b2bi.config import PinganOptions
 from bank_adapters.pingan_b2bi.frames import DEFAULTS, FIELDS, encode
 from bank_adapters.pingan_b2bi.host import LANDS_ABOVE
 from fep.adapters.api import Accepted, Refusal, Rejected, Unclear
-from fep.adapters.host import DELAY_SECONDS, RETURN_SECONDS_MAX, Answer, BookAccount, Fault
+from fep.adapters.host import (
+    DELAY_SECONDS,
+    HIDDEN_SECONDS_MAX,
+    RETURN_SECONDS_MAX,
+    Answer,
+    BookAccount,
+    Fault,
+    Faults,
+)
 from fep.domain.clock import BusinessDate
 from fep.domain.ids import AccountNumber, ClientRef
 from fep.domain.money import Cny
 from fep.domain.order import (
     Balance,
     BalanceQuery,
+    BatchOrder,
+    BatchQuery,
     Direction,
     Operation,
     PaymentReceipt,
@@ -159,6 +169,27 @@ def test_the_statement_shows_the_payment_under_the_receipts_reference() -> None:
         counterparty_name=PAYEE_NAME,
         purpose="货款",
     )
+
+
+def test_a_payment_and_a_batch_that_are_not_found_at_first() -> None:
+    bank = Bank()
+    bank.profile = attrs.evolve(bank.profile, faults=Faults({"no_record_at_first": 1.0}))
+    bank.ask(INSIDE)
+    batch = BatchOrder((ORDER, attrs.evolve(ORDER, amount=Cny(1))))
+    reference = ClientRef("F" + "1" * 19)
+    asked = BatchQuery(reference, batch, TODAY)
+    bank.connection().receive_data(
+        bank.codec.seal(bank.codec.prepare_batch(batch, context(reference=reference)), None)
+    )
+
+    def rows() -> object:
+        sealed = bank.codec.seal(bank.codec.prepare_batch_status(asked, context()), None)
+        (found,) = bank.connection().receive_data(sealed)
+        return bank.codec.batch_status(asked, reply_to(found.data)).code
+
+    assert (state(bank), rows()) == (PaymentState.NO_RECORD, "MA0103")
+    bank.clock.moment += dt.timedelta(seconds=HIDDEN_SECONDS_MAX)
+    assert (state(bank), rows()) == (PaymentState.SUCCEEDED, "000000")
 
 
 def test_what_comes_back_shows_in_the_status_and_on_both_sides_lines() -> None:
