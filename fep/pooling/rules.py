@@ -31,6 +31,10 @@ class Reason(StrEnum):
     BALANCE_UNAVAILABLE = "BALANCE_UNAVAILABLE"
     NOT_CONFIGURED = "NOT_CONFIGURED"
     """The account was taken out of the pool while the round ran."""
+    BALANCE_TOO_OLD = "BALANCE_TOO_OLD"
+    """The sweep waited too long, for a key or a link, to be sent by that balance."""
+    PAID_MEANWHILE = "PAID_MEANWHILE"
+    """The account paid something else while the sweep waited."""
 
 
 @attrs.frozen

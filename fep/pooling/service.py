@@ -40,8 +40,11 @@ log = structlog.get_logger()
 
 CLIENT: Final = ClientName("fep/pooling")
 """No session can be opened under this name: a configured one has no slash (``parse_name``)."""
-REFUSED: Final[dict[str, Any]] = {"refused": "the account is not in a pool that moves it"}
+REFUSED: Final[dict[str, Any]] = {"refused": "the sweep is not to be sent"}
 """An answer that is not {kind, params} fails the task: nothing is sent."""
+SWEEP_AGE_SECONDS_MAX: Final = 3600.0
+"""A sweep that waits for longer, for a key or a link, is not sent: the balance may be another by
+then, and the next round asks anew."""
 PLAN_SECONDS_MAX: Final = 120.0
 MISSED_SECONDS_MAX: Final = 900.0
 """A round that fell into a stop of the daemon is caught up when it is at most this late."""
@@ -92,6 +95,10 @@ class PoolService:
         """Of the accounts whose balances are being told, where several machines pay."""
         self._paid_before: dict[TaskId, Cny] = {}
         """By balance task: what our payments had taken from the account when it was asked for."""
+        self._judged: dict[TaskId, tuple[dt.datetime, Cny]] = {}
+        """By sweep: when its balance was judged, and what our payments had taken by then."""
+        self._refused: dict[TaskId, str] = {}
+        """Why a sweep was given no body, until its end is told."""
         self.configure(pools, accounts)
 
     def configure(
@@ -465,6 +472,13 @@ class PoolService:
         may_move = item.state in TO_SWEEP and not one.plan_only
         if pool is None or not may_move or self._member(one.pool, item.account) is None:
             return REFUSED
+        judged_at, taken = self._judged.get(task_id, (one.started_at, None))
+        if (self._clock.now() - judged_at).total_seconds() > SWEEP_AGE_SECONDS_MAX:
+            self._refused[task_id] = Reason.BALANCE_TOO_OLD
+            return REFUSED
+        if taken is not None and self._taken(item.account) > taken:
+            self._refused[task_id] = Reason.PAID_MEANWHILE
+            return REFUSED
         item.state = ItemState.SWEEPING
         return plan.sweep_body(item, self._accounts[pool.target])
 
@@ -478,7 +492,8 @@ class PoolService:
             State.RETURNED: ItemState.RETURNED,
         }.get(delivery.state, ItemState.FAILED)
         if item.state is not ItemState.SWEPT:
-            item.reason = f"{delivery.bank_code} {delivery.bank_message}".strip()
+            told = f"{delivery.bank_code} {delivery.bank_message}".strip()
+            item.reason = self._refused.pop(delivery.task_id, told)
             _log_not_swept(one, item)
             return
         log.info(
@@ -500,6 +515,7 @@ class PoolService:
             return
         available = Cny.parse(delivery.result["available"])
         working = plan.judge(item, member, available, self._under_way(item))
+        self._judged[item.sweep_task] = (self._clock.now(), self._taken(item.account))
         log.info(
             "pool.account_judged",
             round_id=one.round_id,
@@ -529,6 +545,11 @@ class PoolService:
                     assert other.amount is not None
                     fen += other.amount.fen
         return Cny(fen)
+
+    def _taken(self, account: AccountNumber) -> Cny:
+        """Return what payments that this machine knows have taken from an account, or are to."""
+        open_ = self._tasks.under_way(but=CLIENT).get(account, ZERO)
+        return Cny(open_.fen + self._tasks.paid(account).fen)
 
     def _member(self, pool_name: str, account: AccountNumber) -> MemberConfig | None:
         pool = self._pools.get(pool_name)
@@ -567,6 +588,8 @@ class PoolService:
             self._by_task.pop(item.balance_task, None)
             self._by_task.pop(item.sweep_task, None)
             self._paid_before.pop(item.balance_task, None)
+            self._judged.pop(item.sweep_task, None)
+            self._refused.pop(item.sweep_task, None)
         # An event can't be tested for truth.
         if (over := self._over.pop(one.round_id, None)) is not None:
             over.set()

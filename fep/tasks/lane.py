@@ -215,8 +215,9 @@ class Lane:
 
     def drain(self) -> None:
         """Send nothing more to this bank; what is in flight ends as it ends."""
-        self.drained = True
-        self._resumed = trio.Event()
+        if not self.drained:
+            self.drained = True
+            self._resumed = trio.Event()
 
     def resume(self) -> None:
         """Send again."""
@@ -1153,10 +1154,12 @@ class Lane:
         columns: dict[str, Any] = {"inquire_at": to_text(at), "bank_ref": task.bank_ref}
         if outcome is not None:
             columns |= {"bank_code": outcome.code, "bank_message": outcome.message}
+        is_mine = task in self._in_hands
         await self._change(task, (event,), cause, columns=columns, wire=wire)
         task.inquire_at = at
         log.warning("task.left_open", state=state.value, cause=cause, inquire_at=to_text(at))
-        task.claimed = False
+        if is_mine:
+            task.claimed = False
         self._schedule_inquiry(task)
 
     async def finish(

@@ -1232,7 +1232,6 @@ class TaskService:
         """
         before = set(self._unanswered)
         while before & self._unanswered:
-            self._answered = trio.Event()
             await self._answered.wait()
 
     def _hand_over(self, put: Callable[[Done], None], done: Done) -> None:
@@ -1241,6 +1240,7 @@ class TaskService:
         def answered(error: Exception | None) -> None:
             self._unanswered.discard(mark)
             self._answered.set()
+            self._answered = trio.Event()
             done(error)
 
         put(answered)

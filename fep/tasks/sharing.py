@@ -416,7 +416,7 @@ class Sharing:
 
         Args:
             balances: the payer of each query.
-            but: leave this client's payments out.
+            but: leave this client's open payments out.
         """
         read = partial(store.spent, balances=balances, but=but)
         found: dict[AccountNumber, Cny] = await self._service.store.read(read)

@@ -693,27 +693,23 @@ def spent(
     Args:
         connection: a reader's.
         balances: queries for balances, and whose each is.
-        but: leave this client's payments out.
+        but: leave this client's open payments out.
     """
-    asked = dict(
-        connection.execute(
-            sa.select(task.c.task_id, sa.func.max(task_event.c.seq))
-            .join(task_event, task_event.c.task_seq == task.c.seq)
-            .where(task.c.task_id.in_(list(balances)), task_event.c.event == Event.BODY_TAKEN.value)
-            .group_by(task.c.task_id)
-        )
-        .tuples()
-        .all()
+    events = connection.execute(
+        sa.select(task.c.task_id, sa.func.max(task_event.c.seq))
+        .join(task_event, task_event.c.task_seq == task.c.seq)
+        .where(task.c.task_id.in_(list(balances)), task_event.c.event == Event.BODY_TAKEN.value)
+        .group_by(task.c.task_id)
     )
+    asked: dict[str, int] = {task_id: seq for task_id, seq in events}  # noqa: C416 - rows are no pairs to mypy
     since = {account: asked.get(task_id, 0) for task_id, account in balances.items()}
     payments = sa.and_(
         task.c.kind.in_([kind.value for kind in MOVES_MONEY]),
-        task.c.client != but,
         task.c.body.is_not(None),
     )
     none = sa.literal(None, sa.BigInteger)
     under_way = sa.select(task.c.kind, task.c.body, none).where(
-        payments, task.c.state.in_(OPEN_STATES)
+        payments, task.c.client != but, task.c.state.in_(OPEN_STATES)
     )
     done = (
         sa.select(task.c.kind, task.c.body, task_event.c.seq)

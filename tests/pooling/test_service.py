@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import attrs
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fep.adapters.host import Fault
-from fep.domain.ids import AccountNumber, TaskId, parse_name
+from fep.domain.ids import AccountNumber, ClientName, TaskId, parse_name
 from fep.domain.money import Cny
 from fep.domain.order import Kind
+from fep.pooling import plan
 from fep.pooling.config import Fixed, PoolConfig
 from fep.pooling.service import (
     CLIENT,
@@ -28,6 +31,7 @@ from fep.pooling.service import (
 )
 from fep.store.database import StoreFullError
 from fep.tasks import store as task_store
+from fep.tasks.service import TaskService
 from fep.tasks.state import Event, State
 from fep.tasks.task import Admitted, Submission
 from tests.pooling.rig import (
@@ -36,6 +40,7 @@ from tests.pooling.rig import (
     TARGET,
     WAIT_SECONDS_MAX,
     Daemon,
+    Gate,
     WallClock,
     World,
     number,
@@ -416,6 +421,59 @@ async def test_two_pools_of_one_account_never_plan_with_the_same_money(world: Wo
     assert world.balance(A) == "0.00"
 
 
+NAMES = ("main", "second")
+
+
+@attrs.define
+class _Shared:
+    """The tasks as pooling sees them where machines share a store: what was spent is in it."""
+
+    tasks: TaskService
+
+    @property
+    def sharing(self) -> _Shared:
+        return self
+
+    async def spent(
+        self, balances: Mapping[TaskId, AccountNumber], but: ClientName
+    ) -> dict[AccountNumber, Cny]:
+        read = partial(task_store.spent, balances=balances, but=but)
+        found: dict[AccountNumber, Cny] = await self.tasks.store.read(read)
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tasks, name)
+
+
+@pytest.mark.parametrize("shares", [False, True], ids=["alone", "on a shared store"])
+async def test_a_round_knows_what_another_has_swept_since_its_balance_was_asked_for(
+    world: World, jumping: MockClock, *, shares: bool
+) -> None:
+    """A pool is renamed in mid-round, and the second round's answer is older than the sweep."""
+    pools = [pool(A, name=name, threshold="600.00", rule=Fixed(Cny(50_000))) for name in NAMES]
+    async with world.daemon(pools[0]) as daemon:
+        if shares:
+            daemon.pools._tasks = cast("TaskService", _Shared(daemon.tasks))
+        lane = daemon.tasks.lanes[PINGAN]
+        await until(lambda: lane.parts.link.is_open)
+        world.chance[PINGAN][Fault.DELAYED] = 1.0
+        rounds = []
+        for number, name in enumerate(NAMES, 1):
+            daemon.pools.configure(pools, world.accounts)
+            rounds.append((await daemon.pools.start_round(name, "operator op"))["round_id"])
+            await until(lambda number=number: lane.parts.link.snapshot().in_flight == number)  # type: ignore[misc]
+            await wait_all_tasks_blocked(0.05)
+            if name == NAMES[-1]:
+                world.chance[PINGAN].clear()
+            jumping.jump(1.0)
+        found = []
+        for round_id in rounds:
+            found.append((await daemon.finished(round_id))["items"][0])
+            jumping.jump(1.0)
+        assert [one["state"] for one in found] == ["swept", "nothing"]
+    assert world.balance(A) == "500.00"
+
+
 # -- configuration in mid-round --------------------------------------------------------------------
 
 GONE = {
@@ -428,15 +486,19 @@ GONE = {
 @pytest.mark.req("POOL-15")
 @pytest.mark.parametrize("left", GONE.values(), ids=GONE.keys())
 async def test_what_is_taken_out_of_the_configuration_moves_no_more(
-    world: World, left: tuple[PoolConfig, ...]
+    world: World, left: tuple[PoolConfig, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world.daemon(POOL) as daemon:
         await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
-        lane = daemon.tasks.lanes[PINGAN]
+        lane, real = daemon.tasks.lanes[PINGAN], plan.judge
+
+        def judge(*given: Any) -> Any:
+            # What only waits is not sent any more.
+            lane.drain()
+            return real(*given)
+
+        monkeypatch.setattr(plan, "judge", judge)
         started = await daemon.pools.start_round("main", "operator op")
-        # What only waits would not be sent any more.
-        await until(lambda: lane.in_flight)
-        lane.drain()
         await daemon.until_task(started["items"][0]["balance_task"], "succeeded")
         await until(lambda: "-s1" in "".join(list_ids(daemon)), "A's sweep waits as an id")
         daemon.pools.configure(left, world.accounts)
@@ -896,3 +958,55 @@ async def fill(daemon: Daemon) -> None:
     with contextlib.suppress(StoreFullError):
         while True:
             await daemon.store.write(work)
+
+
+# -- what waits before it leaves --------------------------------------------------------------
+
+
+@pytest.fixture
+def locked(world: World, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """The key of the first bank, which goes out as soon as a balance has been judged."""
+    real = plan.judge
+
+    def judge(*given: Any) -> Any:
+        world.gates[PINGAN].close()
+        return real(*given)
+
+    monkeypatch.setattr(plan, "judge", judge)
+    return world.gates[PINGAN]
+
+
+@pytest.mark.parametrize(("later", "left"), [("10:59:59", "100.00"), ("11:00:01", "1000.00")])
+async def test_a_sweep_that_waits_too_long_for_a_key_is_left_to_the_next_round(
+    world: World, locked: Gate, later: str, left: str
+) -> None:
+    clock = WallClock("2026-01-05T10:00:00")
+    async with world.daemon(pool(A), clock=clock) as daemon:
+        await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        round_id = (await daemon.pools.start_round("main", "op"))["round_id"]
+        await daemon.until_items(round_id, "planned")
+        clock.set(f"2026-01-05T{later}")
+        locked.open()
+        found = await daemon.finished(round_id)
+        ended = {key: found["items"][0][key] for key in ("state", "reason")}
+        if left == "100.00":
+            assert ended["state"] == "swept"
+        else:
+            assert ended == {"state": "failed", "reason": "BALANCE_TOO_OLD"}
+    assert world.balance(A) == left
+
+
+async def test_a_sweep_is_not_sent_when_its_account_has_paid_meanwhile(
+    world: World, locked: Gate
+) -> None:
+    async with world.daemon(pool(A)) as daemon:
+        await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        round_id = (await daemon.pools.start_round("main", "op"))["round_id"]
+        await daemon.until_items(round_id, "planned")
+        await daemon.submit("PAY-1", PINGAN, world.transfer(A, C, "50.00"))
+        locked.open()
+        found = await daemon.finished(round_id)
+        await daemon.until_task("PAY-1", "succeeded")
+        assert found["items"][0]["state"] == "failed"
+        assert found["items"][0]["reason"] == "PAID_MEANWHILE"
+    assert world.balance(A) == "950.00"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+from functools import partial
 from typing import Any, cast
 
 import attrs
@@ -929,3 +930,40 @@ async def test_a_password_is_not_kept_with_the_bytes_of_a_payment(world: World) 
     assert PAYER.encode() not in sent
     assert b"*" * len(PAYER) in sent
     assert world.booked("T1") == 1
+
+
+async def test_a_bank_that_is_drained_twice_works_again_when_it_is_resumed(world: World) -> None:
+    """Twice by an operator, or once and then by a configuration that is applied for another bank."""
+    async with world.fep(banks=[PINGAN]) as fep:
+        await fep.ready()
+        await fep.service.set_drained(PINGAN, value=True)
+        for number in range(6):
+            await fep.submit(f"T{number}", body=money(PINGAN))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await fep.service.keep_drained()
+        await fep.service.set_drained(PINGAN, value=True)
+        await fep.service.set_drained(PINGAN, value=False)
+        for number in range(6):
+            await fep.becomes(f"T{number}", State.SUCCEEDED)
+
+
+async def test_all_who_wait_for_the_changes_on_their_way_go_on(world: World) -> None:
+    """Two lanes that crash of one cause."""
+    async with world.fep(banks=[PINGAN, CMB]) as fep:
+        await fep.ready()
+        back: list[int] = []
+
+        async def wait(number: int) -> None:
+            await fep.service.settled()
+            back.append(number)
+
+        async with trio.open_nursery() as nursery:
+            with held(fep.store):
+                changes = fep.service._changes
+                fep.service._hand_over(partial(changes.submit, [], "nothing"), lambda _: None)
+                for number in range(2):
+                    nursery.start_soon(wait, number)
+                    await trio.testing.wait_all_tasks_blocked(0.05)
+                assert back == []
+            with trio.fail_after(10):
+                await until(lambda: len(back) == 2)

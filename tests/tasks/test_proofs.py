@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+from typing import Any
 
 import attrs
 import pytest
@@ -32,6 +33,7 @@ from tests.tasks.bench import (
     ACCOUNTS,
     CARD,
     CMB,
+    CMB_PAYER,
     ENTERPRISE,
     OPTIONS,
     PAYER,
@@ -550,6 +552,53 @@ async def told_of(fep: Fep, name: str) -> object:
     """What a client is told that asks for the payment T1."""
     await fep.submit(name, body={"kind": "transfer_status", "params": {"task_id": "T1"}})
     return (await fep.becomes(name, State.SUCCEEDED))["result"]
+
+
+# -- who holds it -----------------------------------------------------------------------------
+
+
+class _Slow:
+    """A link whose answers are told when a gate opens."""
+
+    def __init__(self, link: Any, gate: trio.Event) -> None:
+        self._link, self._gate = link, gate
+
+    async def exchange(self, *given: Any) -> Any:
+        reply = await self._link.exchange(*given)
+        await self._gate.wait()
+        return reply
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._link, name)
+
+
+@pytest.mark.parametrize("_turn", range(4))
+async def test_a_late_acceptance_does_not_let_go_of_what_a_worker_holds(
+    world: World, _turn: int
+) -> None:
+    """One commit wakes the late answer's change and the worker that asks after that payment next.
+
+    Which of them goes on first is chance.
+    """
+    card = asking(cool_down_s=0.1, accepted_interval_s=600.0, interval_max_s=600.0)
+    async with world.fep(banks=[CMB], card=card, workers=1, reply_timeout_s=0.6) as fep:
+        await fep.ready(CMB)
+        lane = fep.service.lanes[CMB]
+        tap = Tap(world, CMB, swallows=True)
+        await fep.submit("T1", bank=CMB, body=money(CMB))
+        await fep.becomes("T1", State.UNKNOWN)
+        task, gate = fep.task("T1"), trio.Event()
+        tap.swallows = False
+        object.__setattr__(lane.parts, "link", _Slow(lane.parts.link, gate))
+        balance = {"kind": "balance", "params": {"account": CMB_PAYER}}
+        await fep.submit("Q", bank=CMB, body=balance)
+        await until(lambda: task in lane._inquiries)
+        with held(fep.store):
+            gate.set()
+            await fep.unmatched.send(UnmatchedReply(CMB, framed(CMB, tap.answers[0])))
+            await until(lambda: len(fep.service._unanswered) >= 2)
+        await until(lambda: not fep.service._unanswered)
+        assert task.claimed or task not in lane._in_hands
 
 
 # -- time -------------------------------------------------------------------------------------
