@@ -602,7 +602,8 @@ class TaskService:
     ) -> None:
         """Take bodies a client gave; each answer is the value it replied with to ``task.fetch``.
 
-        A body that is not valid fails its task; a task that moved on meanwhile is left alone. Of
+        A body that is not valid fails its task, but for one that is held after a restore, which is
+        asked for again; a task that moved on meanwhile is left alone. Of
         two answers for one task (it was asked for twice) the first counts. ``done`` is called when
         they are stored, or can't be.
         """
@@ -628,7 +629,12 @@ class TaskService:
             try:
                 taken[task] = self._parse_answer(task, answer)
             except BodyError as error:
-                refused[task] = str(error)[:REASON_CHARS_MAX]
+                reason = str(error)[:REASON_CHARS_MAX]
+                if self.is_held(task):
+                    # It may have been paid before the restore, and "failed" would say: not.
+                    log.warning("task.fetch_refused", task_id=task_id, reason=reason)
+                    continue
+                refused[task] = reason
         parts: list[Callable[[Callable[[], None]], None]] = []
         if taken or refused:
             parts.append(partial(self._note_bodies, client, taken, refused))

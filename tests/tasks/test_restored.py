@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import structlog
 import trio
 
 from fep.alarms.state import AlarmKind
@@ -21,7 +22,7 @@ from fep.store import backup
 from fep.tasks.service import TaskRefusedError
 from fep.tasks.state import State
 from fep.tasks.task import digest
-from tests.tasks.bench import ENTERPRISE, Fep, MovedClock, World, balance, money, until
+from tests.tasks.bench import ENTERPRISE, PAYER, Fep, MovedClock, World, balance, money, until
 from tests.tasks.bench import PINGAN as BANK
 from tests.tasks.test_archived import move
 
@@ -329,3 +330,23 @@ async def test_a_restore_that_is_cut_off_and_run_again_keeps_the_former_store_wh
         with closing(sqlite3.connect(path)) as db:
             assert db.execute("select task_id, state from task").fetchall() == known
     assert not (dead / "fep.restoring").exists()
+
+
+async def test_a_body_that_is_not_valid_fails_no_payment_that_is_held(world: World) -> None:
+    """It was paid after the backup; the account was taken out of the approved ones since."""
+    async with world.fep() as fep:
+        fep.take_key()
+        await fep.submit("PAY-1", kind=Kind.TRANSFER)
+        copy = await trio.to_thread.run_sync(back_up, world)
+        fep.client(bodies={"PAY-1": money(BANK)})
+        fep.give_key()
+        await world.until_booked("PAY-1")
+        await fep.becomes("PAY-1", State.SUCCEEDED)
+    await trio.to_thread.run_sync(restore, world, copy)
+    async with world.fep() as fep:
+        approved = fep.accounts.pop(PAYER)
+        with structlog.testing.capture_logs() as logs:
+            fep.client(bodies={"PAY-1": money(BANK)})
+            await until(lambda: any(one["event"] == "task.fetch_refused" for one in logs))
+        assert (await fep.get("PAY-1"))["state"] in {"queued", "offered"}
+        fep.accounts[PAYER] = approved
