@@ -282,6 +282,11 @@ class Conversation:
         match message:
             case Response(id=id_) if id_ == self._opening:
                 return self._opened(message)
+            case Request() if self._opening is not None:
+                # It has proved nothing: no order is told to it, and no result is taken from it.
+                return Broken("who answered spoke before the welcome"), b""
+            case Response() if self._opening is not None:
+                return None, b""
             case Response():
                 call = self._calls.pop(message.id, None)
                 return (None if call is None else _answer(call, message)), b""

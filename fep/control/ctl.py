@@ -894,8 +894,8 @@ def _run(given: argparse.Namespace, until: float) -> int:
         key=key,
         tls=_tls(given),
         # Results of tasks submitted here are read by id, so ours count as told. A name that was
-        # given may be a finance system's, which must get its results itself.
-        result=None if given.client else lambda _result: None,
+        # given, or a key's, may be a finance system's, which must get its results itself.
+        result=None if given.client or key is not None else lambda _result: None,
         alarm=told.put,
         event=told.put,
         retry=False,

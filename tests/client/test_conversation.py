@@ -64,6 +64,31 @@ def test_the_first_line_opens_the_session() -> None:
     assert first["params"] == {"client": "erp-1"}
 
 
+def test_who_has_not_answered_the_opening_is_told_and_believed_nothing() -> None:
+    """It may be anybody who took the daemon's port."""
+    told = (
+        line(id=1, method="task.result", params=RESULT | {"state": "rejected"}),
+        line(id=2, method="task.fetch", params={"task_id": "T1", "attempt": 1}),
+    )
+    for one in told:
+        conversation = Conversation("erp-1", "secret")
+        conversation.connected()
+        (broken,), out = conversation.receive_data(one)
+        assert isinstance(broken, Broken)
+        assert "before the welcome" in str(broken)
+        assert not broken.permanent
+        assert out == b""
+    conversation, _, _ = opened()
+    (waiting,) = sent(conversation.call("task.submit", {"task_id": "T1"}, "ticket"))
+    conversation.disconnected()
+    (opening,) = sent(conversation.connected())
+    assert conversation.receive_data(line(id=waiting["id"], result={})) == ([], b"")
+    (_, answered), _ = conversation.receive_data(
+        line(id=opening["id"], result=WELCOME) + line(id=waiting["id"], result={})
+    )
+    assert isinstance(answered, Answered), "by who was welcome"
+
+
 def test_the_welcome_gives_the_heartbeat() -> None:
     conversation, happenings, out = opened(WELCOME | {"new_in_a_later_release": [1]})
     assert happenings == [Opened(WELCOME | {"new_in_a_later_release": [1]})]
