@@ -786,7 +786,9 @@ async def test_a_round_survives_the_end_of_the_process_at_every_change(
                     await daemon.run_round()
                 assert (world.balance(payer), world.balance(TARGET)) == ("100.00", "900.00"), at
     assert at > 10
-    assert seen >= {"asking", "planned", "swept"}
+    assert seen >= {"asking", "swept"}
+    # What is planned may be on its way again by the time that it is looked at.
+    assert seen & {"planned", "sweeping"}
 
 
 # -- the schedule ----------------------------------------------------------------------------------
