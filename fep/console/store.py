@@ -82,7 +82,7 @@ def _banks_of(connection: sa.Connection, seqs: Sequence[int]) -> dict[int, str]:
     for at in range(0, len(seqs), BODIES_AT_ONCE):
         some = task.c.seq.in_(seqs[at : at + BODIES_AT_ONCE])
         rows = connection.execute(sa.select(task.c.seq, task.c.bank).where(some))
-        found |= {seq: bank for seq, bank in rows}  # noqa: C416 - rows are no pairs to mypy
+        found |= {row[0]: row[1] for row in rows}
     return found
 
 

@@ -701,7 +701,7 @@ def spent(
         .where(task.c.task_id.in_(list(balances)), task_event.c.event == Event.BODY_TAKEN.value)
         .group_by(task.c.task_id)
     )
-    asked: dict[str, int] = {task_id: seq for task_id, seq in events}  # noqa: C416 - rows are no pairs to mypy
+    asked: dict[str, int] = {row[0]: row[1] for row in events}
     since = {account: asked.get(task_id, 0) for task_id, account in balances.items()}
     payments = sa.and_(
         task.c.kind.in_([kind.value for kind in MOVES_MONEY]),
