@@ -1,7 +1,8 @@
 """What PC/SC says of the readers, turned into events: pure, fed with the raw states of each wait.
 
 Facts of pcsc-lite used here (measured on 1.9.9 or read in its source): the high word of a reader's
-state counts insertions and removals and wraps at 0xFFFF; a high word of 0 in the query switches
+state counts insertions and removals and wraps at 0xFFFF, but it is raised a moment after the state
+it belongs to is to be seen, so it may lag by one; a high word of 0 in the query switches
 pcscd's own comparison of it off; our own connects wake the wait too, so only presence, muteness
 and the counter are looked at; at most 16 entries in one query before 2.5.0, the entry for new
 readers included.
@@ -24,6 +25,7 @@ _UNKNOWN: Final = 0x0004
 _UNAVAILABLE: Final = 0x0008
 _PRESENT: Final = 0x0020
 _MUTE: Final = 0x0200
+_COUNTER: Final = 0xFFFF
 
 
 @attrs.frozen
@@ -91,7 +93,22 @@ class _Seen:
     flags: int = 0
     """0 is SCARD_STATE_UNAWARE: the first wait returns at once with the truth."""
     counter: int = 0
-    atr: bytes = b""
+    settled: int | None = None
+    """What the counter will be, or is, when it has caught up with the presence; None: not known."""
+
+
+def _settled(before: int | None, counter: int, *, moved: bool) -> int:
+    """Return what the counter will be when it has caught up with what was seen beside it.
+
+    An odd number of counts lies between two looks that differ in presence, and an even one between
+    two that do not; the counter of the later look may lag by one.
+    """
+    if before is None:
+        return counter
+    counts = (counter - before) & _COUNTER
+    if counts == _COUNTER:
+        counts = 0  # The counter has not caught up with the look before.
+    return (before + counts + ((counts % 2 == 1) != moved)) & _COUNTER
 
 
 def _presence(flags: int) -> _Presence:
@@ -139,12 +156,12 @@ class ReaderTable:
     def observe(self, results: Iterable[Result]) -> list[ReaderEvent]:
         """Take the states a wait returned; return what happened since the last ones, in order."""
         events: list[ReaderEvent] = []
-        for name, state, atr in results:
+        for name, state, _atr in results:
             if name == NEW_READERS:
                 # From 2.3.0 pcsc-lite counts reader events in the high word and wants it back.
                 self._new_readers = state & 0xFFFF0000
             elif name in self._seen:
-                events += self._observe(name, state & 0xFFFFFFFF, bytes(atr))
+                events += self._observe(name, state & 0xFFFFFFFF)
         return events
 
     def _entries(self, *, mute: bool) -> list[tuple[str, int]]:
@@ -154,26 +171,24 @@ class ReaderTable:
             if (seen.presence is _Presence.MUTE) == mute
         ]
 
-    def _observe(self, name: str, state: int, atr: bytes) -> list[ReaderEvent]:
+    def _observe(self, name: str, state: int) -> list[ReaderEvent]:
         seen = self._seen[name]
         flags = state & 0xFFFF & ~_CHANGED
         counter = state >> 16
         now = _presence(flags)
         was = seen.presence
-        moved = (counter - seen.counter) & 0xFFFF
-        swapped = (
-            was is now is _Presence.PRESENT
-            and moved != 0
-            and (moved > 1 or (bool(seen.atr) and bool(atr) and atr != seen.atr))
-        )
-        events = self._left(name) if was is not now or swapped else []
-        if now is _Presence.PRESENT and (was is not now or swapped):
+        is_moved = (was is _Presence.EMPTY) != (now is _Presence.EMPTY)
+        settled = _settled(seen.settled, counter, moved=is_moved)
+        is_swapped = was is now is _Presence.PRESENT and seen.settled not in (None, settled)
+        events = self._left(name) if was is not now or is_swapped else []
+        if now is _Presence.PRESENT and (was is not now or is_swapped):
             events.append(Inserted(name))
         if now is _Presence.MUTE and was is not now:
             events.append(Mute(name))
-        seen.presence, seen.flags, seen.atr = now, flags, atr
-        # A reader that is unavailable reports counter 0: forget it, or its return looks a swap.
-        seen.counter = 0 if flags & (_UNKNOWN | _UNAVAILABLE) else counter
+        seen.presence, seen.flags, seen.counter, seen.settled = now, flags, counter, settled
+        if flags & (_UNKNOWN | _UNAVAILABLE):
+            # Such a reader reports counter 0: forget it, or its return looks a swap.
+            seen.counter, seen.settled = 0, None
         return events
 
     def _left(self, name: str) -> list[ReaderEvent]:
