@@ -12,7 +12,6 @@ from fep.keys.readers import (
     Inserted,
     Mute,
     ReaderAdded,
-    ReaderEvent,
     ReaderRemoved,
     ReaderTable,
     Removed,
