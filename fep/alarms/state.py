@@ -42,6 +42,7 @@ class AlarmKind(StrEnum):
     ALARM_UNDELIVERED = "ALARM_UNDELIVERED"
     CREDENTIAL_FAULT = "CREDENTIAL_FAULT"
     CONFIG_STUCK = "CONFIG_STUCK"
+    WATCH_FAILED = "WATCH_FAILED"
 
 
 class Severity(StrEnum):
@@ -259,6 +260,13 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         Severity.MAJOR,
         "See the cause: the file's folder, a secret that is gone; it is tried again every 10 s.",
         "查看原因：文件所在目录，或已不存在的密钥；每 10 秒重试一次。",
+    ),
+    AlarmKind.WATCH_FAILED: Meaning(
+        "Returned payments may go unnoticed",
+        "退票可能未被发现",
+        Severity.MAJOR,
+        "See watch.look_failed and watch.passed_over in the log; look for returns at the bank.",
+        "查看日志中的 watch.look_failed 与 watch.passed_over；在银行侧核对是否有退票。",
     ),
 }
 

@@ -314,11 +314,25 @@ def of_late(outcome: Outcome) -> tuple[tuple[Event, ...], str]:
             assert_never(outcome)
 
 
+_NEVER_SENT: Final = frozenset(
+    {
+        State.QUEUED,
+        State.OFFERED,
+        State.FETCHED,
+        State.FAILED,
+        State.CANCELLED,
+        State.EXPIRED,
+    }
+)
+"""States that say: no byte of it left, or it was proved that none did."""
+
+
 def contradicts(state: State, outcome: Outcome) -> bool:
-    """Say whether an answer to a payment says otherwise than the end it was brought to."""
+    """Say whether an answer to a payment says otherwise than its state does."""
     match outcome:
-        case Accepted(final=True):
-            return state is State.REJECTED
+        case Accepted(final=is_final):
+            # It may have been taken over first and refused then.
+            return state in _NEVER_SENT or (is_final and state is State.REJECTED)
         case Rejected():
             return state in (State.SUCCEEDED, State.RETURNED)
         case _:

@@ -96,7 +96,7 @@ QUERY_RETRY_SECONDS: Final = 1.0
 NOT_SENT_RETRY_SECONDS: Final = 0.5
 """After a request that did not leave: no key, no link, no room on the disk."""
 HORIZON_LOOK_SECONDS: Final = 60.0
-"""Between two looks at an open payment whose bank can't be asked."""
+"""Between two looks at how long a payment is open: its bank may not be asked for hours."""
 STATEMENT_PAGES_MAX: Final = 200
 STATEMENT_ENTRIES_MAX, STATEMENT_BYTES_MAX = 2000, 900_000
 """A result must fit one protocol line of 1 MiB; a longer statement says ``complete: false``."""
@@ -167,6 +167,8 @@ class Lane:
         self._late: dict[Task, list[Reply]] = {}
         """Answers that came while their payment was in hands, for whoever lets go of it."""
 
+        self._horizon_looks: set[Task] = set()
+        """Open payments at whose age a timer looks."""
         self._recalled: set[int] = set()
         """Kept answers that were taken up in this process, by their places in the store."""
 
@@ -352,6 +354,7 @@ class Lane:
         self.queue = LaneQueue()
         self._inquiries.clear()
         self._timers.clear()
+        self._horizon_looks.clear()
         for task in self._service.tasks_of(self.bank):
             if task.claimed:
                 # A client's act or its body is being written; whoever does that puts it back.
@@ -374,10 +377,6 @@ class Lane:
                 self.put_back(task)
         await self.watch.load()
         self.wake_offers()
-
-    @property
-    def _may_ask(self) -> bool:
-        return not self.drained and self.parts.slot.is_open and self.parts.link.is_open
 
     async def _open_gates(self) -> None:
         """Wait until the bank may be talked to: not drained, the right key in, the link READY."""
@@ -735,7 +734,7 @@ class Lane:
         # The client learns it here; the task itself must not stay a success.
         await self.watch.take_status(target, outcome, wire)
         if isinstance(outcome, Unclear):
-            raise QueryLostError(outcome.code, outcome.message, sent=True)
+            raise QueryLostError(outcome.code, outcome.message, sent=True, unclear=True)
         if isinstance(outcome, Accepted) and self._is_elsewhere(target):
             assert isinstance(outcome.result, PaymentStatus | BatchStatus)
             told = attrs.evolve(outcome.result, is_elsewhere=True)
@@ -827,7 +826,8 @@ class Lane:
         outcome = understood(parts.codec, operation, reply)
         match outcome:
             case Unclear(code=code, message=message):
-                raise QueryLostError(code, message or "the answer proves nothing", sent=True)
+                told = message or "the answer proves nothing"
+                raise QueryLostError(code, told, sent=True, unclear=True)
             case Rejected(code=code, message=message, why=Refusal.THROTTLED):
                 raise QueryLostError(code, message or "asked too often", sent=True)
             case _:
@@ -1009,16 +1009,20 @@ class Lane:
         await self._service.patiently(partial(self._service.write_of, task, note))
 
     def _watch_horizon(self, task: Task) -> None:
-        """Tell of a payment that is open for too long; look again while the bank can't be asked."""
+        """Tell of a payment that is open for too long; while it is not, look again by and by."""
         if task.state not in OPEN_AT_BANK or task.sent_at is None:
             return
         horizon_s = self.parts.card.inquiry.horizon_s
         if evidence.overdue(self.parts.card, task.sent_at, self._service.clock.now()):
             cause = f"{task.state.value} for longer than {horizon_s:g} s"
             self._service.alarms.raise_alarm(AlarmKind.UNKNOWN_OVERDUE, task.task_id, cause)
-        elif not self._may_ask:
-            again = partial(self._watch_horizon, task)
-            self.later(min(horizon_s, HORIZON_LOOK_SECONDS), again)
+        elif task not in self._horizon_looks:
+            self._horizon_looks.add(task)
+            self.later(min(horizon_s, HORIZON_LOOK_SECONDS), partial(self._look_again, task))
+
+    def _look_again(self, task: Task) -> None:
+        self._horizon_looks.discard(task)
+        self._watch_horizon(task)
 
     async def take_late(self, reply: Reply) -> tuple[Task | None, bool]:
         """Use an answer that came when nobody waited for it.

@@ -22,6 +22,9 @@ from fep.tasks.matching import Watched
 PAGES_MAX: Final = 1000
 ENTRIES_MAX: Final = 50_000
 """What is read of one account in one look; of a longer statement only references prove anything."""
+LOSSES_MAX: Final = 5
+LOSSES_OF_ONE_MAX: Final = 2
+"""Requests after one success without a clear answer, then it waits for the next look."""
 
 
 @attrs.define(eq=False)
@@ -45,7 +48,57 @@ class Look:
     asks_all_after: int | None = None
     """Set where there is no statement: every success is asked after, from this place on."""
     losses: int = 0
-    """Requests without a clear answer."""
+    """Requests in a row without a clear answer."""
+    known_unclear: frozenset[int] = frozenset()
+    """Places of successes of which the bank said nothing clear at an earlier look."""
+    unclear: set[int] = attrs.Factory(set)
+    """Places of those of which it says nothing clear at this one."""
+    passed_over: str = ""
+    """Why a success was not learned of, the last time; empty: none was passed over."""
+    _losses_of_one: int = 0
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether the next request asks after a success."""
+        return self.is_judged and not self.parts and bool(self.asks)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether too many requests in a row got no clear answer."""
+        return self.losses >= LOSSES_MAX
+
+    def take_told(self) -> None:
+        """Go on behind a success of which the bank told something."""
+        self.asks.popleft()
+        self.losses = self._losses_of_one = 0
+
+    def pass_over(self, reason: str) -> None:
+        """Go on behind a success of which the bank tells nothing: it must not hide the others."""
+        self.asks.popleft()
+        self._losses_of_one = 0
+        self.passed_over = reason
+
+    def lose(self, reason: str, *, unclear: bool) -> None:
+        """Count a request without a clear answer; a success is passed over at the second.
+
+        Args:
+            reason: as people read it.
+            unclear: there was an answer, and it proves nothing.
+        """
+        if not self.is_asking:
+            self.losses += 1
+            return
+        place = self.asks[0].seq
+        if unclear:
+            self.unclear.add(place)
+            if place in self.known_unclear:
+                # It was the same at an earlier look: the bank is there, this says no more of it.
+                self.pass_over(reason)
+                return
+        self.losses += 1
+        self._losses_of_one += 1
+        if self._losses_of_one >= LOSSES_OF_ONE_MAX:
+            self.pass_over(reason)
 
     def ask_statement(self, parts: Sequence[StatementQuery]) -> None:
         """Let these parts of the statement be read."""

@@ -912,11 +912,13 @@ class TaskService:
         if task.claimed:
             msg = "the bank is being asked about it at this moment; try again"
             raise TaskRefusedError(Refused("BAD_STATE", msg))
-        with _Claim([task], self._put_back):
-            await self._close_as_proposed(task, who, outcome)
+        with _Claim([task], self._put_back) as claim:
+            await self._close_as_proposed(task, who, outcome, claim)
         return task.state
 
-    async def _close_as_proposed(self, task: Task, who: str, seen: State | None) -> None:
+    async def _close_as_proposed(
+        self, task: Task, who: str, seen: State | None, claim: _Claim
+    ) -> None:
         proposal = await self.store.read(lambda c: store.proposal(c, task.seq))
         if proposal is None:
             msg = "nothing is proposed for this task; call task.resolve first"
@@ -945,6 +947,7 @@ class TaskService:
                 sent=sent,
                 only_if=lambda c: store.proposal(c, task.seq) == proposal,
                 patient=False,
+                claim=claim,
             )
         except OvertakenError:
             msg = "another proposal was made at this moment; look at task.why again"
@@ -1132,6 +1135,7 @@ class TaskService:
         only_if: Callable[[Any], bool] | None = None,
         patient: bool = True,
         at: dt.datetime | None = None,
+        claim: _Claim | None = None,
     ) -> None:
         """Write a change of a task, wait for the disk, then know it and tell its client.
 
@@ -1146,6 +1150,8 @@ class TaskService:
             only_if: asked in the same transaction; where it says no, nothing is changed.
             patient: wait while the disk is full; False for what is only wished, not a fact.
             at: when; None: now.
+            claim: of the caller, who is cancelled while the commit may still come: it goes on to
+                hold the task until then.
 
         Raises:
             IllegalTransitionError: nothing was changed.
@@ -1182,8 +1188,8 @@ class TaskService:
             if change.watched:
                 self._watch(task)
 
-        with _Claim([task], self._put_back) as claim:
-            write = partial(self._commit, [change], claim, known, only_if)
+        with claim or _Claim([task], self._put_back) as held:
+            write = partial(self._commit, [change], held, known, only_if)
             await (self.patiently(write) if patient else write())
 
     def take_back_sending(self, task: Task, cause: str) -> None:

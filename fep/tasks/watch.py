@@ -18,7 +18,7 @@ import orjson
 import structlog
 import trio
 
-from fep.adapters.api import Accepted, Outcome, Refusal, Rejected
+from fep.adapters.api import Accepted, Outcome, Refusal, Rejected, Unclear
 from fep.alarms.state import AlarmKind
 from fep.domain.account import mask
 from fep.domain.clock import BusinessDate, business_date
@@ -63,7 +63,8 @@ ASKED_AT_ONCE_MAX: Final = 100
 """Successes read from the store at a time, where each is asked after."""
 SUSPECTS_MAX: Final = 50
 """Successes of one look whose status is asked because a line could be their return."""
-LOSSES_MAX: Final = 5
+FAILED_LOOKS_MAX: Final = 3
+"""Looks at an account in a row that did not learn all, then a person must know."""
 LOST_RETRY_SECONDS: Final = 1.0
 FAILED_RETRY_SECONDS_MAX: Final = 600.0
 SECONDS_PER_DAY: Final = 86_400.0
@@ -87,6 +88,10 @@ class Watch:
         """Payments whose end a statement may tell."""
         self._noted: dict[Task, str] = {}
         """What was said last of these payments, so that their chains do not say it again."""
+        self._unclear: dict[AccountNumber, frozenset[int]] = {}
+        """Successes of which the bank said nothing clear at the last looks, by their places."""
+        self._failures: dict[AccountNumber, int] = {}
+        """Looks in a row that did not learn all."""
         self._ready: deque[Look] = deque()
         self._reopening = trio.Lock()
         """Held while a success is read and written as returned: two may find that at once."""
@@ -101,9 +106,14 @@ class Watch:
         self._due.clear()
         self._ready.clear()
         self._open.clear()
+        self._unclear.clear()
+        self._failures.clear()
         bank = self._lane.bank
-        for payer in await self._service.store.read(partial(store.watched_payers, bank=bank)):
+        payers = await self._service.store.read(partial(store.watched_payers, bank=bank))
+        for payer in payers:
             self._want(payer, 0.0)
+        if not payers:
+            self._service.alarms.clear(AlarmKind.WATCH_FAILED, bank)
 
     def begin(self, payer: AccountNumber) -> None:
         """Note that a success of this account is watched from now on."""
@@ -157,40 +167,67 @@ class Watch:
             self._lane.later(quiet_s, partial(self._put, one))
             return
         try:
-            if not one.is_begun:
-                await self._begin(one)
-            elif one.parts:
-                await self._read_page(one)
-            elif not one.is_judged:
-                await self._judge(one)
-            elif one.asks:
-                await self._ask_status(one)
-            elif one.asks_all_after is not None:
-                await self._read_watched(one)
-            else:
-                await self._end(one)
-                return
+            is_done = await self._do_next(one)
         except QueryLostError as lost:
-            one.losses += lost.sent
-            if one.losses >= LOSSES_MAX:
+            if lost.sent:
+                one.lose(str(lost), unclear=lost.unclear)
+            if one.is_lost:
                 self._fail(one, str(lost))
-                return
-            self._lane.later(LOST_RETRY_SECONDS, partial(self._put, one))
+            else:
+                self._lane.later(LOST_RETRY_SECONDS, partial(self._put, one))
             return
         except BodyError as error:
             # Midnight passed between two pages, or an account is not approved any more.
-            self._fail(one, str(error))
-            return
-        self._put(one)
+            if not one.is_asking:
+                self._fail(one, str(error))
+                return
+            one.pass_over(str(error))
+            is_done = False
+        if not is_done:
+            self._put(one)
+
+    async def _do_next(self, one: Look) -> bool:
+        """Do the next thing of a look; say whether that was its end."""
+        if not one.is_begun:
+            await self._begin(one)
+        elif one.parts:
+            await self._read_page(one)
+        elif not one.is_judged:
+            await self._judge(one)
+        elif one.asks:
+            await self._ask_status(one)
+        elif one.asks_all_after is not None:
+            await self._read_watched(one)
+        else:
+            await self._end(one)
+            return True
+        return False
 
     def _fail(self, one: Look, reason: str) -> None:
         log.warning("watch.look_failed", account=mask(one.payer), reason=reason)
+        self._unclear[one.payer] = one.known_unclear | one.unclear
+        self._count_failure(one.payer, reason)
         card = self._lane.parts.card
         self._again(one, min(card.returned.interval_s, FAILED_RETRY_SECONDS_MAX))
+
+    def _count_failure(self, payer: AccountNumber, reason: str) -> None:
+        """Count a look that did not learn all; none did when there is no reason."""
+        if not reason:
+            self._failures.pop(payer, None)
+        else:
+            self._failures[payer] = self._failures.get(payer, 0) + 1
+        alarms, bank = self._service.alarms, self._lane.bank
+        if max(self._failures.values(), default=0) < FAILED_LOOKS_MAX:
+            alarms.clear(AlarmKind.WATCH_FAILED, bank)
+        elif self._failures.get(payer, 0) >= FAILED_LOOKS_MAX:
+            times = self._failures[payer]
+            cause = f"{times} looks in a row at account {mask(payer)} did not learn all: {reason}"
+            alarms.raise_alarm(AlarmKind.WATCH_FAILED, bank, cause)
 
     async def _begin(self, one: Look) -> None:
         lane = self._lane
         one.began, one.is_begun = trio.current_time(), True
+        one.known_unclear = self._unclear.get(one.payer, frozenset())
         since = await self._service.store.read(
             partial(store.watched_since, bank=lane.bank, payer=one.payer)
         )
@@ -219,6 +256,7 @@ class Watch:
         outcome, reply = await self._lane.ask(one.parts[0])
         match outcome:
             case Accepted(result=Statement() as page):
+                one.losses = 0
                 one.take_page(page, reply)
             case Rejected(why=Refusal.PERMISSION, code=code):
                 log.warning("watch.statement_refused", account=mask(one.payer), code=code)
@@ -249,8 +287,13 @@ class Watch:
         assert task is not None
         if task.state is State.SUCCEEDED or _may_return_more(task):
             outcome, wire = await lane.ask_after(task, task)
+            if isinstance(outcome, Unclear):
+                raise QueryLostError(outcome.code, outcome.message, sent=True, unclear=True)
             await self.take_status(task, outcome, wire)
-        one.asks.popleft()
+            if isinstance(outcome, Rejected):
+                one.pass_over(f"the bank refused its status: {outcome.code} {outcome.message}")
+                return
+        one.take_told()
 
     async def _end(self, one: Look) -> None:
         lane = self._lane
@@ -268,6 +311,10 @@ class Watch:
 
         await self._service.patiently(write)
         self._looked[one.payer] = one.began
+        self._unclear[one.payer] = frozenset(one.unclear)
+        if one.passed_over:
+            log.warning("watch.passed_over", account=mask(one.payer), reason=one.passed_over)
+        self._count_failure(one.payer, one.passed_over)
         log.debug("watch.looked", account=mask(one.payer), watched=left[0])
         self._due.pop(one.payer, None)
         if left[0]:
@@ -276,6 +323,7 @@ class Watch:
             self._want(one.payer, lane.parts.card.inquiry.interval_max_s)
         elif not left[0]:
             self._looked.pop(one.payer, None)
+            self._unclear.pop(one.payer, None)
 
     # -- what it proves -----------------------------------------------------------------------
 

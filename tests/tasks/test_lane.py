@@ -206,6 +206,24 @@ async def test_a_payment_open_for_too_long_is_told_also_when_the_bank_can_not_be
         await until(lambda: AlarmKind.UNKNOWN_OVERDUE in fep.alarm_kinds())
 
 
+async def test_a_bank_that_is_drained_between_two_inquiries_hides_no_overdue_payment(
+    world: World,
+) -> None:
+    seldom = {"backoff_factor": 1000.0, "interval_max_s": 500.0}
+    card = {"inquiry": {"no_record": "never", "horizon_s": 0.6, **seldom}}
+    async with world.fep(card=card, reply_timeout_s=0.3) as fep:
+        await fep.ready()
+        world.banks[PINGAN].faults[Fault.SILENT_BEFORE_BOOKING] = 1.0
+        await fep.submit("T1", body=transfer("1.00"))
+        await fep.becomes("T1", State.UNKNOWN)
+        world.banks[PINGAN].faults.clear()
+        await until(lambda: fep.task("T1").inquiries == 1)
+        assert AlarmKind.UNKNOWN_OVERDUE not in fep.alarm_kinds()
+        fep.lane.drain()
+        await until(lambda: AlarmKind.UNKNOWN_OVERDUE in fep.alarm_kinds())
+        assert len(fep.lane._horizon_looks) == 0
+
+
 async def test_a_refusal_is_told_and_moves_nothing(world: World) -> None:
     async with world.fep(banks=BANKS) as fep:
         client = fep.client()

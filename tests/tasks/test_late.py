@@ -60,13 +60,17 @@ def test_a_late_answer_counts_as_it_would_have_in_time(
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("outcome", [DONE, TAKEN, REFUSED, UNCLEAR])
-def test_only_an_end_against_the_end_is_a_contradiction(state: State, outcome: Outcome) -> None:
+def test_only_an_answer_against_the_state_is_a_contradiction(
+    state: State, outcome: Outcome
+) -> None:
     against = {
         (State.REJECTED, "DONE"),
         (State.SUCCEEDED, "REFUSED"),
         (State.RETURNED, "REFUSED"),
     }
-    name = {id(DONE): "DONE", id(REFUSED): "REFUSED"}.get(id(outcome), "")
+    for never_sent in ("queued", "offered", "fetched", "failed", "cancelled", "expired"):
+        against |= {(State(never_sent), "DONE"), (State(never_sent), "TAKEN")}
+    name = {id(DONE): "DONE", id(TAKEN): "TAKEN", id(REFUSED): "REFUSED"}.get(id(outcome), "")
     assert evidence.contradicts(state, outcome) == ((state, name) in against)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fep.adapters.api import Reply
 from fep.domain.clock import SHANGHAI, BusinessDate, business_date
-from fep.domain.ids import AccountNumber
+from fep.domain.ids import AccountNumber, ClientRef, TaskId
 from fep.domain.money import Cny
 from fep.domain.order import (
     STATEMENT_DAYS_MAX,
@@ -20,7 +20,8 @@ from fep.domain.order import (
     StatementQuery,
 )
 from fep.tasks import look
-from fep.tasks.look import Look
+from fep.tasks.look import LOSSES_MAX, Look
+from fep.tasks.matching import Payment, Watched
 
 pytestmark = pytest.mark.req("LAND-51")
 
@@ -91,3 +92,59 @@ def test_the_days_reach_to_the_one_before_the_sending_as_far_as_a_statement_does
     if (last - day_before).days < STATEMENT_DAYS_MAX:
         # Also where the clock says that it was sent tomorrow.
         assert first <= day_before
+
+
+def asking(*places: int, known_unclear: tuple[int, ...] = ()) -> Look:
+    one = Look(PAYER, is_begun=True, is_judged=True, known_unclear=frozenset(known_unclear))
+    paid = Payment(ClientRef("R"), PAYER, AccountNumber("9"), Cny(1), NOW)
+    one.asks.extend(Watched(place, TaskId(f"T{place}"), paid) for place in places)
+    return one
+
+
+def places(one: Look) -> list[int]:
+    return [asked.seq for asked in one.asks]
+
+
+def test_a_success_that_the_bank_tells_nothing_of_is_passed_over_at_the_second_time() -> None:
+    one = asking(1, 2, 3)
+    one.lose("no answer", unclear=False)
+    assert (places(one), one.passed_over) == ([1, 2, 3], "")
+    one.lose("no answer", unclear=False)
+    assert (places(one), one.passed_over) == ([2, 3], "no answer")
+    one.take_told()
+    assert (places(one), one.losses) == ([3], 0)
+    assert one.unclear == set()
+
+
+def test_a_bank_that_answers_nothing_ends_a_look() -> None:
+    one = asking(1, 2, 3)
+    for _ in range(LOSSES_MAX):
+        assert not one.is_lost
+        one.lose("no answer", unclear=False)
+    assert one.is_lost
+    reading = Look(PAYER, is_begun=True)
+    reading.ask_statement([StatementQuery(PAYER, DAY, DAY)])
+    for _ in range(LOSSES_MAX):
+        assert not reading.is_lost
+        reading.lose("no answer", unclear=True)
+    assert reading.is_lost
+    assert reading.unclear == set()
+
+
+def test_whatever_number_of_successes_is_unclear_all_others_are_asked_after_some_looks() -> None:
+    unclear = set(range(1, 12))
+    known: frozenset[int] = frozenset()
+    told = list[int]()
+    for _ in range(5):
+        one = asking(*range(1, 15), known_unclear=tuple(known))
+        while one.is_asking and not one.is_lost:
+            if one.asks[0].seq in unclear:
+                one.lose("unclear", unclear=True)
+            else:
+                told.append(one.asks[0].seq)
+                one.take_told()
+        known |= one.unclear
+        if told:
+            break
+    assert told == [12, 13, 14]
+    assert known == unclear

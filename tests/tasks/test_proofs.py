@@ -718,6 +718,29 @@ async def test_a_proposal_for_what_is_closed_in_that_moment_is_refused(world: Wo
         assert world.on_disk("select proposed_by from resolution") == [("li",)]
 
 
+async def test_who_hangs_up_while_a_confirmation_is_stored_leaves_the_payment_held(
+    world: World,
+) -> None:
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        await lost(fep, PINGAN)
+        await fep.service.resolve("li", ID, State.SUCCEEDED, LINE)
+        task, scope = fep.task("T1"), trio.CancelScope()
+
+        async def confirm() -> None:
+            with scope:
+                await fep.service.confirm("wang", ID)
+
+        with held(fep.store):
+            fep.nursery.start_soon(confirm)
+            await until(lambda: task.claimed and fep.store._waiting)
+            scope.cancel()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert task.claimed, "nobody asks the bank while its end is being written"
+        await fep.becomes("T1", State.SUCCEEDED)
+        assert not fep.service._open.get(ID)
+        fep.agrees()
+
+
 async def test_a_person_waits_for_an_inquiry_that_is_under_way(world: World) -> None:
     card = asking(cool_down_s=0.05, no_record="never")
     async with world.fep(card=card, reply_timeout_s=0.4) as fep:

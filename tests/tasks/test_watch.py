@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 import pytest
 import trio
 
-from fep.adapters.api import Accepted, Outcome, Reply
+from fep.adapters.api import Accepted, Outcome, Rejected, Reply, Unclear
 from fep.adapters.host import Answer, Fault
 from fep.alarms.state import AlarmKind
+from fep.domain.account import mask
 from fep.domain.clock import SystemClock, business_date
-from fep.domain.ids import AccountNumber, BankName, TaskId
-from fep.domain.order import Kind, Operation, PaymentState, Statement, StatementQuery
+from fep.domain.errors import BodyError
+from fep.domain.ids import AccountNumber, BankName, TaskId, client_ref
+from fep.domain.order import (
+    Kind,
+    Operation,
+    PaymentState,
+    Statement,
+    StatementQuery,
+    StatusQuery,
+)
 from fep.tasks.state import State
 from fep.tasks.store import NOT_LOOKED_AT
+from fep.tasks.task import Task
 from tests.tasks.bench import (
     CMB,
+    ENTERPRISE,
     ERP,
     PAYER,
     PINGAN,
+    Codec,
     Fep,
     MovedClock,
     World,
     money,
+    same,
     until,
 )
 from tests.tasks.codecs import changed, mute, nameless, no_statements
@@ -431,6 +445,104 @@ async def test_a_look_that_fails_is_made_again(world: World) -> None:
         bank.host.changes = lose
         await fep.becomes("T1", State.RETURNED)
         assert lost > 6
+
+
+def tells_nothing(how: str, ids: Sequence[str]) -> Codec:
+    """A bank that never tells what became of these payments."""
+    of_them = {client_ref(ENTERPRISE, TaskId(one)) for one in ids}
+
+    def change(operation: Operation, _reply: Reply, outcome: Outcome) -> Outcome:
+        if isinstance(operation, StatusQuery) and operation.client_ref in of_them:
+            return Unclear("X1", "") if how == "unclear" else Rejected("X2", "")
+        return outcome
+
+    return changed(change)
+
+
+def watched_by_status(fep: Fep, codec: Codec) -> None:
+    unit = fep.make(PINGAN, WATCH, codec=codec, reply_timeout_s=0.3)
+    kinds = unit.parts.capabilities - {Kind.STATEMENT}
+    unit.lane.parts = attrs.evolve(unit.parts, capabilities=kinds)
+
+
+def watch_alarms(fep: Fep) -> list[str]:
+    return [one.cause for one in fep.alarms.active() if one.kind is AlarmKind.WATCH_FAILED]
+
+
+@pytest.mark.parametrize("how", ["unclear", "refused", "lost"])
+async def test_a_success_of_which_the_bank_tells_nothing_hides_no_other_return(
+    world: World, how: str
+) -> None:
+    async with world.fep(run=False) as fep:
+        watched_by_status(fep, tells_nothing(how, ["T1"] if how != "lost" else []))
+        await fep.start()
+        await fep.ready()
+        bank = world.banks[PINGAN]
+        if how == "lost":
+            reference = client_ref(ENTERPRISE, ID).encode()
+            asked = False
+
+            def note(data: bytes) -> None:
+                nonlocal asked
+                asked = b"OrigThirdVoucher>" + reference in data
+
+            bank.host.on_data = note
+            bank.host.changes = lambda answers: [] if asked else answers
+        await fep.submit("T1", body=money(PINGAN, "1.00"))
+        await fep.becomes("T1", State.SUCCEEDED)
+        bank.faults[Fault.RETURNED] = 1.0
+        await fep.submit("T2", body=money(PINGAN, "2.00"))
+        await fep.becomes("T2", State.SUCCEEDED)
+        await take_back(world, PINGAN)
+        await fep.becomes("T2", State.RETURNED)
+        await until(lambda: watch_alarms(fep), "a person must know that T1 is not learned of")
+        [cause] = watch_alarms(fep)
+        assert cause.startswith(f"3 looks in a row at account {mask(PAYER)} did not learn all")
+        assert (await fep.get("T1"))["state"] == "succeeded"
+
+
+async def test_a_success_that_can_not_be_asked_after_hides_no_other_return(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.fep(run=False) as fep:
+        watched_by_status(fep, same)
+        await fep.start()
+        await fep.ready()
+        ask_after = fep.lane.ask_after
+
+        async def only_others(target: Task, *rest: Any) -> Any:
+            if target.task_id == ID:
+                msg = "its payer is not approved any more"
+                raise BodyError(msg)
+            return await ask_after(target, *rest)
+
+        monkeypatch.setattr(fep.lane, "ask_after", only_others)
+        world.banks[PINGAN].faults[Fault.RETURNED] = 1.0
+        for name in ("T1", "T2"):
+            await fep.submit(name, body=money(PINGAN, "1.00"))
+            await fep.becomes(name, State.SUCCEEDED)
+        await take_back(world, PINGAN)
+        await fep.becomes("T2", State.RETURNED)
+
+
+async def test_looks_that_fail_one_after_another_are_an_alarm_until_one_does_not(
+    world: World,
+) -> None:
+    refuses = True
+
+    def change(operation: Operation, _reply: Reply, outcome: Outcome) -> Outcome:
+        if refuses and isinstance(operation, StatementQuery):
+            return Rejected("X3", "come back later")
+        return outcome
+
+    async with world.fep(card=WATCH, codec=changed(change)) as fep:
+        await fep.ready()
+        await fep.submit("T1", body=money(PINGAN))
+        await fep.becomes("T1", State.SUCCEEDED)
+        await until(lambda: watch_alarms(fep))
+        assert "X3 come back later" in watch_alarms(fep)[0]
+        refuses = False
+        await until(lambda: not watch_alarms(fep))
 
 
 async def test_two_may_find_at_once_that_a_payment_came_back(world: World) -> None:
