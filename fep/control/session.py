@@ -303,7 +303,10 @@ class Session:
         """Serve an open session until either side ends it."""
         assert self._caller is not None
         watched = self._caller.role is Role.FINANCE
-        mailbox = self._mailbox = self._services.tasks.attach(self._caller.name, self._note_mail)
+        mailbox: Mailbox | None = None
+        if self._caller.role in SUBMITTING:
+            mailbox = self._services.tasks.attach(self._caller.name, self._note_mail)
+        self._mailbox = mailbox
         if watched:
             self._services.alarms.clear(AlarmKind.CLIENT_LOST, self._caller.name)
         self._services.sessions[self._caller.role] += 1
@@ -313,10 +316,12 @@ class Session:
             try:
                 end = await self._talk(acts, mailbox)
             finally:
-                self._services.tasks.detach(mailbox)
+                if mailbox is not None:
+                    self._services.tasks.detach(mailbox)
                 self._services.sessions[self._caller.role] -= 1
             self._log.info("session.closed", reason=str(end))
-            if watched and not end.expected and not mailbox.box.present:
+            is_gone = watched and mailbox is not None and not mailbox.box.present
+            if is_gone and not end.expected:
                 self._services.alarms.raise_alarm(
                     AlarmKind.CLIENT_LOST, self._caller.name, str(end)
                 )
@@ -324,14 +329,15 @@ class Session:
                 await self._linger()
             await trio.aclose_forcefully(self._stream)
 
-    async def _talk(self, acts: trio.Nursery, mailbox: Mailbox) -> _Closed:
+    async def _talk(self, acts: trio.Nursery, mailbox: Mailbox | None) -> _Closed:
         """Read and write until the connection is over; returns why."""
         end = _Closed("the client closed the connection")
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._outbox.write, self._stream)
                 nursery.start_soon(self._beat)
-                nursery.start_soon(self._deliver_rest, mailbox)
+                if mailbox is not None:
+                    nursery.start_soon(self._deliver_rest, mailbox)
                 await self._read(_Nurseries(nursery, acts))
         except* _Closed as group:
             end = _first(group)

@@ -13,7 +13,7 @@ import re
 import stat
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -449,15 +449,14 @@ def _control(top: Table) -> ControlConfig:
     if (of_all := table.table("limits")) is not None:
         limits = _limits(of_all, limits)
         of_all.close()
+    clients = {ClientName(name): _client(row, name, limits) for name, row in table.named("clients")}
     found = ControlConfig(
         socket=table.path_of("socket"),
         socket_mode=0o660 if mode is None else mode,
         heartbeat_s=table.number("heartbeat_s", 10.0, 0.05, 3600.0),
         tcp=_listeners(table),
-        clients={
-            ClientName(name): _client(row, name, limits) for name, row in table.named("clients")
-        },
-        users=_users(table),
+        clients=clients,
+        users=_users(table, clients),
         limits=limits,
     )
     table.close()
@@ -503,11 +502,14 @@ def _name_is_good(table: Table, name: str, what: str) -> None:
         table.fault("", str(error))
 
 
-def _users(control: Table) -> dict[str, UserConfig]:
+def _users(control: Table, clients: Container[str]) -> dict[str, UserConfig]:
     found: dict[str, UserConfig] = {}
     by_uid: dict[int, str] = {}
     for name, table in control.named("users"):
         _name_is_good(table, name, "a user's name")
+        if table.is_clean() and name in clients:
+            msg = f"client {name!r} of [control.clients] has this name too, and what it is asked"
+            table.fault("", f"{msg} and told goes by the name; choose another")
         uid = table.integer("uid", None, 0, UID_MAX)
         role = table.choice("role", ROLES)
         is_read = table.has("uid") and table.reader.is_clean((*table.path, "uid"))

@@ -760,6 +760,27 @@ async def test_of_two_connections_the_newest_gets_the_messages_and_the_older_tak
             await older.answer(await older.take("task.result"), {})
 
 
+async def test_who_may_not_submit_takes_no_messages(start: Start) -> None:
+    def looks(config: Config) -> None:
+        config["control"]["clients"]["erp-1"] = {"role": "viewer"}
+
+    async with start(bank=True, change=looks) as rig:
+        await rig.ready()
+        admin = await rig.admin("erp-1")
+        viewer = await rig.finance("erp-1")
+        await admin.result("task.submit", {"task_id": "T1"} | BALANCE)
+        await admin.answer(await admin.take("task.fetch"), rig.balance())
+        result = await admin.take("task.result")
+        assert result["params"]["task_id"] == "T1"
+        await viewer.result("status")
+        assert not viewer.seen
+        # What it takes for an answer is none, and its end is nobody's loss.
+        await viewer.send({"id": 1, "result": rig.balance()})
+        await viewer.result("session.close")
+        assert await viewer.ended() == []
+        assert ("CLIENT_LOST", "erp-1") not in rig.alarms()
+
+
 async def test_a_result_that_was_refused_is_told_again_on_the_same_connection(
     start: Start, clock: trio.testing.MockClock
 ) -> None:

@@ -279,6 +279,7 @@ WRONG = [
     ("[control.clients.erp-1]", '‸[control.clients."erp 1"]', "a client's name must be"),
     ("uid = 1001", "‸uid = -1", "whole number from 0"),
     ("uid = 1001\n", "", "is missing"),
+    ("[control.users.li]", "‸[control.users.erp-1]", "'erp-1' of [control.clients] has"),
     ("[tasks]", '[control.users.wang]\n‸uid = 1001\nrole = "viewer"\n[tasks]', "'li' has this uid"),
     ("queue_max = 1000", "‸queue_max = 1.5", "must be a whole number"),
     ("queue_max = 1000", "‸queuemax = 1000", "did you mean 'queue_max'?"),
