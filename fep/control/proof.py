@@ -27,7 +27,7 @@ class Verdict(StrEnum):
 
 
 class Gate:
-    """Remembers which proofs were used.
+    """Remembers which proofs were used, at whichever listener.
 
     Args:
         started_ms: by the wall clock; what is older may have been used in an earlier life.

@@ -82,7 +82,8 @@ async def run_control(
         with ExitStack() as undo:
             faces = []
             # The Unix socket last: who can connect to it finds all others open too.
-            for listen in (*map(_tcp_face, config.tcp), _unix_face):
+            gate = Gate(int(services.clock.now().timestamp() * 1000), secrets.token_bytes(32))
+            for listen in (*(_tcp_face(one, gate) for one in config.tcp), _unix_face):
                 face = await listen(config, services, inherited)
                 faces.append(face)
                 if face.renewed is not None:
@@ -139,13 +140,13 @@ async def _unix_face(
     return _Face(_UnixPeers(config), listeners, addresses)
 
 
-def _tcp_face(listener: TcpListener) -> Listen:
+def _tcp_face(listener: TcpListener, gate: Gate) -> Listen:
     async def face(
         config: ControlConfig, services: Services, _inherited: Sequence[socket.socket]
     ) -> _Face:
         # The files first: what they lack must not leave an open listener behind.
         subject = f"control.tcp {listener.host}:{listener.port}"
-        peers = _peers(listener, config, services, subject)
+        peers = _peers(listener, config, services, subject, gate)
         try:
             listeners = await _listen_tcp(listener)
         except ConfigError:
@@ -158,12 +159,12 @@ def _tcp_face(listener: TcpListener) -> Listen:
 
 
 def _peers(
-    listener: TcpListener, config: ControlConfig, services: Services, subject: str
+    listener: TcpListener, config: ControlConfig, services: Services, subject: str, gate: Gate
 ) -> _TlsPeers | _TokenPeers | _KeyPeers:
     if listener.tls is not None:
         return _TlsPeers(listener, config, services.renewals, subject)
     if listener.keys_file is not None:
-        return _KeyPeers(listener.keys_file, config, services, subject)
+        return _KeyPeers(listener.keys_file, config, services.renewals, subject, gate)
     assert listener.token_file is not None
     return _TokenPeers(listener.token_file, config, services.renewals, subject)
 
@@ -327,12 +328,17 @@ class _TokenPeers:
 
 
 class _KeyPeers:
-    """Loopback only: the first line must bear a proof that its client holds a key of a file."""
+    """Loopback only: the first line must bear a proof that its client holds a key of a file.
 
-    def __init__(self, file: Path, config: ControlConfig, services: Services, subject: str) -> None:
+    All listeners have one gate: a proof that opened at one of them opens at no other.
+    """
+
+    def __init__(
+        self, file: Path, config: ControlConfig, renewals: Renewals, subject: str, gate: Gate
+    ) -> None:
         self._names = _roles(config)
-        self._gate = Gate(int(services.clock.now().timestamp() * 1000), secrets.token_bytes(32))
-        self.renewed = services.renewals.begin(subject, [file], lambda: Loaded(read_keys(file)))
+        self._gate = gate
+        self.renewed = renewals.begin(subject, [file], lambda: Loaded(read_keys(file)))
 
     async def __call__(self, stream: trio.SocketStream) -> tuple[trio.abc.Stream, Peer] | None:
         lock = Lock(await self.renewed.fresh(), self._gate)

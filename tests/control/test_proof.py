@@ -187,9 +187,9 @@ def opening(key: Key = KEY, client: str = "erp-1", **changed: Any) -> dict[str, 
     return {"client": client, "proof": proof | changed}
 
 
-async def tried(rig: Rig, params: dict[str, Any]) -> str | int:
+async def tried(rig: Rig, params: dict[str, Any], port: int = 0) -> str | int:
     """Return the code with which an opening was refused, or the role that it got."""
-    wire = await rig.tcp()
+    wire = await rig.tcp(port)
     answer = await wire.ask("session.open", params)
     if "error" in answer:
         assert await wire.ended() == []
@@ -237,6 +237,21 @@ async def test_a_proof_opens_once_and_nothing_else_does(
         for word in ("BAD_MAC", "used before", "differs from the daemon's", "takes a proof"):
             assert word in reasons
         assert SECRET not in str(rig.logs.records)
+
+
+async def test_a_proof_opens_once_at_all_listeners_together(
+    start: Start, with_keys: Callable[[Config], None]
+) -> None:
+    def change(config: Config) -> None:
+        with_keys(config)
+        config["control"]["tcp"] *= 2
+
+    async with start(change=change) as rig:
+        one, other = (int(address.rpartition(":")[2]) for address in rig.addresses[1:])
+        right = opening()
+        assert await tried(rig, right, one) == "finance"
+        assert await tried(rig, right, other) == "REPLAY"
+        assert await tried(rig, opening(), other) == "finance"
 
 
 async def test_both_clients_prove_themselves_and_are_proved_to(
