@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 
 import attrs
 import msgspec
+import trio
 
 from fep.alarms.delivery import Delivery
 from fep.alarms.service import Alarms
@@ -79,6 +80,9 @@ class Caller:
     session: str
     origin: str = ""
     """From where, for the record."""
+    reads: trio.Lock = attrs.field(factory=trio.Lock, eq=False, repr=False)
+    """Held while something is read from the store for this client, over all its sessions: the store
+    has few readers, and one client must not have them all."""
 
     @property
     def owner(self) -> ClientName | None:
@@ -274,6 +278,8 @@ class Method:
     summary: str
     handle: Handler | None = None
     """None: the session itself answers."""
+    reads: bool = False
+    """It reads the store: a client's next one waits for it."""
     acts: bool = False
     """It changes something: once begun it is done, also when its client hangs up."""
     where: Where | None = None
@@ -284,7 +290,8 @@ async def _at_task(
     services: Services, machines: Machines, caller: Caller, params: TaskParams | ResolveParams
 ) -> Machine | None:
     """Return the machine that serves the bank of a task: it alone changes the task."""
-    found = await services.tasks.get(caller.owner, params.task_id)
+    async with caller.reads:
+        found = await services.tasks.get(caller.owner, params.task_id)
     bank = BankName(found["bank"])
     if State(found["state"]) in FINAL or services.tasks.is_here(bank):
         return None
@@ -329,6 +336,9 @@ async def perform(services: Services, caller: Caller, method: str, params: msgsp
         FepError: it was refused.
     """
     row = METHODS[method]
+    if row.reads:
+        async with caller.reads:
+            return await _do(services, caller, method, params)
     if not row.acts or caller.role not in PEOPLE:
         return await _do(services, caller, method, params)
     about = msgspec.to_builtins(params)
@@ -388,6 +398,7 @@ async def _task_cancel(services: Services, caller: Caller, params: TaskParams) -
         caller.owner,
         params.task_id,
         f"{caller.role} {caller.name}",
+        caller.reads,
     )
     return {"state": state.value}
 
@@ -552,8 +563,8 @@ METHODS: Final[dict[str, Method]] = {
     "session.heartbeat": Method(HeartbeatParams, ALL, "notification: this side lives"),
     "session.close": Method(NoParams, ALL, "end in order"),
     "task.submit": Method(SubmitParams, SUBMITTING, "put a task into the queue"),
-    "task.get": Method(TaskParams, ALL, "one task", _task_get),
-    "task.list": Method(ListParams, ALL, "tasks, newest first", _task_list),
+    "task.get": Method(TaskParams, ALL, "one task", _task_get, reads=True),
+    "task.list": Method(ListParams, ALL, "tasks, newest first", _task_list, reads=True),
     "task.cancel": Method(
         TaskParams,
         SUBMITTING,
@@ -562,7 +573,7 @@ METHODS: Final[dict[str, Method]] = {
         acts=True,
         where=_at_task,
     ),
-    "task.why": Method(TaskParams, ALL, "the causal chain of a task", _task_why),
+    "task.why": Method(TaskParams, ALL, "the causal chain of a task", _task_why, reads=True),
     "task.resolve": Method(
         ResolveParams,
         ACTING,
@@ -591,12 +602,12 @@ METHODS: Final[dict[str, Method]] = {
         BankParams, ACTING, "try whether a bank can be reached", _link_test, acts=True
     ),
     "restore.show": Method(
-        NoParams, PEOPLE, "payments that are held after a restore", _restore_show
+        NoParams, PEOPLE, "payments that are held after a restore", _restore_show, reads=True
     ),
     "restore.release": Method(
         ReleaseParams, ACTING, "send payments again after a restore", _restore_release, acts=True
     ),
-    "alarm.list": Method(AlarmListParams, ALL, "alarms", _alarm_list),
+    "alarm.list": Method(AlarmListParams, ALL, "alarms", _alarm_list, reads=True),
     "alarm.acknowledge": Method(
         AlarmParams, ACTING, "say that you act", _alarm_acknowledge, acts=True, where=_at_alarm
     ),
@@ -639,17 +650,25 @@ METHODS: Final[dict[str, Method]] = {
         acts=True,
     ),
     "config.versions": Method(
-        settings.VersionsParams, ADMINS, "every version, newest first", settings.config_versions
+        settings.VersionsParams,
+        ADMINS,
+        "every version, newest first",
+        settings.config_versions,
+        reads=True,
     ),
     "config.version": Method(
-        settings.VersionParams, ADMINS, "one version with its text", settings.config_version
+        settings.VersionParams,
+        ADMINS,
+        "one version with its text",
+        settings.config_version,
+        reads=True,
     ),
     "config.adapters": Method(
         NoParams, ADMINS, "what each adapter wants to be told", settings.config_adapters
     ),
     "events.follow": Method(FollowParams, PEOPLE, "then `event` notifications"),
     "events.unfollow": Method(NoParams, PEOPLE, "no more `event` notifications"),
-    "pool.list": Method(NoParams, PEOPLE, "pools and their last rounds", _pool_list),
+    "pool.list": Method(NoParams, PEOPLE, "pools and their last rounds", _pool_list, reads=True),
     "pool.plan": Method(
         PoolParams, PEOPLE, "what a round would do now", _pool_plan, where=_at_pooling
     ),
@@ -657,9 +676,14 @@ METHODS: Final[dict[str, Method]] = {
         PoolParams, ACTING, "start a round now", _pool_run, acts=True, where=_at_pooling
     ),
     "pool.round": Method(
-        RoundParams, PEOPLE, "one round and its accounts", _pool_round, where=_at_pooling
+        RoundParams,
+        PEOPLE,
+        "one round and its accounts",
+        _pool_round,
+        reads=True,
+        where=_at_pooling,
     ),
-    "user.list": Method(NoParams, ADMINS, "who may use the console", people.user_list),
+    "user.list": Method(NoParams, ADMINS, "who may use the console", people.user_list, reads=True),
     "user.add": Method(
         people.UserAddParams, ADMINS, "make a user of the console", people.user_add, acts=True
     ),
@@ -687,7 +711,7 @@ METHODS: Final[dict[str, Method]] = {
         acts=True,
     ),
     "audit.list": Method(
-        people.AuditParams, PEOPLE, "what people did, newest first", people.audit_list
+        people.AuditParams, PEOPLE, "what people did, newest first", people.audit_list, reads=True
     ),
 }
 

@@ -402,7 +402,7 @@ class Session:
         if opening is not None:
             secret, mac = opening
             self._proof = proof.welcome_mac(secret, mac, session)
-        return Caller(name, role, session, peer.origin)
+        return Caller(name, role, session, peer.origin, self._share.reads)
 
     def _proved(self, lock: Lock, name: ClientName, given: ProofParams | None) -> tuple[bytes, str]:
         """Return the key that the client proved to hold, and the code that proved it."""
@@ -813,7 +813,8 @@ class Session:
                 self.deliver()
                 continue
             if self._unread:
-                found = await self._services.tasks.read_results(mailbox, self._unread)
+                async with self._share.reads:
+                    found = await self._services.tasks.read_results(mailbox, self._unread)
                 self._left.extend(found)
                 self._unread = []
             left = iter(self._left)

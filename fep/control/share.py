@@ -59,6 +59,8 @@ class Share:
     secured: trio.Lock = attrs.Factory(trio.Lock)
     """Its TLS connections are acted on one after the other, so that others come between."""
     calls: trio.CapacityLimiter = attrs.Factory(lambda: trio.CapacityLimiter(CALLS_MAX))
+    reads: trio.Lock = attrs.Factory(trio.Lock)
+    """What is read from the store for it is read one after the other, in order."""
     sessions: int = 0
     uncommitted: int = 0
     """Submissions that wait for the disk."""

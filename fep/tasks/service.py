@@ -10,7 +10,7 @@ import datetime as dt
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, Final, Self
 
@@ -729,8 +729,20 @@ class TaskService:
 
     # -- acts of clients and operators --------------------------------------------------------
 
-    async def cancel(self, client: ClientName | None, task_id: TaskId, who: str) -> State:
-        """Cancel a task of which no byte has left; ``client`` None may cancel anybody's.
+    async def cancel(
+        self,
+        client: ClientName | None,
+        task_id: TaskId,
+        who: str,
+        reads: AbstractAsyncContextManager[Any] | None = None,
+    ) -> State:
+        """Cancel a task of which no byte has left.
+
+        Args:
+            client: whose; None: anybody's.
+            task_id: which.
+            who: for its chain.
+            reads: held while the store is read for who asks; None: nothing is.
 
         Raises:
             TaskRefusedError: NOT_FOUND or BAD_STATE; nothing was changed.
@@ -738,7 +750,8 @@ class TaskService:
         """
         task = await self._learned(task_id)
         if task is None or (client is not None and task.client != client):
-            found = await self.get(client, task_id)
+            async with reads or nullcontext():
+                found = await self.get(client, task_id)
             msg = f"the task is {found['state']}: it can't be cancelled any more"
             raise TaskRefusedError(Refused("BAD_STATE", msg))
         if task.state not in BEFORE_SENDING:

@@ -493,6 +493,50 @@ async def test_calls_beyond_the_limit_wait_and_are_all_answered(start: Start) ->
         assert most == CALLS_MAX
 
 
+async def test_one_read_of_a_client_is_under_way_and_others_come_between(start: Start) -> None:
+    """The store has few readers: whoever asks for lists without end must not have them all."""
+
+    def two(config: Config) -> None:
+        config["control"]["clients"]["erp-2"] = {"role": "finance"}
+
+    many = 10
+    async with start(change=two) as rig:
+        finance = await rig.finance()
+        await submit(finance, 6)
+        end_in_store(rig, "{}")
+    async with start(change=two) as rig:
+        admin, other = await rig.admin(), await rig.finance("erp-2")
+        with readers_held(rig):
+            readers = rig.daemon._store._reader_limiter
+            first, second = await rig.finance(), await rig.finance()
+            calls: list[tuple[str, Any]] = [
+                ("task.list", {}),
+                ("task.list", {"state": "queued"}),
+                ("task.why", {"task_id": "T0"}),
+                ("task.get", {"task_id": "T0"}),
+                ("task.cancel", {"task_id": "nobody's"}),
+            ]
+            both = [first, second] * many
+            asked = [both[n].request(*calls[n % len(calls)]) for n in range(len(both))]
+            await first.send(*asked[0::2])
+            await second.send(*asked[1::2])
+            await settle()
+            assert readers.statistics().tasks_waiting == 1, "of all sessions of a client together"
+            people = [admin.request("audit.list"), admin.request("task.list")]
+            await admin.send(*people)
+            await other.send(between := other.request("task.list"))
+            await settle()
+            assert readers.statistics().tasks_waiting == 3
+        for one in people:
+            await admin.reply(one)
+        assert (await other.reply(between))["result"] == {"tasks": []}
+        for wire, requests in ((first, asked[0::2]), (second, asked[1::2])):
+            for request in requests:
+                await wire.reply(request)
+        told = [await second.take("task.result") for _ in range(6)]
+        assert {one["params"]["task_id"] for one in told} == ids(6)
+
+
 # -- a client that does not read ------------------------------------------------------------------
 
 
