@@ -189,9 +189,10 @@ class Alarms:
         """Return what is raised or acknowledged, oldest first."""
         return sorted(self._active.values(), key=lambda alarm: alarm.raised_at)
 
-    async def recent(self, limit: int) -> list[Alarm]:
-        """Return the newest stored alarms, cleared ones too."""
-        found: list[Alarm] = await self._store.read(partial(store.recent, limit=limit))
+    async def recent(self, limit: int, client: str | None = None) -> list[Alarm]:
+        """Return the newest stored alarms, cleared ones too; with a client those it may see."""
+        read = partial(store.recent, limit=limit, client=client)
+        found: list[Alarm] = await self._store.read(read)
         return found
 
     def try_again(self) -> None:

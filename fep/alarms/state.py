@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Container
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import attrs
 
@@ -45,6 +46,15 @@ class AlarmKind(StrEnum):
     WATCH_FAILED = "WATCH_FAILED"
 
 
+class About(StrEnum):
+    """What the subjects of a kind are, as far as that says who may see them."""
+
+    TASK = "task"
+    CLIENT = "client"
+    DAEMON = "daemon"
+    """A part of it that all clients have in common: a bank, a slot, a pool, the store."""
+
+
 class Severity(StrEnum):
     """How soon a person must act."""
 
@@ -63,6 +73,7 @@ class Meaning:
     action: str
     """What an operator does."""
     action_zh: str
+    about: About = About.DAEMON
     momentary: bool = False
     """True for what happened once and is over: no cause will go away, so acknowledging clears."""
 
@@ -144,6 +155,7 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         Severity.MAJOR,
         "Check the finance system; its results are kept and told again when it returns.",
         "检查财务系统；其结果已保留，连接恢复后会重新告知。",
+        about=About.CLIENT,
     ),
     AlarmKind.UNKNOWN_OVERDUE: Meaning(
         "Payment's end unknown for too long",
@@ -151,6 +163,7 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         Severity.CRITICAL,
         "Do not pay again. Ask the bank; then two persons: fepctl resolve, fepctl confirm.",
         "切勿再次付款。询问银行；然后由两人办理：fepctl resolve 与 fepctl confirm。",
+        about=About.TASK,
     ),
     AlarmKind.EVIDENCE_AMBIGUOUS: Meaning(
         "Statement does not tell payments apart",
@@ -158,6 +171,7 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         Severity.MAJOR,
         "Compare the statement with fepctl why; then two persons: fepctl resolve, fepctl confirm.",
         "对照明细与 fepctl why；然后由两人办理：fepctl resolve 与 fepctl confirm。",
+        about=About.TASK,
     ),
     AlarmKind.EVIDENCE_CONFLICT: Meaning(
         "Bank contradicts how a payment was closed",
@@ -165,6 +179,7 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         Severity.CRITICAL,
         "Do not pay again. See fepctl why, ask the bank, and correct the books by hand.",
         "切勿再次付款。查看 fepctl why，询问银行，并手工更正账务。",
+        about=About.TASK,
         momentary=True,
     ),
     AlarmKind.PAYMENT_RETURNED: Meaning(
@@ -173,6 +188,7 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         Severity.MAJOR,
         "See the bank's reason; if still wanted, the finance system submits a new task id.",
         "查看银行给出的原因；若仍需付款，由财务系统以新的任务ID提交。",
+        about=About.TASK,
         momentary=True,
     ),
     AlarmKind.TASK_EXPIRED: Meaning(
@@ -181,6 +197,7 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         Severity.MAJOR,
         "Nothing was sent. If still wanted, the finance system submits a new task id.",
         "未发送任何内容。若仍需要，由财务系统以新的任务ID提交。",
+        about=About.CLIENT,
         momentary=True,
     ),
     AlarmKind.QUEUE_NEARLY_FULL: Meaning(
@@ -271,6 +288,11 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
 }
 
 
+def kinds_about(about: About) -> list[AlarmKind]:
+    """Return the kinds whose subjects are of a sort."""
+    return [kind for kind in AlarmKind if MEANINGS[kind].about is about]
+
+
 class AlarmState(StrEnum):
     """Where an alarm stands."""
 
@@ -353,6 +375,23 @@ class Alarm:
         """Note that it is over."""
         self.state = step(self.state, AlarmEvent.CLEAR)
         self.cleared_at = now
+
+    def concerns(self, client: str, own: Container[str]) -> bool:
+        """Say whether a client may see it: it is about its own tasks, or about what all have.
+
+        Args:
+            client: who asks.
+            own: its tasks, at least those that alarms are about.
+        """
+        match MEANINGS[self.kind].about:
+            case About.TASK:
+                return self.subject in own
+            case About.CLIENT:
+                return self.subject == client
+            case About.DAEMON:
+                return True
+            case about:
+                assert_never(about)
 
     def value(self) -> dict[str, Any]:
         """Return it as the protocol shows it."""

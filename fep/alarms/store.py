@@ -9,9 +9,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from fep.alarms.outgoing import Notice, NoticeState, What
-from fep.alarms.state import Alarm, AlarmKind, AlarmState
+from fep.alarms.state import About, Alarm, AlarmKind, AlarmState, kinds_about
 from fep.domain.clock import from_text, to_text
-from fep.store.schema import alarm, alarm_notice
+from fep.store.schema import alarm, alarm_notice, task
 
 
 def _text(moment: dt.datetime | None) -> str | None:
@@ -79,10 +79,23 @@ def active(connection: sa.Connection, scope: str = "") -> list[Alarm]:
     return [_alarm(row) for row in rows]
 
 
-def recent(connection: sa.Connection, limit: int) -> list[Alarm]:
-    """Return the newest alarms, cleared ones too."""
-    rows = connection.execute(sa.select(alarm).order_by(alarm.c.raised_at.desc()).limit(limit))
-    return [_alarm(row) for row in rows]
+def recent(connection: sa.Connection, limit: int, client: str | None = None) -> list[Alarm]:
+    """Return the newest alarms, cleared ones too; with a client those that concern it."""
+    query = sa.select(alarm).order_by(alarm.c.raised_at.desc()).limit(limit)
+    if client is not None:
+        query = query.where(_concerns(client))
+    return [_alarm(row) for row in connection.execute(query)]
+
+
+def _concerns(client: str) -> sa.ColumnElement[bool]:
+    """Return the condition that says what ``Alarm.concerns`` does."""
+    subject = alarm.c.subject
+    own = sa.exists().where(task.c.task_id == subject, task.c.client + "" == client)
+    return sa.or_(
+        alarm.c.kind.in_(kinds_about(About.DAEMON)),
+        sa.and_(alarm.c.kind.in_(kinds_about(About.CLIENT)), subject == client),
+        sa.and_(alarm.c.kind.in_(kinds_about(About.TASK)), own),
+    )
 
 
 def notice_row(one: Notice) -> dict[str, Any]:

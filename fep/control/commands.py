@@ -17,6 +17,7 @@ import trio
 
 from fep.alarms.delivery import Delivery
 from fep.alarms.service import Alarms
+from fep.alarms.state import MEANINGS, About
 from fep.control import config_commands as settings
 from fep.control import probe
 from fep.control import user_commands as people
@@ -506,8 +507,16 @@ async def _restore_release(services: Services, caller: Caller, params: ReleasePa
     return {"released": await services.tasks.release(caller.name, params.evidence)}
 
 
-async def _alarm_list(services: Services, _caller: Caller, params: AlarmListParams) -> Any:  # noqa: ANN401
-    shown = await services.alarms.recent(params.limit) if params.all else services.alarms.active()
+async def _alarm_list(services: Services, caller: Caller, params: AlarmListParams) -> Any:  # noqa: ANN401
+    owner = caller.owner
+    if params.all:
+        shown = await services.alarms.recent(params.limit, owner)
+    else:
+        shown = services.alarms.active()
+        if owner is not None:
+            asked = [one.subject for one in shown if MEANINGS[one.kind].about is About.TASK]
+            own = await services.tasks.own(owner, asked)
+            shown = [one for one in shown if one.concerns(owner, own)]
     return {"alarms": [alarm.value() for alarm in shown[: params.limit]]}
 
 

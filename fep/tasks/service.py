@@ -785,6 +785,13 @@ class TaskService:
             return await self._read_archived(task_id, view) or found
         return found
 
+    async def own(self, client: ClientName, task_ids: Sequence[str]) -> set[TaskId]:
+        """Return which of these are a client's tasks, archived ones too."""
+        if not task_ids:
+            return set()
+        found = await self.store.read(partial(store.known, ids=task_ids))
+        return {task_id for task_id, one in found.items() if one.client == client}
+
     async def _read_archived(self, task_id: TaskId, work: Callable[[Any], Any]) -> Any:  # noqa: ANN401
         """Read in the archive that has a task, None when none has it or can be read."""
         year = await self.store.read(lambda c: store.archive_of(c, task_id))

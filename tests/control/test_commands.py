@@ -11,6 +11,7 @@ import attrs
 import pytest
 import tomli_w
 
+from fep.alarms.state import MEANINGS, About, AlarmKind
 from fep.control.commands import METHODS, PROTOCOL_VERSION, Role, plain
 from fep.domain.clock import SystemClock
 from fep.domain.ids import SlotName
@@ -438,6 +439,49 @@ async def test_the_daemon_at_a_glance(start: Start) -> None:
         assert isinstance(slot["state"], str)
         (pool,) = (await admin.result("pool.list"))["pools"]
         assert (pool["pool"], pool["members"], pool["last_round"]) == ("main", 1, None)
+
+
+async def test_a_finance_system_sees_the_alarms_of_its_own_tasks_and_of_what_all_have(
+    start: Start,
+) -> None:
+    def two(config: Config) -> None:
+        config["control"]["clients"]["erp-2"] = {"role": "finance"}
+        config["control"]["clients"]["desk"] = {"role": "viewer"}
+
+    async with start(change=two) as rig:
+        names = {"T1": "erp-1", "T2": "erp-2"}
+        wires = {name: await rig.finance(name) for name in names.values()}
+        for task_id, name in names.items():
+            task = {"task_id": task_id, "bank": BANK.name, "kind": "balance"}
+            await wires[name].result("task.submit", task)
+        alarms = rig.daemon.alarms
+        for alarm in alarms.active():
+            alarms.clear(alarm.kind, alarm.subject)
+        about = {About.TASK: ["T1", "T2"], About.CLIENT: ["erp-1", "erp-2"], About.DAEMON: ["x"]}
+        for kind in AlarmKind:
+            for subject in about[MEANINGS[kind].about]:
+                alarms.raise_alarm(kind, subject, f"of {subject}")
+        await rig.daemon._store.write(lambda _: None)  # what was handed over before is on disk
+        ours = {"erp-1": {"T1", "erp-1", "x"}, "erp-2": {"T2", "erp-2", "x"}}
+        everybody = {name for one in ours.values() for name in one}
+        wires["desk"], wires["li"] = await rig.finance("desk"), await rig.admin("li")
+        for params in ({}, {"all": True, "limit": 500}):
+            for name, wire in wires.items():
+                shown = (await wire.result("alarm.list", params))["alarms"]
+                told = {(one["kind"], one["subject"]) for one in shown if one["cause"][:3] == "of "}
+                assert told == {
+                    (kind.value, subject)
+                    for kind in AlarmKind
+                    for subject in about[MEANINGS[kind].about]
+                    if subject in ours.get(name, everybody)
+                }
+        # What others have takes no place of a page.
+        for task_id in ("T2", "T1", "T2"):
+            alarms.clear(AlarmKind.UNKNOWN_OVERDUE, task_id)
+            alarms.raise_alarm(AlarmKind.UNKNOWN_OVERDUE, task_id, "once more")
+        await rig.daemon._store.write(lambda _: None)
+        shown = (await wires["erp-1"].result("alarm.list", {"all": True, "limit": 1}))["alarms"]
+        assert [(one["subject"], one["cause"]) for one in shown] == [("T1", "once more")]
 
 
 async def test_alarms_are_listed_acknowledged_and_kept(start: Start) -> None:
