@@ -21,6 +21,7 @@ import structlog
 import trio
 
 from fep.alarms.state import AlarmKind
+from fep.control.asked import Asked
 from fep.control.commands import (
     METHODS,
     PROTOCOL_VERSION,
@@ -260,13 +261,13 @@ class Session:
         self._heard_at = trio.current_time()
         self._listening = False
         """False while what was received is acted on: then the client can't be heard."""
-        self._asked: dict[int, Message] = {}
+        self._asked: Asked | None = None
+        """None: nothing is asked of it or told it."""
         self._left: deque[Message] = deque()
         """What was drawn and waits for room."""
         self._unread: list[TaskId] = []
         """Whose results must be read from the store, or are being read."""
         self._is_left = trio.Event()
-        self._next_id = 0
         self._follow: trio.CancelScope | None = None
         self._noted: set[str] = set()
 
@@ -306,6 +307,7 @@ class Session:
         mailbox: Mailbox | None = None
         if self._caller.role in SUBMITTING:
             mailbox = self._services.tasks.attach(self._caller.name, self._note_mail)
+            self._asked = Asked(mailbox.box)
         self._mailbox = mailbox
         if watched:
             self._services.alarms.clear(AlarmKind.CLIENT_LOST, self._caller.name)
@@ -647,9 +649,9 @@ class Session:
         self._services.tasks.submit(self._caller.name, batch.submits, done, share.limits.open_max)
 
     def _answered(self, message: Response, batch: _Batch) -> None:
-        """Sort an answer to one of our requests; one we never made is noted and left."""
+        """Sort an answer to one of our requests; one we don't know (any more) is noted and left."""
         assert self._caller is not None
-        asked = self._asked.pop(message.id, None) if isinstance(message.id, int) else None
+        asked = None if self._asked is None else self._asked.answered(message.id)
         if asked is None:
             if self._is_new("unexpected response"):
                 self._log.warning("session.unexpected_response", id=message.id)
@@ -833,12 +835,12 @@ class Session:
 
     def _line_of(self, message: Message) -> bytes:
         """Return the request that asks or tells, whose answer is expected from now on."""
-        self._next_id += 1
-        self._asked[self._next_id] = message
+        assert self._asked is not None
+        id_ = self._asked.put(message)
         if isinstance(message, Fetch):
             params = {"task_id": message.task_id, "attempt": message.attempt}
-            return jsonrpc.request(self._next_id, "task.fetch", params)
-        return _result_line(self._next_id, message)
+            return jsonrpc.request(id_, "task.fetch", params)
+        return _result_line(id_, message)
 
     async def _beat(self) -> None:
         """Send our heartbeats, and end the session when the client's have not come."""

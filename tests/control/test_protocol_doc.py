@@ -29,7 +29,7 @@ import fep
 from fep.alarms.config import AlarmsConfig, ChannelConfig, ChannelKind, SyslogTarget
 from fep.alarms.outgoing import ChannelState, Outbox, shown
 from fep.alarms.state import Alarm, AlarmKind, AlarmState, Severity
-from fep.control import commands, service, session, share
+from fep.control import asked, commands, service, session, share
 from fep.control import proof as control_proof
 from fep.control.commands import METHODS, Method, Role, Services
 from fep.control.config import ControlConfig, Limits
@@ -281,7 +281,7 @@ def test_what_the_daemon_sends_has_the_members_that_are_shown(name: str, method:
         }[name]
     )
     source = inspect.getsource(session)
-    assert f'jsonrpc.{method}(self._next_id, "task.fetch", params)' in source
+    assert f'jsonrpc.{method}(id_, "task.fetch", params)' in source
 
 
 def _deliveries() -> dict[str, Any]:
@@ -814,7 +814,7 @@ def test_an_event_of_a_task_has_the_members_that_are_shown() -> None:
 
 # -- limits ----------------------------------------------------------------------------------------
 
-LIMITED = (jsonrpc, commands, session, service, share, control_proof, ids, order, lane)
+LIMITED = (jsonrpc, commands, session, asked, service, share, control_proof, ids, order, lane)
 ELSEWHERE = {
     "FOLLOWERS_MAX": FOLLOWERS_MAX,
     "AUDIT_LIMIT_MAX": AUDIT_LIMIT_MAX,

@@ -804,6 +804,21 @@ async def test_of_two_connections_the_newest_gets_the_messages_and_the_older_tak
             await older.answer(await older.take("task.result"), {})
 
 
+async def test_the_answer_to_an_earlier_question_is_taken(start: Start) -> None:
+    def soon(config: Config) -> None:
+        config["tasks"] = {"fetch_timeout_s": 0.1}
+
+    async with start(bank=True, change=soon) as rig:
+        await rig.ready()
+        finance = await rig.finance()
+        await submit(finance, 1)
+        first, second = await finance.take("task.fetch"), await finance.take("task.fetch")
+        assert [one["params"]["attempt"] for one in (first, second)] == [1, 2]
+        await finance.answer(first, rig.balance())
+        result = await finance.take("task.result")
+        assert (result["params"]["task_id"], result["params"]["state"]) == ("T0", "succeeded")
+
+
 async def test_who_may_not_submit_takes_no_messages(start: Start) -> None:
     def looks(config: Config) -> None:
         config["control"]["clients"]["erp-1"] = {"role": "viewer"}
