@@ -28,11 +28,14 @@ import pytest
 import trustme
 from rich.cells import cell_len
 
+from fep.client.blocking import BlockingClient
 from fep.control import show
 from fep.control.ctl import COMMANDS, main
 from fep.domain.clock import SHANGHAI
+from fep.domain.ids import ClientName
 from fep.domain.money import Cny
 from fep.sandbox.scene import BANKS, FINANCE_CLIENT, Scene, free_port, write_secret
+from fep.wire.proof import Key
 from tests.system.work import transfer
 
 SECONDS_MAX = 30.0
@@ -1076,6 +1079,38 @@ def test_a_key_file_opens_and_is_told_where_it_can_not_be_used(
     for usage in (["--address", f"unix:{scene.socket}"], [*where, "--token-file", str(keys)]):
         ran = bare(*usage, "--key-file", str(keys), "status")
         assert ran.status == 2
+
+
+@pytest.mark.parametrize("name", [[], ["--client", FINANCE_CLIENT]])
+def test_a_key_file_leaves_what_is_owed_to_the_finance_system(
+    scene: Scene, bare: Ctl, tmp_path: Path, keys_port: int, name: list[str]
+):
+    """Whoever holds its key opens under its name, and is told its results: they are not had yet."""
+    secret = "x" * 32
+    (keys := tmp_path / "keys").write_text(f"k1 {FINANCE_CLIENT} {secret}\n")
+    address = f"tcp:127.0.0.1:{keys_port}"
+    key = Key("k1", ClientName(FINANCE_CLIENT), secret.encode())
+    owed, later = f"owed-{len(name)}", f"later-{len(name)}"
+    body = {"kind": "balance", "params": json.loads(balance(scene))}
+    with scene.operator() as operator:
+
+        def task(task_id: str) -> Any:
+            return operator.call("task.get", {"task_id": task_id})
+
+        with BlockingClient(address, FINANCE_CLIENT, key=key) as finance:
+            finance.submit(owed, "pingan", "balance", body=body)
+            until(lambda: task(owed)["state"] == "succeeded", "the end")
+        words = ["submit", later, "pingan", "balance", balance(scene), "--wait"]
+        ran = bare("--address", address, "--key-file", str(keys), *name, *words)
+        assert (ran.status, ran.err) == (0, "")
+        assert not task(owed)["acknowledged"]
+        assert not task(later)["acknowledged"]
+        told: list[str] = []
+        with BlockingClient(
+            address, FINANCE_CLIENT, key=key, result=lambda one: told.append(one.task_id)
+        ):
+            until(lambda: {owed, later} <= set(told), "the results")
+            until(lambda: task(owed)["acknowledged"], "the acknowledgement")
 
 
 @contextlib.contextmanager
