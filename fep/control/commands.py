@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from enum import StrEnum
 from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 import attrs
 import msgspec
-import trio
 
 from fep.alarms.delivery import Delivery
 from fep.alarms.service import Alarms
@@ -81,7 +81,7 @@ class Caller:
     session: str
     origin: str = ""
     """From where, for the record."""
-    reads: trio.Lock = attrs.field(factory=trio.Lock, eq=False, repr=False)
+    reads: AbstractAsyncContextManager[Any] = attrs.field(factory=nullcontext, eq=False, repr=False)
     """Held while something is read from the store for this client, over all its sessions: the store
     has few readers, and one client must not have them all."""
 

@@ -7,6 +7,7 @@ before a group's turn joins that group; each submitter is answered when the grou
 from __future__ import annotations
 
 import datetime as dt
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -41,6 +42,10 @@ class Arrival:
     """Why each can't be new; one that is stored already is known all the same."""
     at: dt.datetime
     done: Callable[[list[Answer]], None]
+    room: int = sys.maxsize
+    """How many of them may be new."""
+    full: Refused | None = None
+    """What the rest is told, where they may be too many."""
 
 
 @attrs.define(eq=False, slots=True)
@@ -113,7 +118,8 @@ class Admission:
         if self.tell is not None:
             # Other machines give places too; nobody does until this group is stored.
             self._seq = rows.last_seq(connection)
-        made = [self._new(arrival) for arrival in group.arrivals]
+        refusals = [_refusals(connection, arrival) for arrival in group.arrivals]
+        made = list(map(self._new, group.arrivals, refusals))
         new = [one for several in made for one in several if one is not None]
         written = rows.insert(connection, new, group.configuration)
         if self.tell is not None and written:
@@ -127,11 +133,9 @@ class Admission:
             return
         ids = [one.task_id for arrival in group.arrivals for one in arrival.submissions]
         stored = rows.known(connection, ids)
-        for arrival, several in zip(group.arrivals, made, strict=True):
+        for arrival, several, refused_of in zip(group.arrivals, made, refusals, strict=True):
             answers: list[Answer] = []
-            for one, task, refused in zip(
-                arrival.submissions, several, arrival.refusals, strict=True
-            ):
+            for one, task, refused in zip(arrival.submissions, several, refused_of, strict=True):
                 known = stored.get(one.task_id)
                 if known is None:
                     assert refused is not None
@@ -143,11 +147,13 @@ class Admission:
                     answers.append(_repeated(arrival.client, one, known))
             group.answers.append(answers)
 
-    def _new(self, arrival: Arrival) -> list[rows.NewTask | None]:
+    def _new(
+        self, arrival: Arrival, refusals: Sequence[Refused | None]
+    ) -> list[rows.NewTask | None]:
         """Return the tasks of an arrival, None where one can't be new."""
         made: list[rows.NewTask | None] = []
         expires: dict[float, dt.datetime] = {}
-        for one, refused in zip(arrival.submissions, arrival.refusals, strict=True):
+        for one, refused in zip(arrival.submissions, refusals, strict=True):
             if refused is not None:
                 made.append(None)
                 continue
@@ -226,6 +232,22 @@ class Admission:
             # Whatever goes wrong in one answer, the others have theirs.
             if left := list(pairs):
                 self._answer_rest(iter(left))
+
+
+def _refusals(connection: sa.Connection, arrival: Arrival) -> Sequence[Refused | None]:
+    """Return why each can't be new; what is stored takes no room from the others."""
+    if arrival.refusals.count(None) <= arrival.room:
+        return arrival.refusals
+    stored = rows.known(connection, [one.task_id for one in arrival.submissions])
+    new: set[TaskId] = set()
+    found: list[Refused | None] = []
+    for one, why in zip(arrival.submissions, arrival.refusals, strict=True):
+        is_new = why is None and one.task_id not in stored and one.task_id not in new
+        if is_new and len(new) < arrival.room:
+            new.add(one.task_id)
+            is_new = False
+        found.append(arrival.full if is_new else why)
+    return found
 
 
 def _drained(arrivals: deque[Arrival]) -> Any:  # noqa: ANN401 - an iterator

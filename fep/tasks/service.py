@@ -408,14 +408,11 @@ class TaskService:
             own_room = open_max - self._open.of_client(client) - under_way
             if own_room < room:
                 room, full = own_room, partial(_limited, open_max)
-        refusals: list[Refused | None] = []
-        taken = 0
-        for one in submissions:
-            refused = self._unacceptable(one)
-            if refused is None and taken >= room:
-                refused = full()
-            refusals.append(refused)
-            taken += refused is None
+        # What is known takes no room, but only the disk knows all that is.
+        refusals = list(map(self._unacceptable, submissions))
+        room = max(room, 0)
+        wanted = refusals.count(None)
+        taken = min(wanted, room)
         self._admitting += taken
         if open_max:
             self._admitting_of[client] = under_way + taken
@@ -426,7 +423,8 @@ class TaskService:
                 self._admitting_of[client] -= taken
             done(answers)
 
-        arrival = Arrival(client, submissions, refusals, self.clock.now(), answered)
+        told = full() if wanted > room else None
+        arrival = Arrival(client, submissions, refusals, self.clock.now(), answered, room, told)
         self._admission.submit(arrival, self.configuration)
 
     def _admitted(self, fresh: list[Task]) -> None:

@@ -20,7 +20,7 @@ from fep.tasks import store
 from fep.tasks.config import TasksConfig
 from fep.tasks.service import EXPIRED_AT_ONCE_MAX, TIMER_SECONDS, TaskRefusedError
 from fep.tasks.state import FINAL, Event, State
-from fep.tasks.task import Admitted, Delivery, Refused
+from fep.tasks.task import Admitted, Answer, Delivery, Refused
 from tests.store.held import held
 from tests.tasks.bench import (
     CMB,
@@ -161,6 +161,38 @@ async def test_batches_that_wait_for_one_commit_share_the_room(world: World) -> 
         # The refused ones do not go on taking up room.
         await fep.service.cancel(ERP, TaskId("B0-0"), "test")
         assert codes(await fep.admit(fep.submission("T1"))) == ["queued"]
+
+
+@pytest.mark.parametrize(
+    ("config", "open_max"), [(TasksConfig(queue_max=10), 0), (TasksConfig(), 10)]
+)
+async def test_what_is_known_takes_no_room_from_what_is_new(
+    world: World, config: TasksConfig, open_max: int
+) -> None:
+    """A finance system that begins again submits all that it has, ended or not, and new ones."""
+    async with world.fep(tasks=config, run=False) as fep:
+        full = "LIMITED" if open_max else "QUEUE_FULL"
+
+        async def admit(*ids: str) -> list[Answer]:
+            answers: list[Answer] = []
+            many = [fep.submission(task_id) for task_id in ids]
+            fep.service.submit(ERP, many, answers.extend, open_max)
+            await until(lambda: len(answers) == len(ids))
+            return answers
+
+        earlier = [f"T{n}" for n in range(10)]
+        await admit(*earlier)
+        for task_id in earlier[:4]:
+            await fep.service.cancel(ERP, TaskId(task_id), "test")
+        # Six are open and four have ended: there is room for four.
+        answers = await admit(*earlier, "N0", "N1", "N1", "N2", "N3", "N4", "T0")
+        assert codes(answers) == ["cancelled"] * 4 + ["queued"] * 11 + [full, "cancelled"]
+        known = [one.known for one in answers if isinstance(one, Admitted)]
+        assert known == [*([True] * 10), False, False, True, False, False, True]
+        assert world.on_disk("select count(*) from task where state = 'queued'") == [(10,)]
+        assert codes(await admit("T9", "N4")) == ["queued", full]
+        assert fep.service._admitting == 0
+        fep.agrees()
 
 
 async def test_a_stopping_daemon_takes_nothing(world: World) -> None:
