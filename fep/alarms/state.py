@@ -42,6 +42,7 @@ class AlarmKind(StrEnum):
     ALARM_UNDELIVERED = "ALARM_UNDELIVERED"
     CREDENTIAL_FAULT = "CREDENTIAL_FAULT"
     CONFIG_STUCK = "CONFIG_STUCK"
+    POOL_STALLED = "POOL_STALLED"
 
 
 class Severity(StrEnum):
@@ -259,6 +260,13 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         Severity.MAJOR,
         "See the cause: the file's folder, a secret that is gone; it is tried again every 10 s.",
         "查看原因：文件所在目录，或已不存在的密钥；每 10 秒重试一次。",
+    ),
+    AlarmKind.POOL_STALLED: Meaning(
+        "A pooling round does not end",
+        "归集轮次迟迟未结束",
+        Severity.MAJOR,
+        "See what it waits for: fepctl pool round ROUND, fepctl why TASK. No other round begins.",
+        "用 fepctl pool round 轮次、fepctl why 任务ID 查看在等什么；其间不会开始新的轮次。",
     ),
 }
 

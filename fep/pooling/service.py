@@ -3,12 +3,14 @@
 It hands over two task ids an account: the first asks the balance, the second moves the excess. It
 gives the bodies only when the queue asks for them by id (claim check), from what its own store
 planned, and acknowledges a result only when its consequence is on disk. A round therefore
-continues after a restart at any moment, and after a key was out for hours.
+continues after a restart at any moment. It waits for a payment as long as that is open, and for
+nothing else: what a key that is out, or a bank that is drained, keeps for long is left to the next.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -28,7 +30,7 @@ from fep.domain.order import Kind
 from fep.machines.service import GuardedStore
 from fep.pooling import plan, store
 from fep.pooling.config import MemberConfig, PoolConfig
-from fep.pooling.plan import TO_SWEEP, Item, ItemState, Round, RoundState
+from fep.pooling.plan import ENDED, TO_SWEEP, Item, ItemState, Round, RoundState
 from fep.pooling.rules import Reason
 from fep.pooling.schedule import last_due, next_due, parse_schedule
 from fep.store.database import StoreBusyError, StoreFullError
@@ -45,6 +47,14 @@ REFUSED: Final[dict[str, Any]] = {"refused": "the sweep is not to be sent"}
 SWEEP_AGE_SECONDS_MAX: Final = 3600.0
 """A sweep that waits for longer, for a key or a link, is not sent: the balance may be another by
 then, and the next round asks anew."""
+SWEEP_EXPIRES_SECONDS: Final = SWEEP_AGE_SECONDS_MAX + 60.0
+"""Then the queue ends it unsent: so long its bank is drained, and nobody asked for its body."""
+BALANCE_SECONDS: Final = 600.0
+"""A balance that has not come by then leaves its account out of the round: the others' round ends,
+and the pool may have its next one."""
+BALANCE_SECONDS_EACH: Final = 5.0
+"""So much more for each account of the round: a bank may let itself be asked only every few
+seconds, and then the last ones of a big pool must not be left out each time."""
 PLAN_SECONDS_MAX: Final = 120.0
 MISSED_SECONDS_MAX: Final = 900.0
 """A round that fell into a stop of the daemon is caught up when it is at most this late."""
@@ -54,6 +64,8 @@ SUBMIT_RETRY_SECONDS: Final = 2.0
 PASSING: Final = frozenset({"QUEUE_FULL", "STORE_FULL", "SHUTTING_DOWN"})
 """Refusals that end by themselves; any other says that the task can't be."""
 SCHEDULE_LOOK_SECONDS: Final = 20.0
+POOL_ALARMS: Final = frozenset({AlarmKind.POOL_BLOCKED, AlarmKind.POOL_STALLED})
+"""Their subject is a pool."""
 
 
 class PoolRefusedError(FepError):
@@ -86,6 +98,8 @@ class PoolService:
         self._rounds: dict[str, Round] = {}
         self._by_task: dict[TaskId, tuple[Round, Item]] = {}
         self._over: dict[str, trio.Event] = {}
+        self._asked_until: dict[str, float] = {}
+        """By round: how long (trio's time) its balances are waited for."""
         self._unstored: set[str] = set()
         """Rounds whose insertion the disk has not answered yet."""
         self._due: list[tuple[Round, list[Item]]] = []
@@ -118,6 +132,7 @@ class PoolService:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._push)
+                nursery.start_soon(self._leave_out)
                 nursery.start_soon(self._keep_schedule)
                 task_status.started()
                 while True:
@@ -140,12 +155,16 @@ class PoolService:
             self._push_later(one, one.items)
             log.info("pool.round_continued", round_id=round_id, pool=one.pool)
         self._clear_alarms()
+        # The process may have ended between the end of a round and that of its alarm.
+        for name in self._pools:
+            if self._running(name) is None:
+                self._alarms.clear(AlarmKind.POOL_STALLED, name)
 
     def _clear_alarms(self) -> None:
         """End the alarms of pools that are not configured any more."""
         for alarm in self._alarms.active():
-            if alarm.kind is AlarmKind.POOL_BLOCKED and alarm.subject not in self._pools:
-                self._alarms.clear(AlarmKind.POOL_BLOCKED, alarm.subject)
+            if alarm.kind in POOL_ALARMS and alarm.subject not in self._pools:
+                self._alarms.clear(alarm.kind, alarm.subject)
 
     async def _keep_schedule(self) -> None:
         """Start each pool's rounds at its times; a key of the planned time makes each run once."""
@@ -173,8 +192,18 @@ class PoolService:
 
     async def _start_due(self, pool: PoolConfig, due: dt.datetime) -> bool:
         """Start a round; False when the disk did not take it and it is to be tried again."""
+        key = f"{pool.name}@{due.isoformat()}"
+        last = self._running(pool.name)
+        if last is not None and last.key != key:
+            waits = sum(item.state not in ENDED for item in last.items)
+            self._alarms.raise_alarm(
+                AlarmKind.POOL_STALLED,
+                pool.name,
+                f"round {last.round_id} waits for {waits} of {len(last.items)} accounts;"
+                f" the round of {due:%Y-%m-%d %H:%M} did not begin",
+            )
         try:
-            await self._start(pool, f"{pool.name}@{due.isoformat()}", f"schedule {due:%H:%M}")
+            await self._start(pool, key, f"schedule {due:%H:%M}")
         except (PoolRefusedError, StoreFullError, StoreBusyError) as error:
             log.warning("pool.round_not_started", pool=pool.name, reason=str(error))
             return isinstance(error, PoolRefusedError)
@@ -256,11 +285,17 @@ class PoolService:
 
     # -- one round ----------------------------------------------------------------------------
 
+    def _running(self, pool_name: str) -> Round | None:
+        """Return the round of a pool that moves money and is not finished."""
+        for one in self._rounds.values():
+            if one.pool == pool_name and not one.plan_only:
+                return one
+        return None
+
     def _check_idle(self, pool: PoolConfig) -> None:
-        for other in self._rounds.values():
-            if other.pool == pool.name and not other.plan_only:
-                msg = f"round {other.round_id} of pool {pool.name} is still running"
-                raise PoolRefusedError("BAD_STATE", msg)
+        if (other := self._running(pool.name)) is not None:
+            msg = f"round {other.round_id} of pool {pool.name} is still running"
+            raise PoolRefusedError("BAD_STATE", msg)
 
     def _banks(self, pool: PoolConfig) -> dict[AccountNumber, BankName]:
         return {member.account: self._accounts[member.account].bank for member in pool.members}
@@ -409,6 +444,25 @@ class PoolService:
             else:
                 return
 
+    async def _leave_out(self) -> None:
+        """Let no round wait for ever for balances that don't come: a bank drained, a key away.
+
+        The queue ends what it never asked for; what it has the body of, and what waits for a bank
+        that no machine serves, does not expire there.
+        """
+        while True:
+            await trio.sleep(SCHEDULE_LOOK_SECONDS)
+            for one in list(self._rounds.values()):
+                # Rounds may end while another's accounts are written.
+                until = self._asked_until.get(one.round_id, math.inf)
+                late = [item for item in one.items if item.state is ItemState.ASKING]
+                if not late or trio.current_time() < until:
+                    continue
+                for item in late:
+                    _leave(one, item, Reason.BALANCE_UNAVAILABLE, "it did not come in time")
+                await self._write(partial(store.update, round_id=one.round_id, items=late))
+                self._push_later(one, late)
+
     async def _handle(self, messages: Sequence[Fetch | Delivery]) -> None:
         await self._read_spent(messages)
         bodies: list[tuple[TaskId, Any]] = []
@@ -465,6 +519,8 @@ class PoolService:
             return REFUSED
         one, item = found
         if task_id == item.balance_task:
+            if item.state is not ItemState.ASKING:
+                return REFUSED
             # The earliest counts: an answer that comes late is to a question asked long ago.
             self._paid_before.setdefault(task_id, self._tasks.paid(item.account))
             return plan.balance_body(item)
@@ -493,6 +549,8 @@ class PoolService:
         }.get(delivery.state, ItemState.FAILED)
         if item.state is not ItemState.SWEPT:
             told = f"{delivery.bank_code} {delivery.bank_message}".strip()
+            if delivery.state is State.EXPIRED:
+                told = Reason.BALANCE_TOO_OLD.value
             item.reason = self._refused.pop(delivery.task_id, told)
             _log_not_swept(one, item)
             return
@@ -510,8 +568,8 @@ class PoolService:
             item.state, item.reason = ItemState.FAILED, Reason.NOT_CONFIGURED.value
             return
         if delivery.state is not State.SUCCEEDED:
-            item.state, item.reason = ItemState.FAILED, Reason.BALANCE_UNAVAILABLE.value
-            item.working = f"{delivery.bank_code} {delivery.bank_message}".strip()
+            told = f"{delivery.bank_code} {delivery.bank_message}".strip()
+            _leave(one, item, Reason.BALANCE_UNAVAILABLE, told)
             return
         available = Cny.parse(delivery.result["available"])
         working = plan.judge(item, member, available, self._under_way(item))
@@ -565,6 +623,8 @@ class PoolService:
         await self._write(lambda c: store.finish(c, done))
         one.state, one.finished_at = done.state, done.finished_at
         self._drop(one)
+        if not one.plan_only:
+            self._alarms.clear(AlarmKind.POOL_STALLED, one.pool)
         value = one.value()
         log.info(
             "pool.round_finished",
@@ -579,11 +639,13 @@ class PoolService:
         self._rounds[one.round_id] = one
         # Who waits for the end of a round waits on when it was loaded anew.
         self._over.setdefault(one.round_id, trio.Event())
+        self._asked_until.setdefault(one.round_id, trio.current_time() + _balance_seconds(one))
         for item in one.items:
             self._by_task[item.balance_task] = self._by_task[item.sweep_task] = (one, item)
 
     def _drop(self, one: Round) -> None:
         self._rounds.pop(one.round_id, None)
+        self._asked_until.pop(one.round_id, None)
         for item in one.items:
             self._by_task.pop(item.balance_task, None)
             self._by_task.pop(item.sweep_task, None)
@@ -598,10 +660,28 @@ class PoolService:
 def _submission(one: Round, item: Item) -> Submission | None:
     """Return the id of an item that is due, None when none is."""
     if item.state is ItemState.ASKING:
-        return Submission(item.balance_task, item.bank, Kind.BALANCE)
+        age = _balance_seconds(one)
+        return Submission(item.balance_task, item.bank, Kind.BALANCE, expires_s=age)
     if item.state in TO_SWEEP and not one.plan_only:
-        return Submission(item.sweep_task, item.bank, Kind.TRANSFER)
+        age = SWEEP_EXPIRES_SECONDS
+        return Submission(item.sweep_task, item.bank, Kind.TRANSFER, expires_s=age)
     return None
+
+
+def _balance_seconds(one: Round) -> float:
+    return BALANCE_SECONDS + BALANCE_SECONDS_EACH * len(one.items)
+
+
+def _leave(one: Round, item: Item, reason: Reason, working: str) -> None:
+    """Leave an account out of a round: its balance is not known, so nothing moves."""
+    item.state, item.reason, item.working = ItemState.FAILED, reason.value, working
+    log.warning(
+        "pool.account_left_out",
+        round_id=one.round_id,
+        account=mask(item.account),
+        reason=item.reason,
+        working=item.working,
+    )
 
 
 def _log_not_swept(one: Round, item: Item) -> None:

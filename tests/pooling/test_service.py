@@ -17,12 +17,16 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fep.adapters.host import Fault
+from fep.alarms.state import AlarmKind
 from fep.domain.ids import AccountNumber, ClientName, TaskId, parse_name
 from fep.domain.money import Cny
 from fep.domain.order import Kind
+from fep.links.service import BankLink
 from fep.pooling import plan
 from fep.pooling.config import Fixed, PoolConfig
 from fep.pooling.service import (
+    BALANCE_SECONDS,
+    BALANCE_SECONDS_EACH,
     CLIENT,
     KEYS_SECONDS_MAX,
     MISSED_SECONDS_MAX,
@@ -422,6 +426,10 @@ async def test_two_pools_of_one_account_never_plan_with_the_same_money(world: Wo
     assert world.balance(A) == "0.00"
 
 
+def _in_flight(link: BankLink, number: int) -> bool:
+    return link.snapshot().in_flight == number
+
+
 NAMES = ("main", "second")
 
 
@@ -462,7 +470,7 @@ async def test_a_round_knows_what_another_has_swept_since_its_balance_was_asked_
         for number, name in enumerate(NAMES, 1):
             daemon.pools.configure(pools, world.accounts)
             rounds.append((await daemon.pools.start_round(name, "operator op"))["round_id"])
-            await until(lambda number=number: lane.parts.link.snapshot().in_flight == number)  # type: ignore[misc]
+            await until(partial(_in_flight, lane.parts.link, number))
             await wait_all_tasks_blocked(0.05)
             if name == NAMES[-1]:
                 world.chance[PINGAN].clear()
@@ -929,6 +937,96 @@ async def test_a_round_that_is_due_while_the_last_one_runs_is_left_out(
         await looked(jumping, daemon)
         await rounds(daemon, 1)
     assert len(world.payments()) == 1
+
+
+@pytest.mark.req("POOL-02", "POOL-14")
+async def test_a_bank_that_is_drained_holds_up_no_other_account_and_no_later_round(
+    world: World, jumping: MockClock
+) -> None:
+    clock = WallClock("2026-01-05T08:30:00")
+    async with world.daemon(pool(A, B, schedule="08:30, 17:30"), clock=clock) as daemon:
+        await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
+        daemon.tasks.lanes[CMB].drain()
+        await until(lambda: world.balance(A) == "100.00")
+        (shown,) = await daemon.pools.overview()
+        first = shown["last_round"]
+        await daemon.until_items(first["round_id"], "asking", "swept")
+        world.queue_clock.by = dt.timedelta(seconds=BALANCE_SECONDS + 2 * BALANCE_SECONDS_EACH)
+        await looked(jumping, daemon)
+        asked = (await daemon.items(first["round_id"]))[B]["balance_task"]
+        await daemon.until_task(asked, "expired")
+        found = await daemon.finished(first["round_id"])
+        left = next(item for item in found["items"] if item["account"] == B)
+        assert (left["state"], left["reason"]) == ("failed", "BALANCE_UNAVAILABLE")
+        clock.set("2026-01-05T17:30:00")
+        await looked(jumping, daemon)
+        await until(lambda: len(daemon.pools._rounds) == 1)
+        (shown,) = await daemon.pools.overview()
+        assert shown["last_round"]["note"] == "schedule 17:30"
+        assert daemon.causes(AlarmKind.POOL_STALLED) == []
+    assert world.balance(B) == "500.29"
+
+
+@pytest.mark.req("POOL-02")
+async def test_a_balance_that_comes_when_the_round_waits_no_more_moves_nothing(
+    world: World, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue has the question's body, so that it does not expire there, and its key is out."""
+    real = plan.balance_body
+
+    def body(item: plan.Item) -> dict[str, Any]:
+        if item.account == B:
+            world.gates[CMB].close()
+        return real(item)
+
+    monkeypatch.setattr(plan, "balance_body", body)
+    async with world.daemon(pool(A, B)) as daemon:
+        await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
+        started = await daemon.pools.start_round("main", "operator op")
+        round_id, balance_task = started["round_id"], started["items"][1]["balance_task"]
+        await daemon.until_task(balance_task, "fetched")
+        await until(lambda: world.balance(A) == "100.00")
+        jumping.jump(BALANCE_SECONDS + 2 * BALANCE_SECONDS_EACH)
+        await looked(jumping, daemon)
+        found = await daemon.finished(round_id)
+        left = found["items"][1]
+        assert (left["state"], left["reason"]) == ("failed", "BALANCE_UNAVAILABLE")
+        world.gates[CMB].open()
+        await daemon.until_task(balance_task, "succeeded")
+        await until(lambda: not daemon.tasks.box(CLIENT).told)
+        assert (await daemon.pools.round(round_id)) == found
+        assert left["sweep_task"] not in await daemon.task_states()
+    assert world.balance(B) == "500.29"
+
+
+@pytest.mark.req("POOL-14", "FEP-28")
+async def test_a_round_that_does_not_end_is_an_alarm_when_the_next_one_is_due(
+    world: World, jumping: MockClock
+) -> None:
+    world.chance[PINGAN][Fault.LANDED] = 1.0
+    clock = WallClock("2026-01-05T08:30:00")
+    async with world.daemon(SCHEDULED, clock=clock) as daemon:
+        await until(lambda: world.book.payments(PINGAN))
+        await looked(jumping, daemon)
+        assert daemon.causes(AlarmKind.POOL_STALLED) == []
+    # A restart finds the round still running, and its own time is not the next one's.
+    async with world.daemon(SCHEDULED, clock=clock) as daemon:
+        await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        await looked(jumping, daemon)
+        assert daemon.causes(AlarmKind.POOL_STALLED) == []
+        clock.set("2026-01-05T17:30:00")
+        await looked(jumping, daemon)
+        (cause,) = daemon.causes(AlarmKind.POOL_STALLED)
+        assert "waits for 1 of 1 accounts; the round of 2026-01-05 17:30 did not begin" in cause
+    async with world.daemon(SCHEDULED, clock=clock) as daemon:
+        await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        assert daemon.causes(AlarmKind.POOL_STALLED) == [cause]
+        (shown,) = await daemon.pools.overview()
+        world.book.settle_landed(
+            PINGAN, world.book.payments(PINGAN)[0].client_ref, dt.datetime.now(dt.UTC), ok=True
+        )
+        await daemon.finished(shown["last_round"]["round_id"])
+        assert daemon.causes(AlarmKind.POOL_STALLED) == []
 
 
 @pytest.mark.req("POOL-14")
