@@ -22,7 +22,7 @@ import trio
 from fep.alarms.service import Alarms
 from fep.alarms.state import AlarmKind
 from fep.domain.account import Account, mask
-from fep.domain.clock import Clock, to_text
+from fep.domain.clock import Clock, from_text, to_text
 from fep.domain.errors import FepError
 from fep.domain.ids import AccountNumber, BankName, ClientName, TaskId
 from fep.domain.money import ZERO, Cny
@@ -31,7 +31,7 @@ from fep.machines.service import GuardedStore
 from fep.pooling import plan, store
 from fep.pooling.config import MemberConfig, PoolConfig
 from fep.pooling.plan import ENDED, TO_SWEEP, Item, ItemState, Round, RoundState
-from fep.pooling.rules import Reason
+from fep.pooling.rules import Reason, sweep
 from fep.pooling.schedule import last_due, next_due, parse_schedule
 from fep.store.database import StoreBusyError, StoreFullError
 from fep.tasks.service import TaskService
@@ -49,6 +49,8 @@ SWEEP_AGE_SECONDS_MAX: Final = 3600.0
 then, and the next round asks anew."""
 SWEEP_EXPIRES_SECONDS: Final = SWEEP_AGE_SECONDS_MAX + 60.0
 """Then the queue ends it unsent: so long its bank is drained, and nobody asked for its body."""
+BALANCE_AGE_SECONDS_MAX: Final = 300.0
+"""A balance that the bank told longer ago is not judged: this process was down meanwhile."""
 BALANCE_SECONDS: Final = 600.0
 """A balance that has not come by then leaves its account out of the round: the others' round ends,
 and the pool may have its next one."""
@@ -105,8 +107,9 @@ class PoolService:
         self._due: list[tuple[Round, list[Item]]] = []
         """What the pusher looks at next; the ids of these items may be due."""
         self._due_added = trio.Event()
-        self._spent: dict[AccountNumber, Cny] = {}
-        """Of the accounts whose balances are being told, where several machines pay."""
+        self._spent: dict[TaskId, tuple[Cny, Cny]] = {}
+        """By balance task, of the messages in hand: what the store says was spent since it was
+        asked for, and what this process knew as taken just before that was read."""
         self._paid_before: dict[TaskId, Cny] = {}
         """By balance task: what our payments had taken from the account when it was asked for."""
         self._judged: dict[TaskId, tuple[dt.datetime, Cny]] = {}
@@ -491,17 +494,30 @@ class PoolService:
             self._tasks.acknowledge(CLIENT, told)
 
     async def _read_spent(self, messages: Sequence[Fetch | Delivery]) -> None:
-        """Learn what other machines' payments took from the accounts whose balances are told."""
-        if self._tasks.sharing is None:
-            return
-        balances = {
-            message.task_id: found[1].account
-            for message in messages
-            if isinstance(message, Delivery)
-            and (found := self._by_task.get(message.task_id)) is not None
-            and message.task_id == found[1].balance_task
-        }
-        self._spent = await self._tasks.sharing.spent(balances, CLIENT) if balances else {}
+        """Learn what memory does not know was spent: by other machines, or before a restart."""
+        balances: dict[TaskId, AccountNumber] = {}
+        for message in messages:
+            found = self._by_task.get(message.task_id)
+            if found is not None and self._must_read(message, found[1]):
+                balances[found[1].balance_task] = found[1].account
+        self._spent = {}
+        if balances:
+            # What is taken while the store is read counts too.
+            before = {account: self._taken(account) for account in balances.values()}
+            spent = await self._tasks.spent(balances, CLIENT)
+            self._spent = {
+                task_id: (spent.get(account, ZERO), before[account])
+                for task_id, account in balances.items()
+            }
+
+    def _must_read(self, message: Fetch | Delivery, item: Item) -> bool:
+        if isinstance(message, Delivery):
+            told = message.task_id == item.balance_task and item.state is ItemState.ASKING
+            known = item.balance_task in self._paid_before
+        else:
+            told = message.task_id == item.sweep_task and item.state in TO_SWEEP
+            known = item.sweep_task in self._judged
+        return told and not (known and self._tasks.sharing is None)
 
     async def _reload(self, task_id: TaskId) -> tuple[Round, Item] | None:
         """Find the round of a task that came back after its round was finished (退票)."""
@@ -525,18 +541,31 @@ class PoolService:
             self._paid_before.setdefault(task_id, self._tasks.paid(item.account))
             return plan.balance_body(item)
         pool = self._pools.get(one.pool)
+        member = self._member(one.pool, item.account)
         may_move = item.state in TO_SWEEP and not one.plan_only
-        if pool is None or not may_move or self._member(one.pool, item.account) is None:
+        if pool is None or not may_move or member is None:
             return REFUSED
-        judged_at, taken = self._judged.get(task_id, (one.started_at, None))
-        if (self._clock.now() - judged_at).total_seconds() > SWEEP_AGE_SECONDS_MAX:
-            self._refused[task_id] = Reason.BALANCE_TOO_OLD
-            return REFUSED
-        if taken is not None and self._taken(item.account) > taken:
-            self._refused[task_id] = Reason.PAID_MEANWHILE
+        if (reason := self._overtaken(one, item, member)) is not None:
+            self._refused[task_id] = reason
             return REFUSED
         item.state = ItemState.SWEEPING
         return plan.sweep_body(item, self._accounts[pool.target])
+
+    def _overtaken(self, one: Round, item: Item, member: MemberConfig) -> Reason | None:
+        """Return why a sweep does not follow any more from the balance it was planned by."""
+        judged_at, taken = self._judged.get(item.sweep_task, (one.started_at, None))
+        if _apart(self._clock.now(), judged_at) > SWEEP_AGE_SECONDS_MAX:
+            return Reason.BALANCE_TOO_OLD
+        if taken is not None and self._taken(item.account) > taken:
+            return Reason.PAID_MEANWHILE
+        if item.balance_task in self._spent:
+            assert item.balance is not None
+            assert item.amount is not None
+            spent = self._under_way(item)
+            # By the rule, for what was taken off when it was judged is taken off again here.
+            if spent > ZERO and sweep(item.balance - spent, member).amount < item.amount:
+                return Reason.PAID_MEANWHILE
+        return None
 
     def _take_result(self, one: Round, item: Item, delivery: Delivery) -> None:
         if delivery.task_id == item.balance_task:
@@ -571,6 +600,10 @@ class PoolService:
             told = f"{delivery.bank_code} {delivery.bank_message}".strip()
             _leave(one, item, Reason.BALANCE_UNAVAILABLE, told)
             return
+        # By the queue's clock, which wrote when the query ended; one that was set back is no proof.
+        if _apart(self._tasks.clock.now(), from_text(delivery.at)) > BALANCE_AGE_SECONDS_MAX:
+            _leave(one, item, Reason.BALANCE_TOO_OLD, f"the balance is of {delivery.at}")
+            return
         available = Cny.parse(delivery.result["available"])
         working = plan.judge(item, member, available, self._under_way(item))
         self._judged[item.sweep_task] = (self._clock.now(), self._taken(item.account))
@@ -589,13 +622,13 @@ class PoolService:
         older; and what another round plans for the account, also where the queue has only the id.
         """
         account = item.account
-        before = self._paid_before.pop(item.balance_task, ZERO)
-        if self._tasks.sharing is None:
-            fen = self._tasks.under_way(but=CLIENT).get(account, ZERO).fen
-            fen += (self._tasks.paid(account) - before).fen
+        paid_before = self._paid_before.pop(item.balance_task, ZERO)
+        if item.balance_task in self._spent:
+            spent, known = self._spent[item.balance_task]
+            fen = spent.fen + max(self._taken(account).fen - known.fen, 0)
         else:
-            # Payments of a bank that another machine serves are not in this one's memory.
-            fen = self._spent.get(account, ZERO).fen
+            fen = self._tasks.under_way(but=CLIENT).get(account, ZERO).fen
+            fen += (self._tasks.paid(account) - paid_before).fen
         for one in self._rounds.values():
             for other in one.items:
                 planned = other.state in TO_SWEEP and not one.plan_only
@@ -666,6 +699,11 @@ def _submission(one: Round, item: Item) -> Submission | None:
         age = SWEEP_EXPIRES_SECONDS
         return Submission(item.sweep_task, item.bank, Kind.TRANSFER, expires_s=age)
     return None
+
+
+def _apart(one: dt.datetime, other: dt.datetime) -> float:
+    """Return the seconds between two moments, of which a clock set back makes the later earlier."""
+    return abs((one - other).total_seconds())
 
 
 def _balance_seconds(one: Round) -> float:

@@ -6,7 +6,7 @@ import contextlib
 import datetime as dt
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,13 +18,14 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fep.adapters.host import Fault
 from fep.alarms.state import AlarmKind
-from fep.domain.ids import AccountNumber, ClientName, TaskId, parse_name
+from fep.domain.ids import AccountNumber, TaskId, parse_name
 from fep.domain.money import Cny
 from fep.domain.order import Kind
 from fep.links.service import BankLink
 from fep.pooling import plan
 from fep.pooling.config import Fixed, PoolConfig
 from fep.pooling.service import (
+    BALANCE_AGE_SECONDS_MAX,
     BALANCE_SECONDS,
     BALANCE_SECONDS_EACH,
     CLIENT,
@@ -442,13 +443,6 @@ class _Shared:
     @property
     def sharing(self) -> _Shared:
         return self
-
-    async def spent(
-        self, balances: Mapping[TaskId, AccountNumber], but: ClientName
-    ) -> dict[AccountNumber, Cny]:
-        read = partial(task_store.spent, balances=balances, but=but)
-        found: dict[AccountNumber, Cny] = await self.tasks.store.read(read)
-        return found
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tasks, name)
@@ -1110,3 +1104,113 @@ async def test_a_sweep_is_not_sent_when_its_account_has_paid_meanwhile(
         assert found["items"][0]["state"] == "failed"
         assert found["items"][0]["reason"] == "PAID_MEANWHILE"
     assert world.balance(A) == "950.00"
+
+
+# -- a balance that the last process did not judge, or judged -------------------------------------
+
+
+async def told_to_nobody(daemon: Daemon, world: World, jumping: MockClock) -> str:
+    """Have A's balance told when pooling has ended; return the round."""
+    lane = daemon.tasks.lanes[PINGAN]
+    await until(lambda: lane.parts.link.is_open)
+    world.chance[PINGAN][Fault.DELAYED] = 1.0
+    started = await daemon.pools.start_round("main", "operator op")
+    await until(partial(_in_flight, lane.parts.link, 1))
+    await wait_all_tasks_blocked(0.05)  # the answer lies at the bank for its two seconds
+    world.chance[PINGAN].clear()
+    daemon.pooling.cancel()
+    await until(lambda: CLIENT not in daemon.tasks.present)
+    jumping.jump(2.0)
+    await daemon.until_task(started["items"][0]["balance_task"], "succeeded")
+    return str(started["round_id"])
+
+
+@pytest.mark.req("POOL-05", "POOL-11")
+@pytest.mark.parametrize("seconds", [-330.0, -270.0, 0.0, 270.0, 330.0])
+async def test_a_balance_told_long_before_a_restart_moves_nothing(
+    world: World, jumping: MockClock, seconds: float
+) -> None:
+    """Nor one from the time to come: the clock was set back, and nobody knows how old it is."""
+    async with world.daemon(pool(A)) as daemon:
+        round_id = await told_to_nobody(daemon, world, jumping)
+    world.queue_clock.by = dt.timedelta(seconds=seconds)
+    async with world.daemon(pool(A)) as daemon:
+        (item,) = (await daemon.finished(round_id))["items"]
+        if abs(seconds) < BALANCE_AGE_SECONDS_MAX:
+            assert (item["state"], item["amount"]) == ("swept", "900.00")
+        else:
+            assert (item["state"], item["reason"]) == ("failed", "BALANCE_TOO_OLD")
+            assert item["sweep_task"] not in await daemon.task_states()
+            assert (await daemon.run_round())["swept"] == "900.00"
+    assert world.balance(A) == "100.00"
+
+
+@pytest.mark.req("POOL-05", "POOL-11", "DEC-b")
+@pytest.mark.parametrize("amount", ["850.00", "950.00"])
+async def test_what_was_paid_before_a_restart_is_taken_off_a_balance_from_before_it(
+    world: World, jumping: MockClock, amount: str
+) -> None:
+    async with world.daemon(pool(A)) as daemon:
+        round_id = await told_to_nobody(daemon, world, jumping)
+        await daemon.submit("PAY-1", PINGAN, world.transfer(A, C, amount))
+        await daemon.until_task("PAY-1", "succeeded")
+    async with world.daemon(pool(A)) as daemon:
+        (item,) = (await daemon.finished(round_id))["items"]
+        swept = amount == "850.00"
+        assert item["balance"] == "1000.00"
+        assert item["amount"] == ("50.00" if swept else "0.00")
+        assert item["state"] == ("swept" if swept else "nothing")
+    assert world.balance(A) == ("100.00" if swept else "50.00")
+
+
+@pytest.mark.req("POOL-05", "POOL-11", "DEC-b")
+@pytest.mark.parametrize("paid", ["before", "after", "not"])
+async def test_a_sweep_planned_before_a_restart_is_not_sent_when_its_account_has_paid(
+    world: World, locked: Gate, paid: str
+) -> None:
+    async with world.daemon(pool(A)) as daemon:
+        await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        round_id = (await daemon.pools.start_round("main", "op"))["round_id"]
+        await daemon.until_items(round_id, "planned")
+        if paid == "before":
+            await daemon.submit("PAY-1", PINGAN, world.transfer(A, C, "50.00"))
+    async with world.daemon(pool(A)) as daemon:
+        if paid == "after":
+            await daemon.submit("PAY-1", PINGAN, world.transfer(A, C, "50.00"))
+        locked.open()
+        (item,) = (await daemon.finished(round_id))["items"]
+        if paid == "not":
+            assert item["state"] == "swept"
+        else:
+            assert (item["state"], item["reason"]) == ("failed", "PAID_MEANWHILE")
+            await daemon.until_task("PAY-1", "succeeded")
+    assert world.balance(A) == ("100.00" if paid == "not" else "950.00")
+
+
+@pytest.mark.req("POOL-05", "POOL-11", "DEC-b")
+async def test_a_payment_taken_off_when_its_balance_was_judged_stops_no_sweep_after_a_restart(
+    world: World, jumping: MockClock, locked: Gate
+) -> None:
+    async with world.daemon(pool(A)) as daemon:
+        world.chance[PINGAN][Fault.LANDED] = 1.0
+        await daemon.submit("PAY-1", PINGAN, world.transfer(A, C, "50.00"))
+        await daemon.until_task("PAY-1", "accepted")
+        world.chance[PINGAN].clear()
+        round_id = (await daemon.pools.start_round("main", "op"))["round_id"]
+        await daemon.until_items(round_id, "planned")
+    async with world.daemon(pool(A)) as daemon:
+        locked.open()
+        (item,) = (await daemon.finished(round_id))["items"]
+        assert (item["state"], item["amount"]) == ("swept", "850.00")
+
+
+async def test_what_was_spent_counts_from_the_earlier_of_two_questions(world: World) -> None:
+    async with world.daemon(pool(A)) as daemon:
+        asked = [(await daemon.pools.plan("main"))["items"][0]["balance_task"]]
+        await daemon.submit("PAY-1", PINGAN, world.transfer(A, C, "850.00"))
+        await daemon.until_task("PAY-1", "succeeded")
+        asked.append((await daemon.pools.plan("main"))["items"][0]["balance_task"])
+        for order in (asked, asked[::-1]):
+            spent = await daemon.tasks.spent({TaskId(one): A for one in order}, CLIENT)
+            assert spent == {A: Cny(85_000)}
+        assert await daemon.tasks.spent({TaskId(asked[1]): A}, CLIENT) == {}
