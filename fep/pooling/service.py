@@ -60,6 +60,10 @@ seconds, and then the last ones of a big pool must not be left out each time."""
 PLAN_SECONDS_MAX: Final = 120.0
 MISSED_SECONDS_MAX: Final = 900.0
 """A round that fell into a stop of the daemon is caught up when it is at most this late."""
+EARLY_SECONDS_MAX: Final = 7200.0
+"""A round that began this long before its time, by a clock that was ahead, stands for it all the
+same; one that began earlier does not, and the round of that time runs too."""
+NEVER: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
 KEYS_SECONDS_MAX: Final = 15.0
 """At the start the schedule waits so long for the keys of all banks to be read."""
 SUBMIT_RETRY_SECONDS: Final = 2.0
@@ -172,7 +176,7 @@ class PoolService:
     async def _keep_schedule(self) -> None:
         """Start each pool's rounds at its times; a key of the planned time makes each run once."""
         missed = dt.timedelta(seconds=MISSED_SECONDS_MAX)
-        looked_until = self._clock.now() - missed
+        looked_until, latest = self._clock.now() - missed, NEVER
         # A round caught up at the start must not find the keys still being read, and go without.
         with trio.move_on_after(KEYS_SECONDS_MAX):
             for bank in {
@@ -182,6 +186,13 @@ class PoolService:
                     await lane.parts.slot.wait_open()
         while True:
             now = self._clock.now()
+            ahead = now + dt.timedelta(seconds=EARLY_SECONDS_MAX)
+            if latest > ahead:
+                # The clock was set back, now or before the start: nothing of what is due by it was
+                # looked at, and what ran by the wrong one is not what is due.
+                await self._free_keys(ahead)
+                looked_until, latest = min(looked_until, now - missed), now
+            latest = max(latest, now)
             # The clock may have been set, or the machine have slept, over many due moments.
             since = max(looked_until, now - missed)
             stored = True
@@ -192,6 +203,17 @@ class PoolService:
             if stored:
                 looked_until = now
             await trio.sleep(SCHEDULE_LOOK_SECONDS)
+
+    async def _free_keys(self, moment: dt.datetime) -> None:
+        """Let no round that a clock ahead began be taken for the one that is still to come."""
+        ahead = await self._store.read(lambda c: store.begun_after(c, moment))
+        if not ahead:
+            return
+        await self._write(lambda c: store.free_keys(c, moment))
+        for round_id in ahead:
+            if (one := self._rounds.get(round_id)) is not None:
+                one.key = round_id
+        log.warning("pool.clock_set_back", rounds=len(ahead), newest=max(ahead))
 
     async def _start_due(self, pool: PoolConfig, due: dt.datetime) -> bool:
         """Start a round; False when the disk did not take it and it is to be tried again."""

@@ -7,6 +7,7 @@ import datetime as dt
 import sqlite3
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -865,6 +866,71 @@ async def test_a_clock_that_steps_makes_no_round_twice_and_none_hours_late(
         clock.set("2026-01-06T08:30:00")
         await looked(jumping, daemon)
         await rounds(daemon, 2)
+
+
+@pytest.mark.req("POOL-14")
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "right", "due"),
+    [
+        # A day ahead: the next day's round.
+        ("2026-01-06T08:30:05", "2026-01-05T12:00:00", "2026-01-06T08:30:00"),
+        # Eight hours ahead, as a clock that has Shanghai's time for UTC: the same day's second.
+        ("2026-01-05T17:30:05", "2026-01-05T09:30:06", "2026-01-05T17:30:00"),
+    ],
+    ids=["a day", "eight hours"],
+)
+async def test_a_round_run_by_a_clock_that_was_ahead_is_not_taken_for_the_one_to_come(
+    world: World,
+    jumping: MockClock,
+    wrong: str,
+    right: str,
+    due: str,
+    *,
+    restart: bool,
+) -> None:
+    clock = WallClock(wrong)
+    async with AsyncExitStack() as lives:
+        daemon = await lives.enter_async_context(world.daemon(SCHEDULED, clock=clock))
+        await until(lambda: world.balance(A) == "100.00")
+        await rounds(daemon, 1)
+        await until(lambda: not daemon.pools._rounds)
+        if restart:
+            await lives.aclose()
+        clock.set(right)
+        if restart:
+            daemon = await lives.enter_async_context(world.daemon(SCHEDULED, clock=clock))
+            await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        await looked(jumping, daemon)
+        await rounds(daemon, 1)
+        # What the account got meanwhile is what the second round moves, by its own balance.
+        await daemon.submit("BACK-1", PINGAN, world.transfer(TARGET, A, "300.00"))
+        await daemon.until_task("BACK-1", "succeeded")
+        clock.set(due)
+        await looked(jumping, daemon)
+        await until(lambda: world.balance(A) == "100.00")
+        await rounds(daemon, 2)
+        assert len({(payer, amount) for payer, _, amount in world.payments()}) == 3
+        await looked(jumping, daemon)
+        await rounds(daemon, 2)
+
+
+@pytest.mark.req("POOL-14")
+async def test_a_round_that_still_runs_when_the_clock_is_set_right_is_not_the_one_to_come(
+    world: World, jumping: MockClock
+) -> None:
+    world.chance[PINGAN][Fault.LANDED] = 1.0
+    clock = WallClock("2026-01-06T08:30:05")
+    async with world.daemon(SCHEDULED, clock=clock) as daemon:
+        await until(lambda: world.book.payments(PINGAN))
+        clock.set("2026-01-05T12:00:00")
+        await looked(jumping, daemon)
+        clock.set("2026-01-06T08:30:00")
+        await looked(jumping, daemon)
+        (cause,) = daemon.causes(AlarmKind.POOL_STALLED)
+        assert "the round of 2026-01-06 08:30 did not begin" in cause
+        await rounds(daemon, 1)
+    assert len(world.payments()) == 1
 
 
 @pytest.mark.req("POOL-14")
