@@ -44,6 +44,7 @@ class AlarmKind(StrEnum):
     CREDENTIAL_FAULT = "CREDENTIAL_FAULT"
     CONFIG_STUCK = "CONFIG_STUCK"
     WATCH_FAILED = "WATCH_FAILED"
+    POOL_STALLED = "POOL_STALLED"
 
 
 class About(StrEnum):
@@ -284,6 +285,13 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         Severity.MAJOR,
         "See watch.look_failed and watch.passed_over in the log; look for returns at the bank.",
         "查看日志中的 watch.look_failed 与 watch.passed_over；在银行侧核对是否有退票。",
+    ),
+    AlarmKind.POOL_STALLED: Meaning(
+        "A pooling round does not end",
+        "归集轮次迟迟未结束",
+        Severity.MAJOR,
+        "See what it waits for: fepctl pool round ROUND, fepctl why TASK. No other round begins.",
+        "用 fepctl pool round 轮次、fepctl why 任务ID 查看在等什么；其间不会开始新的轮次。",
     ),
 }
 

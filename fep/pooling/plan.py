@@ -88,7 +88,9 @@ class Round:
     round_id: str
     pool: str
     key: str
-    """What makes it unique: the planned time, or the moment of the order by hand."""
+    """What makes it unique: the planned time, or the moment of the order by hand.
+
+    Its own id where a clock that was ahead began it: the planned time is still to come."""
     started_at: dt.datetime
     plan_only: bool
     note: str

@@ -3,12 +3,14 @@
 It hands over two task ids an account: the first asks the balance, the second moves the excess. It
 gives the bodies only when the queue asks for them by id (claim check), from what its own store
 planned, and acknowledges a result only when its consequence is on disk. A round therefore
-continues after a restart at any moment, and after a key was out for hours.
+continues after a restart at any moment. It waits for a payment as long as that is open, and for
+nothing else: what a key that is out, or a bank that is drained, keeps for long is left to the next.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -20,7 +22,7 @@ import trio
 from fep.alarms.service import Alarms
 from fep.alarms.state import AlarmKind
 from fep.domain.account import Account, mask
-from fep.domain.clock import Clock, to_text
+from fep.domain.clock import Clock, from_text, to_text
 from fep.domain.errors import FepError
 from fep.domain.ids import AccountNumber, BankName, ClientName, TaskId
 from fep.domain.money import ZERO, Cny
@@ -28,8 +30,8 @@ from fep.domain.order import Kind
 from fep.machines.service import GuardedStore
 from fep.pooling import plan, store
 from fep.pooling.config import MemberConfig, PoolConfig
-from fep.pooling.plan import TO_SWEEP, Item, ItemState, Round, RoundState
-from fep.pooling.rules import Reason
+from fep.pooling.plan import ENDED, TO_SWEEP, Item, ItemState, Round, RoundState
+from fep.pooling.rules import Reason, sweep
 from fep.pooling.schedule import last_due, next_due, parse_schedule
 from fep.store.database import StoreBusyError, StoreFullError
 from fep.tasks.service import TaskService
@@ -45,15 +47,31 @@ REFUSED: Final[dict[str, Any]] = {"refused": "the sweep is not to be sent"}
 SWEEP_AGE_SECONDS_MAX: Final = 3600.0
 """A sweep that waits for longer, for a key or a link, is not sent: the balance may be another by
 then, and the next round asks anew."""
+SWEEP_EXPIRES_SECONDS: Final = SWEEP_AGE_SECONDS_MAX + 60.0
+"""Then the queue ends it unsent: so long its bank is drained, and nobody asked for its body."""
+BALANCE_AGE_SECONDS_MAX: Final = 300.0
+"""A balance that the bank told longer ago is not judged: this process was down meanwhile."""
+BALANCE_SECONDS: Final = 600.0
+"""A balance that has not come by then leaves its account out of the round: the others' round ends,
+and the pool may have its next one."""
+BALANCE_SECONDS_EACH: Final = 5.0
+"""So much more for each account of the round: a bank may let itself be asked only every few
+seconds, and then the last ones of a big pool must not be left out each time."""
 PLAN_SECONDS_MAX: Final = 120.0
 MISSED_SECONDS_MAX: Final = 900.0
 """A round that fell into a stop of the daemon is caught up when it is at most this late."""
+EARLY_SECONDS_MAX: Final = 7200.0
+"""A round that began this long before its time, by a clock that was ahead, stands for it all the
+same; one that began earlier does not, and the round of that time runs too."""
+NEVER: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
 KEYS_SECONDS_MAX: Final = 15.0
 """At the start the schedule waits so long for the keys of all banks to be read."""
 SUBMIT_RETRY_SECONDS: Final = 2.0
 PASSING: Final = frozenset({"QUEUE_FULL", "STORE_FULL", "SHUTTING_DOWN"})
 """Refusals that end by themselves; any other says that the task can't be."""
 SCHEDULE_LOOK_SECONDS: Final = 20.0
+POOL_ALARMS: Final = frozenset({AlarmKind.POOL_BLOCKED, AlarmKind.POOL_STALLED})
+"""Their subject is a pool."""
 
 
 class PoolRefusedError(FepError):
@@ -86,13 +104,16 @@ class PoolService:
         self._rounds: dict[str, Round] = {}
         self._by_task: dict[TaskId, tuple[Round, Item]] = {}
         self._over: dict[str, trio.Event] = {}
+        self._asked_until: dict[str, float] = {}
+        """By round: how long (trio's time) its balances are waited for."""
         self._unstored: set[str] = set()
         """Rounds whose insertion the disk has not answered yet."""
         self._due: list[tuple[Round, list[Item]]] = []
         """What the pusher looks at next; the ids of these items may be due."""
         self._due_added = trio.Event()
-        self._spent: dict[AccountNumber, Cny] = {}
-        """Of the accounts whose balances are being told, where several machines pay."""
+        self._spent: dict[TaskId, tuple[Cny, Cny]] = {}
+        """By balance task, of the messages in hand: what the store says was spent since it was
+        asked for, and what this process knew as taken just before that was read."""
         self._paid_before: dict[TaskId, Cny] = {}
         """By balance task: what our payments had taken from the account when it was asked for."""
         self._judged: dict[TaskId, tuple[dt.datetime, Cny]] = {}
@@ -118,6 +139,7 @@ class PoolService:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._push)
+                nursery.start_soon(self._leave_out)
                 nursery.start_soon(self._keep_schedule)
                 task_status.started()
                 while True:
@@ -140,17 +162,21 @@ class PoolService:
             self._push_later(one, one.items)
             log.info("pool.round_continued", round_id=round_id, pool=one.pool)
         self._clear_alarms()
+        # The process may have ended between the end of a round and that of its alarm.
+        for name in self._pools:
+            if self._running(name) is None:
+                self._alarms.clear(AlarmKind.POOL_STALLED, name)
 
     def _clear_alarms(self) -> None:
         """End the alarms of pools that are not configured any more."""
         for alarm in self._alarms.active():
-            if alarm.kind is AlarmKind.POOL_BLOCKED and alarm.subject not in self._pools:
-                self._alarms.clear(AlarmKind.POOL_BLOCKED, alarm.subject)
+            if alarm.kind in POOL_ALARMS and alarm.subject not in self._pools:
+                self._alarms.clear(alarm.kind, alarm.subject)
 
     async def _keep_schedule(self) -> None:
         """Start each pool's rounds at its times; a key of the planned time makes each run once."""
         missed = dt.timedelta(seconds=MISSED_SECONDS_MAX)
-        looked_until = self._clock.now() - missed
+        looked_until, latest = self._clock.now() - missed, NEVER
         # A round caught up at the start must not find the keys still being read, and go without.
         with trio.move_on_after(KEYS_SECONDS_MAX):
             for bank in {
@@ -160,6 +186,13 @@ class PoolService:
                     await lane.parts.slot.wait_open()
         while True:
             now = self._clock.now()
+            ahead = now + dt.timedelta(seconds=EARLY_SECONDS_MAX)
+            if latest > ahead:
+                # The clock was set back, now or before the start: nothing of what is due by it was
+                # looked at, and what ran by the wrong one is not what is due.
+                await self._free_keys(ahead)
+                looked_until, latest = min(looked_until, now - missed), now
+            latest = max(latest, now)
             # The clock may have been set, or the machine have slept, over many due moments.
             since = max(looked_until, now - missed)
             stored = True
@@ -171,10 +204,31 @@ class PoolService:
                 looked_until = now
             await trio.sleep(SCHEDULE_LOOK_SECONDS)
 
+    async def _free_keys(self, moment: dt.datetime) -> None:
+        """Let no round that a clock ahead began be taken for the one that is still to come."""
+        ahead = await self._store.read(lambda c: store.begun_after(c, moment))
+        if not ahead:
+            return
+        await self._write(lambda c: store.free_keys(c, moment))
+        for round_id in ahead:
+            if (one := self._rounds.get(round_id)) is not None:
+                one.key = round_id
+        log.warning("pool.clock_set_back", rounds=len(ahead), newest=max(ahead))
+
     async def _start_due(self, pool: PoolConfig, due: dt.datetime) -> bool:
         """Start a round; False when the disk did not take it and it is to be tried again."""
+        key = f"{pool.name}@{due.isoformat()}"
+        last = self._running(pool.name)
+        if last is not None and last.key != key:
+            waits = sum(item.state not in ENDED for item in last.items)
+            self._alarms.raise_alarm(
+                AlarmKind.POOL_STALLED,
+                pool.name,
+                f"round {last.round_id} waits for {waits} of {len(last.items)} accounts;"
+                f" the round of {due:%Y-%m-%d %H:%M} did not begin",
+            )
         try:
-            await self._start(pool, f"{pool.name}@{due.isoformat()}", f"schedule {due:%H:%M}")
+            await self._start(pool, key, f"schedule {due:%H:%M}")
         except (PoolRefusedError, StoreFullError, StoreBusyError) as error:
             log.warning("pool.round_not_started", pool=pool.name, reason=str(error))
             return isinstance(error, PoolRefusedError)
@@ -256,11 +310,17 @@ class PoolService:
 
     # -- one round ----------------------------------------------------------------------------
 
+    def _running(self, pool_name: str) -> Round | None:
+        """Return the round of a pool that moves money and is not finished."""
+        for one in self._rounds.values():
+            if one.pool == pool_name and not one.plan_only:
+                return one
+        return None
+
     def _check_idle(self, pool: PoolConfig) -> None:
-        for other in self._rounds.values():
-            if other.pool == pool.name and not other.plan_only:
-                msg = f"round {other.round_id} of pool {pool.name} is still running"
-                raise PoolRefusedError("BAD_STATE", msg)
+        if (other := self._running(pool.name)) is not None:
+            msg = f"round {other.round_id} of pool {pool.name} is still running"
+            raise PoolRefusedError("BAD_STATE", msg)
 
     def _banks(self, pool: PoolConfig) -> dict[AccountNumber, BankName]:
         return {member.account: self._accounts[member.account].bank for member in pool.members}
@@ -409,6 +469,25 @@ class PoolService:
             else:
                 return
 
+    async def _leave_out(self) -> None:
+        """Let no round wait for ever for balances that don't come: a bank drained, a key away.
+
+        The queue ends what it never asked for; what it has the body of, and what waits for a bank
+        that no machine serves, does not expire there.
+        """
+        while True:
+            await trio.sleep(SCHEDULE_LOOK_SECONDS)
+            for one in list(self._rounds.values()):
+                # Rounds may end while another's accounts are written.
+                until = self._asked_until.get(one.round_id, math.inf)
+                late = [item for item in one.items if item.state is ItemState.ASKING]
+                if not late or trio.current_time() < until:
+                    continue
+                for item in late:
+                    _leave(one, item, Reason.BALANCE_UNAVAILABLE, "it did not come in time")
+                await self._write(partial(store.update, round_id=one.round_id, items=late))
+                self._push_later(one, late)
+
     async def _handle(self, messages: Sequence[Fetch | Delivery]) -> None:
         await self._read_spent(messages)
         bodies: list[tuple[TaskId, Any]] = []
@@ -437,17 +516,30 @@ class PoolService:
             self._tasks.acknowledge(CLIENT, told)
 
     async def _read_spent(self, messages: Sequence[Fetch | Delivery]) -> None:
-        """Learn what other machines' payments took from the accounts whose balances are told."""
-        if self._tasks.sharing is None:
-            return
-        balances = {
-            message.task_id: found[1].account
-            for message in messages
-            if isinstance(message, Delivery)
-            and (found := self._by_task.get(message.task_id)) is not None
-            and message.task_id == found[1].balance_task
-        }
-        self._spent = await self._tasks.sharing.spent(balances, CLIENT) if balances else {}
+        """Learn what memory does not know was spent: by other machines, or before a restart."""
+        balances: dict[TaskId, AccountNumber] = {}
+        for message in messages:
+            found = self._by_task.get(message.task_id)
+            if found is not None and self._must_read(message, found[1]):
+                balances[found[1].balance_task] = found[1].account
+        self._spent = {}
+        if balances:
+            # What is taken while the store is read counts too.
+            before = {account: self._taken(account) for account in balances.values()}
+            spent = await self._tasks.spent(balances, CLIENT)
+            self._spent = {
+                task_id: (spent.get(account, ZERO), before[account])
+                for task_id, account in balances.items()
+            }
+
+    def _must_read(self, message: Fetch | Delivery, item: Item) -> bool:
+        if isinstance(message, Delivery):
+            told = message.task_id == item.balance_task and item.state is ItemState.ASKING
+            known = item.balance_task in self._paid_before
+        else:
+            told = message.task_id == item.sweep_task and item.state in TO_SWEEP
+            known = item.sweep_task in self._judged
+        return told and not (known and self._tasks.sharing is None)
 
     async def _reload(self, task_id: TaskId) -> tuple[Round, Item] | None:
         """Find the round of a task that came back after its round was finished (退票)."""
@@ -465,22 +557,37 @@ class PoolService:
             return REFUSED
         one, item = found
         if task_id == item.balance_task:
+            if item.state is not ItemState.ASKING:
+                return REFUSED
             # The earliest counts: an answer that comes late is to a question asked long ago.
             self._paid_before.setdefault(task_id, self._tasks.paid(item.account))
             return plan.balance_body(item)
         pool = self._pools.get(one.pool)
+        member = self._member(one.pool, item.account)
         may_move = item.state in TO_SWEEP and not one.plan_only
-        if pool is None or not may_move or self._member(one.pool, item.account) is None:
+        if pool is None or not may_move or member is None:
             return REFUSED
-        judged_at, taken = self._judged.get(task_id, (one.started_at, None))
-        if (self._clock.now() - judged_at).total_seconds() > SWEEP_AGE_SECONDS_MAX:
-            self._refused[task_id] = Reason.BALANCE_TOO_OLD
-            return REFUSED
-        if taken is not None and self._taken(item.account) > taken:
-            self._refused[task_id] = Reason.PAID_MEANWHILE
+        if (reason := self._overtaken(one, item, member)) is not None:
+            self._refused[task_id] = reason
             return REFUSED
         item.state = ItemState.SWEEPING
         return plan.sweep_body(item, self._accounts[pool.target])
+
+    def _overtaken(self, one: Round, item: Item, member: MemberConfig) -> Reason | None:
+        """Return why a sweep does not follow any more from the balance it was planned by."""
+        judged_at, taken = self._judged.get(item.sweep_task, (one.started_at, None))
+        if _apart(self._clock.now(), judged_at) > SWEEP_AGE_SECONDS_MAX:
+            return Reason.BALANCE_TOO_OLD
+        if taken is not None and self._taken(item.account) > taken:
+            return Reason.PAID_MEANWHILE
+        if item.balance_task in self._spent:
+            assert item.balance is not None
+            assert item.amount is not None
+            spent = self._under_way(item)
+            # By the rule, for what was taken off when it was judged is taken off again here.
+            if spent > ZERO and sweep(item.balance - spent, member).amount < item.amount:
+                return Reason.PAID_MEANWHILE
+        return None
 
     def _take_result(self, one: Round, item: Item, delivery: Delivery) -> None:
         if delivery.task_id == item.balance_task:
@@ -493,6 +600,8 @@ class PoolService:
         }.get(delivery.state, ItemState.FAILED)
         if item.state is not ItemState.SWEPT:
             told = f"{delivery.bank_code} {delivery.bank_message}".strip()
+            if delivery.state is State.EXPIRED:
+                told = Reason.BALANCE_TOO_OLD.value
             item.reason = self._refused.pop(delivery.task_id, told)
             _log_not_swept(one, item)
             return
@@ -510,8 +619,12 @@ class PoolService:
             item.state, item.reason = ItemState.FAILED, Reason.NOT_CONFIGURED.value
             return
         if delivery.state is not State.SUCCEEDED:
-            item.state, item.reason = ItemState.FAILED, Reason.BALANCE_UNAVAILABLE.value
-            item.working = f"{delivery.bank_code} {delivery.bank_message}".strip()
+            told = f"{delivery.bank_code} {delivery.bank_message}".strip()
+            _leave(one, item, Reason.BALANCE_UNAVAILABLE, told)
+            return
+        # By the queue's clock, which wrote when the query ended; one that was set back is no proof.
+        if _apart(self._tasks.clock.now(), from_text(delivery.at)) > BALANCE_AGE_SECONDS_MAX:
+            _leave(one, item, Reason.BALANCE_TOO_OLD, f"the balance is of {delivery.at}")
             return
         available = Cny.parse(delivery.result["available"])
         working = plan.judge(item, member, available, self._under_way(item))
@@ -531,13 +644,13 @@ class PoolService:
         older; and what another round plans for the account, also where the queue has only the id.
         """
         account = item.account
-        before = self._paid_before.pop(item.balance_task, ZERO)
-        if self._tasks.sharing is None:
-            fen = self._tasks.under_way(but=CLIENT).get(account, ZERO).fen
-            fen += (self._tasks.paid(account) - before).fen
+        paid_before = self._paid_before.pop(item.balance_task, ZERO)
+        if item.balance_task in self._spent:
+            spent, known = self._spent[item.balance_task]
+            fen = spent.fen + max(self._taken(account).fen - known.fen, 0)
         else:
-            # Payments of a bank that another machine serves are not in this one's memory.
-            fen = self._spent.get(account, ZERO).fen
+            fen = self._tasks.under_way(but=CLIENT).get(account, ZERO).fen
+            fen += (self._tasks.paid(account) - paid_before).fen
         for one in self._rounds.values():
             for other in one.items:
                 planned = other.state in TO_SWEEP and not one.plan_only
@@ -565,6 +678,8 @@ class PoolService:
         await self._write(lambda c: store.finish(c, done))
         one.state, one.finished_at = done.state, done.finished_at
         self._drop(one)
+        if not one.plan_only:
+            self._alarms.clear(AlarmKind.POOL_STALLED, one.pool)
         value = one.value()
         log.info(
             "pool.round_finished",
@@ -579,11 +694,13 @@ class PoolService:
         self._rounds[one.round_id] = one
         # Who waits for the end of a round waits on when it was loaded anew.
         self._over.setdefault(one.round_id, trio.Event())
+        self._asked_until.setdefault(one.round_id, trio.current_time() + _balance_seconds(one))
         for item in one.items:
             self._by_task[item.balance_task] = self._by_task[item.sweep_task] = (one, item)
 
     def _drop(self, one: Round) -> None:
         self._rounds.pop(one.round_id, None)
+        self._asked_until.pop(one.round_id, None)
         for item in one.items:
             self._by_task.pop(item.balance_task, None)
             self._by_task.pop(item.sweep_task, None)
@@ -598,10 +715,33 @@ class PoolService:
 def _submission(one: Round, item: Item) -> Submission | None:
     """Return the id of an item that is due, None when none is."""
     if item.state is ItemState.ASKING:
-        return Submission(item.balance_task, item.bank, Kind.BALANCE)
+        age = _balance_seconds(one)
+        return Submission(item.balance_task, item.bank, Kind.BALANCE, expires_s=age)
     if item.state in TO_SWEEP and not one.plan_only:
-        return Submission(item.sweep_task, item.bank, Kind.TRANSFER)
+        age = SWEEP_EXPIRES_SECONDS
+        return Submission(item.sweep_task, item.bank, Kind.TRANSFER, expires_s=age)
     return None
+
+
+def _apart(one: dt.datetime, other: dt.datetime) -> float:
+    """Return the seconds between two moments, of which a clock set back makes the later earlier."""
+    return abs((one - other).total_seconds())
+
+
+def _balance_seconds(one: Round) -> float:
+    return BALANCE_SECONDS + BALANCE_SECONDS_EACH * len(one.items)
+
+
+def _leave(one: Round, item: Item, reason: Reason, working: str) -> None:
+    """Leave an account out of a round: its balance is not known, so nothing moves."""
+    item.state, item.reason, item.working = ItemState.FAILED, reason.value, working
+    log.warning(
+        "pool.account_left_out",
+        round_id=one.round_id,
+        account=mask(item.account),
+        reason=item.reason,
+        working=item.working,
+    )
 
 
 def _log_not_swept(one: Round, item: Item) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable
 from typing import Any
 
@@ -57,6 +58,26 @@ def insert(connection: sa.Connection, new: Round) -> bool:
             ],
         )
     return True
+
+
+def begun_after(connection: sa.Connection, moment: dt.datetime) -> list[str]:
+    """Return the rounds that began after a moment, and have the key of their planned time still."""
+    rows = connection.execute(
+        sa.select(pool_round.c.round_id).where(
+            pool_round.c.started_at > to_text(moment),
+            pool_round.c.key != pool_round.c.round_id,
+        )
+    )
+    return [str(row[0]) for row in rows]
+
+
+def free_keys(connection: sa.Connection, moment: dt.datetime) -> None:
+    """Let the rounds that began after a moment stand for no planned time, by keys of their own."""
+    connection.execute(
+        sa.update(pool_round)
+        .where(pool_round.c.started_at > to_text(moment))
+        .values(key=pool_round.c.round_id)
+    )
 
 
 def update(connection: sa.Connection, round_id: str, items: Iterable[Item]) -> None:

@@ -1057,6 +1057,22 @@ class TaskService:
         """
         return self._paid.get(payer, ZERO)
 
+    async def spent(
+        self, balances: Mapping[TaskId, AccountNumber], but: ClientName
+    ) -> dict[AccountNumber, Cny]:
+        """Return by payer what the answer to a balance query may not have lost yet.
+
+        That are payments that are open, and those done since the query was given its body: of other
+        machines too, and of processes before this one.
+
+        Args:
+            balances: the payer of each query.
+            but: leave this client's open payments out.
+        """
+        read = partial(store.spent, balances=balances, but=but)
+        found: dict[AccountNumber, Cny] = await self.store.read(read)
+        return found
+
     def status(self) -> dict[str, Any]:
         """Return the queue's figures by bank."""
         counts = self._open.counts()

@@ -19,8 +19,7 @@ import structlog
 import trio
 
 from fep.domain.errors import FepError
-from fep.domain.ids import AccountNumber, BankName, ClientName, TaskId
-from fep.domain.money import Cny
+from fep.domain.ids import BankName, ClientName, TaskId
 from fep.domain.order import Kind
 from fep.machines.service import Machines, PlaceLostError
 from fep.machines.state import Machine, Said, bank_place, newest_at
@@ -406,18 +405,3 @@ class Sharing:
     def has_key(self, bank: BankName) -> bool:
         """Say whether some machine has a bank's key at this moment."""
         return self.machines.is_fit_anywhere(bank_place(bank))
-
-    async def spent(
-        self, balances: Mapping[TaskId, AccountNumber], but: ClientName
-    ) -> dict[AccountNumber, Cny]:
-        """Return by payer what the answer to a balance query may not have lost yet.
-
-        That are payments that are open, and those done since the query was given its body.
-
-        Args:
-            balances: the payer of each query.
-            but: leave this client's open payments out.
-        """
-        read = partial(store.spent, balances=balances, but=but)
-        found: dict[AccountNumber, Cny] = await self._service.store.read(read)
-        return found

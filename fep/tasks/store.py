@@ -702,7 +702,11 @@ def spent(
         .group_by(task.c.task_id)
     )
     asked: dict[str, int] = {row[0]: row[1] for row in events}
-    since = {account: asked.get(task_id, 0) for task_id, account in balances.items()}
+    since: dict[AccountNumber, int] = {}
+    for task_id, account in balances.items():
+        # Of two questions for one account the earlier counts: rather too much than too little.
+        at = asked.get(task_id, 0)
+        since[account] = min(at, since.get(account, at))
     payments = sa.and_(
         task.c.kind.in_([kind.value for kind in MOVES_MONEY]),
         task.c.body.is_not(None),

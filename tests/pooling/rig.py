@@ -147,6 +147,16 @@ class WallClock:
         return self._now
 
 
+class ShiftedClock:
+    """A clock that goes as the machine's does, and that a test puts forward."""
+
+    def __init__(self) -> None:
+        self.by = dt.timedelta()
+
+    def now(self) -> dt.datetime:
+        return SystemClock().now() + self.by
+
+
 class CutStore(Store):
     """A store at whose n-th change somebody dies: before it is on disk, or right after."""
 
@@ -245,9 +255,11 @@ class Daemon:
 
     def blocked(self) -> list[str]:
         """Return the causes of POOL_BLOCKED that are active."""
-        return [
-            alarm.cause for alarm in self.alarms.active() if alarm.kind is AlarmKind.POOL_BLOCKED
-        ]
+        return self.causes(AlarmKind.POOL_BLOCKED)
+
+    def causes(self, kind: AlarmKind) -> list[str]:
+        """Return the causes of a kind's alarms that are active."""
+        return [alarm.cause for alarm in self.alarms.active() if alarm.kind is kind]
 
     def end(self) -> None:
         """Die, from anywhere."""
@@ -279,6 +291,8 @@ class World:
         """What each bank does wrong from now on."""
         self.gates = {bank: Gate(bank) for bank in ADAPTERS}
         self.ports: dict[BankName, int] = {}
+        self.queue_clock = ShiftedClock()
+        """The queue's, which inquires at the banks by it; they have the machine's."""
         self.queue_max = 1000
         self.workers = 4
 
@@ -352,7 +366,7 @@ class World:
             tasks = TaskService(
                 store=store,
                 alarms=alarms,
-                clock=SystemClock(),
+                clock=self.queue_clock,
                 sequence=sequence,
                 config=TasksConfig(queue_max=self.queue_max, fetch_timeout_s=5.0),
                 enterprise=ENTERPRISE,

@@ -6,7 +6,8 @@ import contextlib
 import datetime as dt
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -17,12 +18,17 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fep.adapters.host import Fault
-from fep.domain.ids import AccountNumber, ClientName, TaskId, parse_name
+from fep.alarms.state import AlarmKind
+from fep.domain.ids import AccountNumber, TaskId, parse_name
 from fep.domain.money import Cny
 from fep.domain.order import Kind
+from fep.links.service import BankLink
 from fep.pooling import plan
 from fep.pooling.config import Fixed, PoolConfig
 from fep.pooling.service import (
+    BALANCE_AGE_SECONDS_MAX,
+    BALANCE_SECONDS,
+    BALANCE_SECONDS_EACH,
     CLIENT,
     KEYS_SECONDS_MAX,
     MISSED_SECONDS_MAX,
@@ -422,6 +428,10 @@ async def test_two_pools_of_one_account_never_plan_with_the_same_money(world: Wo
     assert world.balance(A) == "0.00"
 
 
+def _in_flight(link: BankLink, number: int) -> bool:
+    return link.snapshot().in_flight == number
+
+
 NAMES = ("main", "second")
 
 
@@ -434,13 +444,6 @@ class _Shared:
     @property
     def sharing(self) -> _Shared:
         return self
-
-    async def spent(
-        self, balances: Mapping[TaskId, AccountNumber], but: ClientName
-    ) -> dict[AccountNumber, Cny]:
-        read = partial(task_store.spent, balances=balances, but=but)
-        found: dict[AccountNumber, Cny] = await self.tasks.store.read(read)
-        return found
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tasks, name)
@@ -462,7 +465,7 @@ async def test_a_round_knows_what_another_has_swept_since_its_balance_was_asked_
         for number, name in enumerate(NAMES, 1):
             daemon.pools.configure(pools, world.accounts)
             rounds.append((await daemon.pools.start_round(name, "operator op"))["round_id"])
-            await until(lambda number=number: lane.parts.link.snapshot().in_flight == number)  # type: ignore[misc]
+            await until(partial(_in_flight, lane.parts.link, number))
             await wait_all_tasks_blocked(0.05)
             if name == NAMES[-1]:
                 world.chance[PINGAN].clear()
@@ -866,6 +869,71 @@ async def test_a_clock_that_steps_makes_no_round_twice_and_none_hours_late(
 
 
 @pytest.mark.req("POOL-14")
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "right", "due"),
+    [
+        # A day ahead: the next day's round.
+        ("2026-01-06T08:30:05", "2026-01-05T12:00:00", "2026-01-06T08:30:00"),
+        # Eight hours ahead, as a clock that has Shanghai's time for UTC: the same day's second.
+        ("2026-01-05T17:30:05", "2026-01-05T09:30:06", "2026-01-05T17:30:00"),
+    ],
+    ids=["a day", "eight hours"],
+)
+async def test_a_round_run_by_a_clock_that_was_ahead_is_not_taken_for_the_one_to_come(
+    world: World,
+    jumping: MockClock,
+    wrong: str,
+    right: str,
+    due: str,
+    *,
+    restart: bool,
+) -> None:
+    clock = WallClock(wrong)
+    async with AsyncExitStack() as lives:
+        daemon = await lives.enter_async_context(world.daemon(SCHEDULED, clock=clock))
+        await until(lambda: world.balance(A) == "100.00")
+        await rounds(daemon, 1)
+        await until(lambda: not daemon.pools._rounds)
+        if restart:
+            await lives.aclose()
+        clock.set(right)
+        if restart:
+            daemon = await lives.enter_async_context(world.daemon(SCHEDULED, clock=clock))
+            await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        await looked(jumping, daemon)
+        await rounds(daemon, 1)
+        # What the account got meanwhile is what the second round moves, by its own balance.
+        await daemon.submit("BACK-1", PINGAN, world.transfer(TARGET, A, "300.00"))
+        await daemon.until_task("BACK-1", "succeeded")
+        clock.set(due)
+        await looked(jumping, daemon)
+        await until(lambda: world.balance(A) == "100.00")
+        await rounds(daemon, 2)
+        assert len({(payer, amount) for payer, _, amount in world.payments()}) == 3
+        await looked(jumping, daemon)
+        await rounds(daemon, 2)
+
+
+@pytest.mark.req("POOL-14")
+async def test_a_round_that_still_runs_when_the_clock_is_set_right_is_not_the_one_to_come(
+    world: World, jumping: MockClock
+) -> None:
+    world.chance[PINGAN][Fault.LANDED] = 1.0
+    clock = WallClock("2026-01-06T08:30:05")
+    async with world.daemon(SCHEDULED, clock=clock) as daemon:
+        await until(lambda: world.book.payments(PINGAN))
+        clock.set("2026-01-05T12:00:00")
+        await looked(jumping, daemon)
+        clock.set("2026-01-06T08:30:00")
+        await looked(jumping, daemon)
+        (cause,) = daemon.causes(AlarmKind.POOL_STALLED)
+        assert "the round of 2026-01-06 08:30 did not begin" in cause
+        await rounds(daemon, 1)
+    assert len(world.payments()) == 1
+
+
+@pytest.mark.req("POOL-14")
 async def test_a_round_missed_by_a_stop_is_caught_up_once_if_it_is_not_too_late(
     world: World, jumping: MockClock
 ) -> None:
@@ -929,6 +997,96 @@ async def test_a_round_that_is_due_while_the_last_one_runs_is_left_out(
         await looked(jumping, daemon)
         await rounds(daemon, 1)
     assert len(world.payments()) == 1
+
+
+@pytest.mark.req("POOL-02", "POOL-14")
+async def test_a_bank_that_is_drained_holds_up_no_other_account_and_no_later_round(
+    world: World, jumping: MockClock
+) -> None:
+    clock = WallClock("2026-01-05T08:30:00")
+    async with world.daemon(pool(A, B, schedule="08:30, 17:30"), clock=clock) as daemon:
+        await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
+        daemon.tasks.lanes[CMB].drain()
+        await until(lambda: world.balance(A) == "100.00")
+        (shown,) = await daemon.pools.overview()
+        first = shown["last_round"]
+        await daemon.until_items(first["round_id"], "asking", "swept")
+        world.queue_clock.by = dt.timedelta(seconds=BALANCE_SECONDS + 2 * BALANCE_SECONDS_EACH)
+        await looked(jumping, daemon)
+        asked = (await daemon.items(first["round_id"]))[B]["balance_task"]
+        await daemon.until_task(asked, "expired")
+        found = await daemon.finished(first["round_id"])
+        left = next(item for item in found["items"] if item["account"] == B)
+        assert (left["state"], left["reason"]) == ("failed", "BALANCE_UNAVAILABLE")
+        clock.set("2026-01-05T17:30:00")
+        await looked(jumping, daemon)
+        await until(lambda: len(daemon.pools._rounds) == 1)
+        (shown,) = await daemon.pools.overview()
+        assert shown["last_round"]["note"] == "schedule 17:30"
+        assert daemon.causes(AlarmKind.POOL_STALLED) == []
+    assert world.balance(B) == "500.29"
+
+
+@pytest.mark.req("POOL-02")
+async def test_a_balance_that_comes_when_the_round_waits_no_more_moves_nothing(
+    world: World, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue has the question's body, so that it does not expire there, and its key is out."""
+    real = plan.balance_body
+
+    def body(item: plan.Item) -> dict[str, Any]:
+        if item.account == B:
+            world.gates[CMB].close()
+        return real(item)
+
+    monkeypatch.setattr(plan, "balance_body", body)
+    async with world.daemon(pool(A, B)) as daemon:
+        await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
+        started = await daemon.pools.start_round("main", "operator op")
+        round_id, balance_task = started["round_id"], started["items"][1]["balance_task"]
+        await daemon.until_task(balance_task, "fetched")
+        await until(lambda: world.balance(A) == "100.00")
+        jumping.jump(BALANCE_SECONDS + 2 * BALANCE_SECONDS_EACH)
+        await looked(jumping, daemon)
+        found = await daemon.finished(round_id)
+        left = found["items"][1]
+        assert (left["state"], left["reason"]) == ("failed", "BALANCE_UNAVAILABLE")
+        world.gates[CMB].open()
+        await daemon.until_task(balance_task, "succeeded")
+        await until(lambda: not daemon.tasks.box(CLIENT).told)
+        assert (await daemon.pools.round(round_id)) == found
+        assert left["sweep_task"] not in await daemon.task_states()
+    assert world.balance(B) == "500.29"
+
+
+@pytest.mark.req("POOL-14", "FEP-28")
+async def test_a_round_that_does_not_end_is_an_alarm_when_the_next_one_is_due(
+    world: World, jumping: MockClock
+) -> None:
+    world.chance[PINGAN][Fault.LANDED] = 1.0
+    clock = WallClock("2026-01-05T08:30:00")
+    async with world.daemon(SCHEDULED, clock=clock) as daemon:
+        await until(lambda: world.book.payments(PINGAN))
+        await looked(jumping, daemon)
+        assert daemon.causes(AlarmKind.POOL_STALLED) == []
+    # A restart finds the round still running, and its own time is not the next one's.
+    async with world.daemon(SCHEDULED, clock=clock) as daemon:
+        await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        await looked(jumping, daemon)
+        assert daemon.causes(AlarmKind.POOL_STALLED) == []
+        clock.set("2026-01-05T17:30:00")
+        await looked(jumping, daemon)
+        (cause,) = daemon.causes(AlarmKind.POOL_STALLED)
+        assert "waits for 1 of 1 accounts; the round of 2026-01-05 17:30 did not begin" in cause
+    async with world.daemon(SCHEDULED, clock=clock) as daemon:
+        await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        assert daemon.causes(AlarmKind.POOL_STALLED) == [cause]
+        (shown,) = await daemon.pools.overview()
+        world.book.settle_landed(
+            PINGAN, world.book.payments(PINGAN)[0].client_ref, dt.datetime.now(dt.UTC), ok=True
+        )
+        await daemon.finished(shown["last_round"]["round_id"])
+        assert daemon.causes(AlarmKind.POOL_STALLED) == []
 
 
 @pytest.mark.req("POOL-14")
@@ -1012,3 +1170,113 @@ async def test_a_sweep_is_not_sent_when_its_account_has_paid_meanwhile(
         assert found["items"][0]["state"] == "failed"
         assert found["items"][0]["reason"] == "PAID_MEANWHILE"
     assert world.balance(A) == "950.00"
+
+
+# -- a balance that the last process did not judge, or judged -------------------------------------
+
+
+async def told_to_nobody(daemon: Daemon, world: World, jumping: MockClock) -> str:
+    """Have A's balance told when pooling has ended; return the round."""
+    lane = daemon.tasks.lanes[PINGAN]
+    await until(lambda: lane.parts.link.is_open)
+    world.chance[PINGAN][Fault.DELAYED] = 1.0
+    started = await daemon.pools.start_round("main", "operator op")
+    await until(partial(_in_flight, lane.parts.link, 1))
+    await wait_all_tasks_blocked(0.05)  # the answer lies at the bank for its two seconds
+    world.chance[PINGAN].clear()
+    daemon.pooling.cancel()
+    await until(lambda: CLIENT not in daemon.tasks.present)
+    jumping.jump(2.0)
+    await daemon.until_task(started["items"][0]["balance_task"], "succeeded")
+    return str(started["round_id"])
+
+
+@pytest.mark.req("POOL-05", "POOL-11")
+@pytest.mark.parametrize("seconds", [-330.0, -270.0, 0.0, 270.0, 330.0])
+async def test_a_balance_told_long_before_a_restart_moves_nothing(
+    world: World, jumping: MockClock, seconds: float
+) -> None:
+    """Nor one from the time to come: the clock was set back, and nobody knows how old it is."""
+    async with world.daemon(pool(A)) as daemon:
+        round_id = await told_to_nobody(daemon, world, jumping)
+    world.queue_clock.by = dt.timedelta(seconds=seconds)
+    async with world.daemon(pool(A)) as daemon:
+        (item,) = (await daemon.finished(round_id))["items"]
+        if abs(seconds) < BALANCE_AGE_SECONDS_MAX:
+            assert (item["state"], item["amount"]) == ("swept", "900.00")
+        else:
+            assert (item["state"], item["reason"]) == ("failed", "BALANCE_TOO_OLD")
+            assert item["sweep_task"] not in await daemon.task_states()
+            assert (await daemon.run_round())["swept"] == "900.00"
+    assert world.balance(A) == "100.00"
+
+
+@pytest.mark.req("POOL-05", "POOL-11", "DEC-b")
+@pytest.mark.parametrize("amount", ["850.00", "950.00"])
+async def test_what_was_paid_before_a_restart_is_taken_off_a_balance_from_before_it(
+    world: World, jumping: MockClock, amount: str
+) -> None:
+    async with world.daemon(pool(A)) as daemon:
+        round_id = await told_to_nobody(daemon, world, jumping)
+        await daemon.submit("PAY-1", PINGAN, world.transfer(A, C, amount))
+        await daemon.until_task("PAY-1", "succeeded")
+    async with world.daemon(pool(A)) as daemon:
+        (item,) = (await daemon.finished(round_id))["items"]
+        swept = amount == "850.00"
+        assert item["balance"] == "1000.00"
+        assert item["amount"] == ("50.00" if swept else "0.00")
+        assert item["state"] == ("swept" if swept else "nothing")
+    assert world.balance(A) == ("100.00" if swept else "50.00")
+
+
+@pytest.mark.req("POOL-05", "POOL-11", "DEC-b")
+@pytest.mark.parametrize("paid", ["before", "after", "not"])
+async def test_a_sweep_planned_before_a_restart_is_not_sent_when_its_account_has_paid(
+    world: World, locked: Gate, paid: str
+) -> None:
+    async with world.daemon(pool(A)) as daemon:
+        await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        round_id = (await daemon.pools.start_round("main", "op"))["round_id"]
+        await daemon.until_items(round_id, "planned")
+        if paid == "before":
+            await daemon.submit("PAY-1", PINGAN, world.transfer(A, C, "50.00"))
+    async with world.daemon(pool(A)) as daemon:
+        if paid == "after":
+            await daemon.submit("PAY-1", PINGAN, world.transfer(A, C, "50.00"))
+        locked.open()
+        (item,) = (await daemon.finished(round_id))["items"]
+        if paid == "not":
+            assert item["state"] == "swept"
+        else:
+            assert (item["state"], item["reason"]) == ("failed", "PAID_MEANWHILE")
+            await daemon.until_task("PAY-1", "succeeded")
+    assert world.balance(A) == ("100.00" if paid == "not" else "950.00")
+
+
+@pytest.mark.req("POOL-05", "POOL-11", "DEC-b")
+async def test_a_payment_taken_off_when_its_balance_was_judged_stops_no_sweep_after_a_restart(
+    world: World, jumping: MockClock, locked: Gate
+) -> None:
+    async with world.daemon(pool(A)) as daemon:
+        world.chance[PINGAN][Fault.LANDED] = 1.0
+        await daemon.submit("PAY-1", PINGAN, world.transfer(A, C, "50.00"))
+        await daemon.until_task("PAY-1", "accepted")
+        world.chance[PINGAN].clear()
+        round_id = (await daemon.pools.start_round("main", "op"))["round_id"]
+        await daemon.until_items(round_id, "planned")
+    async with world.daemon(pool(A)) as daemon:
+        locked.open()
+        (item,) = (await daemon.finished(round_id))["items"]
+        assert (item["state"], item["amount"]) == ("swept", "850.00")
+
+
+async def test_what_was_spent_counts_from_the_earlier_of_two_questions(world: World) -> None:
+    async with world.daemon(pool(A)) as daemon:
+        asked = [(await daemon.pools.plan("main"))["items"][0]["balance_task"]]
+        await daemon.submit("PAY-1", PINGAN, world.transfer(A, C, "850.00"))
+        await daemon.until_task("PAY-1", "succeeded")
+        asked.append((await daemon.pools.plan("main"))["items"][0]["balance_task"])
+        for order in (asked, asked[::-1]):
+            spent = await daemon.tasks.spent({TaskId(one): A for one in order}, CLIENT)
+            assert spent == {A: Cny(85_000)}
+        assert await daemon.tasks.spent({TaskId(asked[1]): A}, CLIENT) == {}

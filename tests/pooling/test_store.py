@@ -89,6 +89,21 @@ def test_a_round_runs_once(connection: sa.Connection, key: str, seconds: int) ->
     assert len(store.running(connection)) == 1
 
 
+@pytest.mark.req("POOL-14")
+def test_a_round_that_began_after_a_moment_gives_up_its_key(connection: sa.Connection) -> None:
+    for key, seconds in (("before", 0), ("at", 60), ("after", 61), ("late", 90_000)):
+        assert store.insert(connection, begun(key=key, seconds=seconds))
+    moment = NOW + dt.timedelta(seconds=60)
+    late = [begun(seconds=seconds).round_id for seconds in (61, 90_000)]
+    assert sorted(store.begun_after(connection, moment)) == late
+    store.free_keys(connection, moment)
+    assert store.begun_after(connection, moment) == []
+    assert {one.key for one in store.running(connection)} == {"before", "at", *late}
+    store.free_keys(connection, moment)
+    for key, seconds, fresh in (("at", 100, False), ("after", 101, True), ("late", 102, True)):
+        assert store.insert(connection, begun(key=key, seconds=seconds)) is fresh
+
+
 def test_a_round_without_accounts_is_stored_too(connection: sa.Connection) -> None:
     empty = attrs.evolve(begun(), items=[])
     assert store.insert(connection, empty)
