@@ -283,8 +283,9 @@ MEANINGS: Final[dict[AlarmKind, Meaning]] = {
         "Returned payments may go unnoticed",
         "退票可能未被发现",
         Severity.MAJOR,
-        "See watch.look_failed and watch.passed_over in the log; look for returns at the bank.",
-        "查看日志中的 watch.look_failed 与 watch.passed_over；在银行侧核对是否有退票。",
+        "See the cause; look at the bank for payments of this account that came back.",
+        "查看原因；在银行侧核对该账户是否有退票。",
+        momentary=True,
     ),
     AlarmKind.POOL_STALLED: Meaning(
         "A pooling round does not end",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 import attrs
 
@@ -330,6 +330,8 @@ _NEVER_SENT: Final = frozenset(
 def contradicts(state: State, outcome: Outcome) -> bool:
     """Say whether an answer to a payment says otherwise than its state does."""
     match outcome:
+        case Accepted(result=PaymentStatus(state=said)):
+            return _denies(state, said)
         case Accepted(final=is_final):
             # It may have been taken over first and refused then.
             return state in _NEVER_SENT or (is_final and state is State.REJECTED)
@@ -337,6 +339,48 @@ def contradicts(state: State, outcome: Outcome) -> bool:
             return state in (State.SUCCEEDED, State.RETURNED)
         case _:
             return False
+
+
+_HAS_IT: Final = frozenset({PaymentState.SUCCEEDED, PaymentState.RETURNED, PaymentState.PROCESSING})
+
+
+_NO_END: Final = frozenset({PaymentState.PROCESSING, PaymentState.NO_RECORD, PaymentState.UNKNOWN})
+
+
+def _denies(told: str, said: PaymentState) -> bool:
+    """Say whether a bank's status is against the end that was told.
+
+    Not what it says is not done of what came back: some banks say so of it.
+    """
+    if told == State.SUCCEEDED:
+        return said is PaymentState.REJECTED
+    return said in _HAS_IT and (told == State.REJECTED or told in _NEVER_SENT)
+
+
+def contradicted_rows(state: State, told: Mapping[str, Any], status: BatchStatus) -> list[int]:
+    """Return the rows of a batch at its end of which the bank's status says otherwise.
+
+    Args:
+        state: of the batch.
+        told: its result, empty where two persons brought it to its end.
+        status: what the bank says of rows by now.
+    """
+    ends = {row["row"]: row["state"] for row in told.get("rows", ())}
+    return [at for at, row in status.rows.items() if _denies(ends.get(at, state), row.state)]
+
+
+def untold(outcome: Outcome) -> str | None:
+    """Return why a status does not tell whether a success came back; None: it tells that."""
+    match outcome:
+        case Accepted(result=PaymentStatus(state=state)):
+            said = {state}
+        case Accepted(result=BatchStatus(rows=rows)):
+            said = {row.state for row in rows.values()}
+        case _:
+            return f"the bank does not tell its status: {outcome.code} {outcome.message}"
+    if open_ones := said & _NO_END:
+        return f"the bank's status query says: {', '.join(sorted(open_ones))}"
+    return None
 
 
 def of_line(entry: StatementEntry, returned_on: BusinessDate | None = None) -> Accepted:

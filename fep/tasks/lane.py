@@ -391,22 +391,36 @@ class Lane:
                 return
 
     def _take(self) -> Task | Look | None:
+        """Return what a worker does next: inquiries and what is to be sent take turns.
+
+        Hundreds of payments that stay open must not keep new ones, or looks, waiting for ever.
+        """
+        self._turn += 1
+        if self.watch.is_due and self._turn % LOOK_EVERY_TURNS == 0:
+            return self.watch.take()
+        if self._turn % 2:
+            found = self._take_inquiry() or self._take_to_send()
+        else:
+            found = self._take_to_send() or self._take_inquiry()
+        if found is None and self.watch.is_due:
+            return self.watch.take()
+        return found
+
+    def _take_inquiry(self) -> Task | None:
         while self._inquiries:
             task = self._inquiries.popleft()
             if task.state in OPEN_AT_BANK:
                 if not task.claimed:
                     return task
                 self.plan_inquiry(task, NOT_SENT_RETRY_SECONDS)
-        self._turn += 1
-        if self.watch.is_due and self._turn % LOOK_EVERY_TURNS == 0:
-            return self.watch.take()
+        return None
+
+    def _take_to_send(self) -> Task | None:
         bodies = self.queue.fetched
         found = self.queue.take_to_send()
         if self.queue.fetched < bodies:
             # Fewer bodies wait here, so there may be room to ask for another.
             self.wake_offers()
-        if found is None and self.watch.is_due:
-            return self.watch.take()
         return found
 
     async def _work(self) -> None:
@@ -734,14 +748,14 @@ class Lane:
         # The client learns it here; the task itself must not stay a success.
         await self.watch.take_status(target, outcome, wire)
         if isinstance(outcome, Unclear):
-            raise QueryLostError(outcome.code, outcome.message, sent=True, unclear=True)
-        if isinstance(outcome, Accepted) and self._is_elsewhere(target):
+            raise QueryLostError(outcome.code, outcome.message, sent=True)
+        if isinstance(outcome, Accepted) and self.is_elsewhere(target):
             assert isinstance(outcome.result, PaymentStatus | BatchStatus)
             told = attrs.evolve(outcome.result, is_elsewhere=True)
             return attrs.evolve(outcome, result=told)
         return outcome
 
-    def _is_elsewhere(self, task: Task) -> bool:
+    def is_elsewhere(self, task: Task) -> bool:
         """Whether a payment was sent to another system than the one that this lane asks."""
         return task.sent_to not in (None, self.parts.system)
 
@@ -826,8 +840,7 @@ class Lane:
         outcome = understood(parts.codec, operation, reply)
         match outcome:
             case Unclear(code=code, message=message):
-                told = message or "the answer proves nothing"
-                raise QueryLostError(code, told, sent=True, unclear=True)
+                raise QueryLostError(code, message or "the answer proves nothing", sent=True)
             case Rejected(code=code, message=message, why=Refusal.THROTTLED):
                 raise QueryLostError(code, message or "asked too often", sent=True)
             case _:
@@ -836,7 +849,9 @@ class Lane:
     async def ask_after(
         self, target: Task, task: Task, keep: Callable[[store.Bytes], Awaitable[None]] | None = None
     ) -> tuple[Outcome, store.Bytes]:
-        """Ask the bank what became of a payment; of a batch, row by row, until one is open.
+        """Ask the bank what became of a payment; of a batch, row by row.
+
+        Of a batch that is open until one row is, of one at its end every row.
 
         Args:
             target: what was sent.
@@ -862,7 +877,8 @@ class Lane:
             page = outcome.result
             assert isinstance(page, BatchStatus)
             pages.append(page)
-            if not page.cursor or evidence.is_undecided(page) or len(pages) >= BATCH_ROWS_MAX:
+            is_told = target.state not in FINAL and evidence.is_undecided(page)
+            if not page.cursor or is_told or len(pages) >= BATCH_ROWS_MAX:
                 break
             if keep is not None:
                 await keep(wire)
@@ -911,7 +927,7 @@ class Lane:
             finding,
             now,
             certain,
-            is_elsewhere=self._is_elsewhere(task),
+            is_elsewhere=self.is_elsewhere(task),
         )
         match decision:
             case evidence.Close(events=events, cause=cause):
@@ -1211,7 +1227,7 @@ class Lane:
         def again() -> None:
             if task.claimed and task.state in OPEN_AT_BANK:
                 # A statement is being judged for it: that plans no inquiry.
-                self.later(pause, again)
+                self.later(NOT_SENT_RETRY_SECONDS, again)
             else:
                 self.put_back(task)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import attrs
@@ -49,12 +49,15 @@ class Look:
     """Set where there is no statement: every success is asked after, from this place on."""
     losses: int = 0
     """Requests in a row without a clear answer."""
-    known_unclear: frozenset[int] = frozenset()
-    """Places of successes of which the bank said nothing clear at an earlier look."""
-    unclear: set[int] = attrs.Factory(set)
-    """Places of those of which it says nothing clear at this one."""
-    passed_over: str = ""
-    """Why a success was not learned of, the last time; empty: none was passed over."""
+    known_bad: frozenset[int] = frozenset()
+    """Places of successes of which the bank told nothing at an earlier look: asked last."""
+    last: deque[Watched] = attrs.Factory(deque)
+    """Those of ``known_bad`` that are still to be asked after."""
+    bad: set[int] = attrs.Factory(set)
+    """Places of those of which it tells nothing at this look."""
+    missed: str = ""
+    """Why this look did not learn all; empty: it did."""
+    _is_at_last: bool = False
     _losses_of_one: int = 0
 
     @property
@@ -67,6 +70,17 @@ class Look:
         """Whether too many requests in a row got no clear answer."""
         return self.losses >= LOSSES_MAX
 
+    def ask_after(self, found: Iterable[Watched]) -> None:
+        """Let the status of these successes be asked."""
+        for one in found:
+            (self.last if one.seq in self.known_bad else self.asks).append(one)
+
+    def ask_last(self) -> None:
+        """Go on to the successes of which nothing was told at an earlier look."""
+        self.asks, self.last = self.last, deque()
+        self._is_at_last = True
+        self.losses = 0
+
     def take_told(self) -> None:
         """Go on behind a success of which the bank told something."""
         self.asks.popleft()
@@ -74,35 +88,27 @@ class Look:
 
     def pass_over(self, reason: str) -> None:
         """Go on behind a success of which the bank tells nothing: it must not hide the others."""
-        self.asks.popleft()
+        self.bad.add(self.asks.popleft().seq)
         self._losses_of_one = 0
-        self.passed_over = reason
+        self.missed = reason
 
-    def lose(self, reason: str, *, unclear: bool) -> None:
-        """Count a request without a clear answer; a success is passed over at the second.
-
-        Args:
-            reason: as people read it.
-            unclear: there was an answer, and it proves nothing.
-        """
-        if not self.is_asking:
-            self.losses += 1
-            return
-        place = self.asks[0].seq
-        if unclear:
-            self.unclear.add(place)
-            if place in self.known_unclear:
-                # It was the same at an earlier look: the bank is there, this says no more of it.
-                self.pass_over(reason)
-                return
+    def lose(self, reason: str) -> None:
+        """Count a request without a clear answer; a success is passed over at the second."""
         self.losses += 1
+        if not self.is_asking:
+            return
         self._losses_of_one += 1
-        if self._losses_of_one >= LOSSES_OF_ONE_MAX:
+        if self._losses_of_one >= LOSSES_OF_ONE_MAX or self._is_at_last:
             self.pass_over(reason)
+        if self._is_at_last and self.is_lost:
+            # All others were asked, so the look is over, however long the bank tells nothing.
+            self.bad |= {one.seq for one in self.asks}
+            self.asks.clear()
+            self.losses = 0
 
     def ask_statement(self, parts: Sequence[StatementQuery]) -> None:
-        """Let these parts of the statement be read."""
-        self.parts = deque(parts)
+        """Let these parts of the statement be read, the newest first: earlier looks read others."""
+        self.parts = deque(reversed(parts))
 
     def take_page(self, page: Statement, reply: Reply) -> None:
         """Take a page that was read and go on to what follows it."""
@@ -113,6 +119,7 @@ class Look:
             self.parts.appendleft(attrs.evolve(part, cursor=page.cursor))
         if self.parts and (len(self.pages) >= PAGES_MAX or len(self.entries) >= ENTRIES_MAX):
             self.is_complete = False
+            self.missed = f"its statement has more than the {len(self.entries)} lines that are read"
             self.parts.clear()
 
     def page_of(self, entry: StatementEntry) -> tuple[Reply, str]:

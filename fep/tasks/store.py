@@ -1123,6 +1123,20 @@ def rivals(connection: sa.Connection, one: Payment) -> list[Payment]:
     return found
 
 
+def is_blind(connection: sa.Connection, about: dt.datetime) -> bool:
+    """Say whether payments sent about a moment may be unknown here: a copy was put back since.
+
+    What was sent between the copy and its coming back is not in it, released or not.
+    """
+    reach = dt.timedelta(days=DAYS_AFTER_MAX + 2)
+    until = sa.func.coalesce(restored.c.restored_at, restored.c.released_at)
+    query = sa.select(restored.c.seq).where(
+        restored.c.taken_at <= text_of(about + reach),
+        sa.or_(until.is_(None), until >= text_of(about - reach)),
+    )
+    return connection.execute(query.limit(1)).first() is not None
+
+
 def watched_payers(connection: sa.Connection, bank: str) -> list[AccountNumber]:
     """Return the accounts with successes that are watched."""
     query = (

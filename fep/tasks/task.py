@@ -130,12 +130,10 @@ class OvertakenError(Exception):
 class QueryLostError(Exception):
     """A query got no clear answer; it may be asked again."""
 
-    def __init__(self, code: str, message: str, *, sent: bool, unclear: bool = False) -> None:
+    def __init__(self, code: str, message: str, *, sent: bool) -> None:
         super().__init__(message)
         self.code = code
         self.sent = sent
-        self.unclear = unclear
-        """The bank did answer, and what it said proves nothing."""
 
 
 class Submission(msgspec.Struct, frozen=True, gc=False):

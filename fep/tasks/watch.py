@@ -88,8 +88,12 @@ class Watch:
         """Payments whose end a statement may tell."""
         self._noted: dict[Task, str] = {}
         """What was said last of these payments, so that their chains do not say it again."""
-        self._unclear: dict[AccountNumber, frozenset[int]] = {}
-        """Successes of which the bank said nothing clear at the last looks, by their places."""
+        self._bad: dict[AccountNumber, frozenset[int]] = {}
+        """Successes of which the bank told nothing at the last looks, by their places."""
+        self._suspected: dict[AccountNumber, int] = {}
+        """The place of the last success that was asked because a line could be its return."""
+        self._contradicted: set[TaskId] = set()
+        """Payments of whose contradiction the bytes are kept."""
         self._failures: dict[AccountNumber, int] = {}
         """Looks in a row that did not learn all."""
         self._ready: deque[Look] = deque()
@@ -106,14 +110,11 @@ class Watch:
         self._due.clear()
         self._ready.clear()
         self._open.clear()
-        self._unclear.clear()
+        self._bad.clear()
         self._failures.clear()
         bank = self._lane.bank
-        payers = await self._service.store.read(partial(store.watched_payers, bank=bank))
-        for payer in payers:
+        for payer in await self._service.store.read(partial(store.watched_payers, bank=bank)):
             self._want(payer, 0.0)
-        if not payers:
-            self._service.alarms.clear(AlarmKind.WATCH_FAILED, bank)
 
     def begin(self, payer: AccountNumber) -> None:
         """Note that a success of this account is watched from now on."""
@@ -170,7 +171,7 @@ class Watch:
             is_done = await self._do_next(one)
         except QueryLostError as lost:
             if lost.sent:
-                one.lose(str(lost), unclear=lost.unclear)
+                one.lose(str(lost))
             if one.is_lost:
                 self._fail(one, str(lost))
             else:
@@ -198,6 +199,8 @@ class Watch:
             await self._ask_status(one)
         elif one.asks_all_after is not None:
             await self._read_watched(one)
+        elif one.last:
+            one.ask_last()
         else:
             await self._end(one)
             return True
@@ -205,29 +208,27 @@ class Watch:
 
     def _fail(self, one: Look, reason: str) -> None:
         log.warning("watch.look_failed", account=mask(one.payer), reason=reason)
-        self._unclear[one.payer] = one.known_unclear | one.unclear
+        self._bad[one.payer] = one.known_bad | one.bad
         self._count_failure(one.payer, reason)
         card = self._lane.parts.card
         self._again(one, min(card.returned.interval_s, FAILED_RETRY_SECONDS_MAX))
 
     def _count_failure(self, payer: AccountNumber, reason: str) -> None:
-        """Count a look that did not learn all; none did when there is no reason."""
+        """Count a look that did not learn all, and tell of so many in a row; "" is one that did."""
+        alarms, subject = self._service.alarms, f"{self._lane.bank} {mask(payer)}"
         if not reason:
             self._failures.pop(payer, None)
-        else:
-            self._failures[payer] = self._failures.get(payer, 0) + 1
-        alarms, bank = self._service.alarms, self._lane.bank
-        if max(self._failures.values(), default=0) < FAILED_LOOKS_MAX:
-            alarms.clear(AlarmKind.WATCH_FAILED, bank)
-        elif self._failures.get(payer, 0) >= FAILED_LOOKS_MAX:
-            times = self._failures[payer]
-            cause = f"{times} looks in a row at account {mask(payer)} did not learn all: {reason}"
-            alarms.raise_alarm(AlarmKind.WATCH_FAILED, bank, cause)
+            alarms.clear(AlarmKind.WATCH_FAILED, subject)
+            return
+        times = self._failures[payer] = self._failures.get(payer, 0) + 1
+        if times >= FAILED_LOOKS_MAX:
+            cause = f"{times} looks in a row did not learn all: {reason}"
+            alarms.raise_alarm(AlarmKind.WATCH_FAILED, subject, cause)
 
     async def _begin(self, one: Look) -> None:
         lane = self._lane
         one.began, one.is_begun = trio.current_time(), True
-        one.known_unclear = self._unclear.get(one.payer, frozenset())
+        one.known_bad = self._bad.get(one.payer, frozenset())
         since = await self._service.store.read(
             partial(store.watched_since, bank=lane.bank, payer=one.payer)
         )
@@ -277,7 +278,7 @@ class Watch:
                 limit=ASKED_AT_ONCE_MAX,
             )
         )
-        one.asks.extend(found)
+        one.ask_after(found)
         one.asks_all_after = found[-1].seq if found else None
 
     async def _ask_status(self, one: Look) -> None:
@@ -288,10 +289,10 @@ class Watch:
         if task.state is State.SUCCEEDED or _may_return_more(task):
             outcome, wire = await lane.ask_after(task, task)
             if isinstance(outcome, Unclear):
-                raise QueryLostError(outcome.code, outcome.message, sent=True, unclear=True)
+                raise QueryLostError(outcome.code, outcome.message, sent=True)
             await self.take_status(task, outcome, wire)
-            if isinstance(outcome, Rejected):
-                one.pass_over(f"the bank refused its status: {outcome.code} {outcome.message}")
+            if (untold := evidence.untold(outcome)) is not None:
+                one.pass_over(untold)
                 return
         one.take_told()
 
@@ -311,10 +312,10 @@ class Watch:
 
         await self._service.patiently(write)
         self._looked[one.payer] = one.began
-        self._unclear[one.payer] = frozenset(one.unclear)
-        if one.passed_over:
-            log.warning("watch.passed_over", account=mask(one.payer), reason=one.passed_over)
-        self._count_failure(one.payer, one.passed_over)
+        self._bad[one.payer] = frozenset(one.bad)
+        if one.missed:
+            log.warning("watch.look_incomplete", account=mask(one.payer), reason=one.missed)
+        self._count_failure(one.payer, one.missed)
         log.debug("watch.looked", account=mask(one.payer), watched=left[0])
         self._due.pop(one.payer, None)
         if left[0]:
@@ -323,7 +324,8 @@ class Watch:
             self._want(one.payer, lane.parts.card.inquiry.interval_max_s)
         elif not left[0]:
             self._looked.pop(one.payer, None)
-            self._unclear.pop(one.payer, None)
+            for known in (self._bad, self._suspected, self._failures):
+                known.pop(one.payer, None)
 
     # -- what it proves -----------------------------------------------------------------------
 
@@ -341,6 +343,7 @@ class Watch:
             return
         amounts = sorted({entry.amount for entry in coming})
         lane = self._lane
+        suspects: list[Watched] = []
         for watched in await self._service.store.read(
             lambda c: store.watched_alike(c, lane.bank, one.payer, amounts)
         ):
@@ -355,10 +358,19 @@ class Watch:
                 case Ambiguous(why=why):
                     self._alarm(watched.task_id, f"whether it came back: {why}")
                 case Absent():
-                    is_asked = any(asked.seq == watched.seq for asked in one.asks)
-                    room = len(one.asks) < SUSPECTS_MAX and not is_asked
-                    if room and may_be_returned(watched.payment, coming):
-                        one.asks.append(watched)
+                    is_asked = bool(suspects) and suspects[-1].seq == watched.seq
+                    if not is_asked and may_be_returned(watched.payment, coming):
+                        suspects.append(watched)
+        self._suspect(one, suspects)
+
+    def _suspect(self, one: Look, suspects: Sequence[Watched]) -> None:
+        """Let successes be asked after that may have come back; where they are many, in turn."""
+        after = self._suspected.get(one.payer, 0)
+        turn = [*(x for x in suspects if x.seq > after), *(x for x in suspects if x.seq <= after)]
+        one.ask_after(turn[:SUSPECTS_MAX])
+        if left := turn[SUSPECTS_MAX:]:
+            self._suspected[one.payer] = turn[SUSPECTS_MAX - 1].seq
+            one.missed = f"{len(left)} successes more than are asked may have come back"
 
     async def _judge_open(self, task: Task, one: Look) -> None:
         """Close an open payment that the statement proves."""
@@ -366,6 +378,10 @@ class Watch:
         lane.hold(task)
         payment = payment_of(task)
         by_reference_only = not one.is_complete or lane.parts.card.statement.shows_reference
+        if not by_reference_only:
+            # What a restored copy does not know may be what a line without a reference is.
+            read = partial(store.is_blind, about=payment.sent_at)
+            by_reference_only = await self._service.store.read(read)
         others: Sequence[Payment] = ()
         if not by_reference_only or payment.bank_ref:
             others = await self._service.store.read(partial(store.rivals, one=payment))
@@ -413,6 +429,8 @@ class Watch:
 
     async def take_status(self, task: Task, outcome: Outcome, wire: store.Bytes) -> bool:
         """Reopen a success that the bank's status says came back; say whether that was done."""
+        if not self._lane.is_elsewhere(task):
+            await self._compare(task, outcome, wire)
         if task.state is not State.SUCCEEDED and not _may_return_more(task):
             return False
         match outcome:
@@ -430,6 +448,30 @@ class Watch:
                 )
             case _:
                 return False
+
+    async def _compare(self, task: Task, outcome: Outcome, wire: store.Bytes) -> None:
+        """Tell of a status that says otherwise than the end its payment was brought to."""
+        is_open = task.state is State.SENDING or task.state in OPEN_AT_BANK
+        if is_open or not isinstance(outcome, Accepted):
+            return
+        about = ""
+        if isinstance(outcome.result, BatchStatus):
+            told = await self._service.store.read(partial(store.result_of, seq=task.seq))
+            rows = evidence.contradicted_rows(task.state, told, outcome.result)
+            if not rows:
+                return
+            about = f" of row {', '.join(map(str, rows))}"
+        elif not evidence.contradicts(task.state, outcome):
+            return
+        said = evidence.told(outcome)
+        cause = f"it is {task.state.value}, and the bank's status query says{about}: {said}"
+        log.error("task.contradicted", task_id=task.task_id, cause=cause)
+        self._service.alarms.raise_alarm(AlarmKind.EVIDENCE_CONFLICT, task.task_id, cause)
+        if task.task_id not in self._contradicted:
+            self._contradicted.add(task.task_id)
+            at = self._service.clock.now()
+            keep = partial(store.add_message, seq=task.seq, bank=task.bank, wire=wire, at=at)
+            await self._service.patiently(partial(self._service.write_at, task.bank, keep))
 
     async def _reopen(
         self,

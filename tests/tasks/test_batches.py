@@ -18,7 +18,7 @@ from fep.daemon.verify import verify
 from fep.domain.clock import SystemClock
 from fep.domain.ids import AccountNumber, BankName, TaskId, client_ref, row_ref
 from fep.domain.money import Cny
-from fep.domain.order import BatchQuery, BatchStatus, PaymentState, PaymentStatus
+from fep.domain.order import BatchQuery, BatchStatus, Kind, PaymentState, PaymentStatus
 from fep.tasks import replay, store
 from fep.tasks.state import State
 from tests.tasks.bench import (
@@ -352,6 +352,64 @@ async def test_rows_that_come_back_are_told_one_by_one_each_once(
         assert alarm.cause.endswith(": row 0")
         fep.agrees()
         await sound(fep, bank)
+
+
+async def test_a_row_of_which_the_bank_tells_nothing_hides_no_other_rows_return(
+    world: World,
+) -> None:
+    is_odd = False
+
+    def odd(_query: BatchQuery, outcome: Outcome) -> Outcome:
+        match outcome:
+            case Accepted(result=BatchStatus(rows=rows) as page) if is_odd and 0 in rows:
+                untold = PaymentStatus(PaymentState.UNKNOWN, "ODD", "a state on no list")
+                return attrs.evolve(outcome, result=attrs.evolve(page, rows={**rows, 0: untold}))
+            case _:
+                return outcome
+
+    card = {"returned": {"watch_days": 2, "first_look_s": 0.05, "interval_s": 0.2}}
+    async with world.fep(banks=[CMB], run=False) as fep:
+        unit = fep.make(CMB, card, codec=told(odd))
+        kinds = unit.parts.capabilities - {Kind.STATEMENT}
+        unit.lane.parts = attrs.evolve(unit.parts, capabilities=kinds)
+        await fep.start(CMB)
+        await fep.ready(CMB)
+        world.banks[CMB].faults[Fault.RETURNED] = 1.0
+        await fep.submit("B1", bank=CMB, body=batch(CMB, "1.00", "2.00"))
+        await fep.becomes("B1", State.SUCCEEDED)
+        is_odd = True
+        world.book.take_back(CMB, SystemClock().now() + dt.timedelta(minutes=2))
+        found = await fep.becomes("B1", State.RETURNED)
+        assert [row["state"] for row in found["result"]["rows"]] == ["succeeded", "returned"]
+        # The first one is not learned of: that is told too.
+        await until(lambda: AlarmKind.WATCH_FAILED in fep.alarm_kinds())
+        [alarm] = [one for one in fep.alarms.active() if one.kind is AlarmKind.WATCH_FAILED]
+        assert alarm.cause.endswith("the bank's status query says: unknown")
+
+
+async def test_a_row_that_the_bank_denies_after_the_end_is_an_alarm(world: World) -> None:
+    is_denied = False
+
+    def denying(_query: BatchQuery, outcome: Outcome) -> Outcome:
+        match outcome:
+            case Accepted(result=BatchStatus(rows=rows) as page) if is_denied:
+                denied = {at: PaymentStatus(PaymentState.REJECTED, "NO", "") for at in rows}
+                return attrs.evolve(outcome, result=attrs.evolve(page, rows=denied))
+            case _:
+                return outcome
+
+    async with world.fep(codec=told(denying)) as fep:
+        await fep.ready()
+        poor = batch(PINGAN, "1.00", "99999999.00")
+        await fep.submit("B1", body=poor)
+        found = await fep.becomes("B1", State.SUCCEEDED)
+        assert [row["state"] for row in found["result"]["rows"]] == ["succeeded", "rejected"]
+        is_denied = True
+        await fep.submit("ASK", body=status_of("B1"))
+        await fep.becomes("ASK", State.SUCCEEDED)
+        [alarm] = [one for one in fep.alarms.active() if one.kind is AlarmKind.EVIDENCE_CONFLICT]
+        assert alarm.subject == "B1"
+        assert "says of row 0: " in alarm.cause
 
 
 async def test_a_row_is_a_rival_of_a_single_payment_whose_line_has_no_reference(

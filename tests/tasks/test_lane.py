@@ -20,7 +20,7 @@ from fep.alarms.state import AlarmKind
 from fep.domain.clock import SHANGHAI, SystemClock, business_date, from_text, to_shanghai
 from fep.domain.ids import AccountNumber, BankName, TaskId, client_ref
 from fep.domain.money import Cny
-from fep.domain.order import Kind, Operation
+from fep.domain.order import Kind, Operation, PaymentState
 from fep.links.mux import UnmatchedReply
 from fep.tasks.lane import OFFERS_OUTSTANDING_MAX, QUERY_ATTEMPTS_MAX
 from fep.tasks.state import FINAL, State
@@ -45,6 +45,7 @@ from tests.tasks.bench import (
     transfer,
     until,
 )
+from tests.tasks.codecs import changed, says
 
 BANKS = [PINGAN, CMB]
 ID = TaskId("T1")
@@ -204,6 +205,34 @@ async def test_a_payment_open_for_too_long_is_told_also_when_the_bank_can_not_be
         fep.take_key()
         await fep.start()
         await until(lambda: AlarmKind.UNKNOWN_OVERDUE in fep.alarm_kinds())
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+async def test_payments_that_stay_open_keep_no_new_one_from_being_sent(
+    world: World, workers: int
+) -> None:
+    """As those that wait for an approval at the bank: many are asked after all the time."""
+    # More than can be asked after in the time after which each is to be asked again.
+    card = {"throttle": {"query_gap_s": 0.05}, "inquiry": {"interval_max_s": 0.1}}
+    codec = changed(says(PaymentState.PROCESSING))
+    async with world.fep(card=card, codec=codec, workers=workers) as fep:
+        await fep.ready()
+        world.banks[PINGAN].faults[Fault.LANDED] = 1.0
+        for number in range(12):
+            await fep.submit(f"OPEN-{number}", body=transfer(f"{number + 1}.00"))
+        for number in range(12):
+            await fep.becomes(f"OPEN-{number}", State.ACCEPTED)
+        await until(lambda: len(fep.lane._inquiries) > workers, "they are behind")
+        world.banks[PINGAN].faults.clear()
+        await fep.submit("T1", body=transfer("99.00"))
+        await fep.submit("ASK", body=balance())
+        await fep.becomes("T1", State.SUCCEEDED)
+        await fep.becomes("ASK", State.SUCCEEDED)
+        asked = [fep.task(f"OPEN-{number}").inquiries for number in range(12)]
+        await until(
+            lambda: all(fep.task(f"OPEN-{n}").inquiries > asked[n] for n in range(12)),
+            "and those are asked after all the same",
+        )
 
 
 async def test_a_bank_that_is_drained_between_two_inquiries_hides_no_overdue_payment(

@@ -94,10 +94,10 @@ def test_the_days_reach_to_the_one_before_the_sending_as_far_as_a_statement_does
         assert first <= day_before
 
 
-def asking(*places: int, known_unclear: tuple[int, ...] = ()) -> Look:
-    one = Look(PAYER, is_begun=True, is_judged=True, known_unclear=frozenset(known_unclear))
+def asking(*places: int, known_bad: frozenset[int] = frozenset()) -> Look:
+    one = Look(PAYER, is_begun=True, is_judged=True, known_bad=known_bad)
     paid = Payment(ClientRef("R"), PAYER, AccountNumber("9"), Cny(1), NOW)
-    one.asks.extend(Watched(place, TaskId(f"T{place}"), paid) for place in places)
+    one.ask_after(Watched(place, TaskId(f"T{place}"), paid) for place in places)
     return one
 
 
@@ -107,44 +107,74 @@ def places(one: Look) -> list[int]:
 
 def test_a_success_that_the_bank_tells_nothing_of_is_passed_over_at_the_second_time() -> None:
     one = asking(1, 2, 3)
-    one.lose("no answer", unclear=False)
-    assert (places(one), one.passed_over) == ([1, 2, 3], "")
-    one.lose("no answer", unclear=False)
-    assert (places(one), one.passed_over) == ([2, 3], "no answer")
+    one.lose("no answer")
+    assert (places(one), one.missed) == ([1, 2, 3], "")
+    one.lose("no answer")
+    assert (places(one), one.missed, one.bad) == ([2, 3], "no answer", {1})
     one.take_told()
     assert (places(one), one.losses) == ([3], 0)
-    assert one.unclear == set()
 
 
 def test_a_bank_that_answers_nothing_ends_a_look() -> None:
     one = asking(1, 2, 3)
     for _ in range(LOSSES_MAX):
         assert not one.is_lost
-        one.lose("no answer", unclear=False)
+        one.lose("no answer")
     assert one.is_lost
     reading = Look(PAYER, is_begun=True)
     reading.ask_statement([StatementQuery(PAYER, DAY, DAY)])
     for _ in range(LOSSES_MAX):
         assert not reading.is_lost
-        reading.lose("no answer", unclear=True)
+        reading.lose("no answer")
     assert reading.is_lost
-    assert reading.unclear == set()
+    assert reading.bad == set()
 
 
-def test_whatever_number_of_successes_is_unclear_all_others_are_asked_after_some_looks() -> None:
-    unclear = set(range(1, 12))
+def test_what_was_not_told_is_asked_last_and_ends_no_look() -> None:
+    one = asking(*range(1, 9), known_bad=frozenset(range(1, 8)))
+    assert places(one) == [8]
+    one.take_told()
+    one.ask_last()
+    assert places(one) == [1, 2, 3, 4, 5, 6, 7]
+    one.take_told()
+    for _ in range(LOSSES_MAX):
+        assert one.is_asking
+        one.lose("no answer")
+        assert not one.is_lost
+    assert not one.is_asking
+    assert one.bad == {2, 3, 4, 5, 6, 7}
+
+
+def test_however_many_are_not_told_all_others_are_asked_after_some_looks() -> None:
+    untold = set(range(1, 12))
     known: frozenset[int] = frozenset()
     told = list[int]()
-    for _ in range(5):
-        one = asking(*range(1, 15), known_unclear=tuple(known))
+    for _ in range(6):
+        one = asking(*range(1, 15), known_bad=known)
         while one.is_asking and not one.is_lost:
-            if one.asks[0].seq in unclear:
-                one.lose("unclear", unclear=True)
+            if one.asks[0].seq in untold:
+                one.lose("no answer")
             else:
                 told.append(one.asks[0].seq)
                 one.take_told()
-        known |= one.unclear
+        known |= one.bad
         if told:
             break
     assert told == [12, 13, 14]
-    assert known == unclear
+    assert known <= untold
+
+
+def test_the_newest_days_are_read_first_and_what_is_not_read_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(look, "PAGES_MAX", 2)
+    one = Look(PAYER)
+    days = [BusinessDate(DAY - dt.timedelta(days=ago)) for ago in (2, 1, 0)]
+    one.ask_statement([StatementQuery(PAYER, day, day) for day in days])
+    for day in (days[2], days[1]):
+        assert one.parts[0].first_day == day
+        assert one.missed == ""
+        one.take_page(Statement(entries(1), ""), reply(1))
+    assert not one.parts
+    assert not one.is_complete
+    assert one.missed == "its statement has more than the 2 lines that are read"

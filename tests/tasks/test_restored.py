@@ -13,17 +13,20 @@ import pytest
 import structlog
 import trio
 
+from fep.adapters.api import Outcome, Reply
+from fep.adapters.host import Fault
 from fep.alarms.state import AlarmKind
 from fep.daemon.verify import verify
 from fep.domain.clock import SystemClock
 from fep.domain.ids import TaskId, client_ref
-from fep.domain.order import Kind
+from fep.domain.order import Kind, Operation
 from fep.store import backup
 from fep.tasks.service import TaskRefusedError
 from fep.tasks.state import State
 from fep.tasks.task import digest
 from tests.tasks.bench import ENTERPRISE, PAYER, Fep, MovedClock, World, balance, money, until
 from tests.tasks.bench import PINGAN as BANK
+from tests.tasks.codecs import changed, mute, nameless
 from tests.tasks.test_archived import move
 
 pytestmark = pytest.mark.req("FEP-23")
@@ -350,3 +353,51 @@ async def test_a_body_that_is_not_valid_fails_no_payment_that_is_held(world: Wor
             await until(lambda: any(one["event"] == "task.fetch_refused" for one in logs))
         assert (await fep.get("PAY-1"))["state"] in {"queued", "offered"}
         fep.accounts[PAYER] = approved
+
+
+SEARCH = {"inquiry": {"statement_after": 1, "no_record": "never"}}
+
+
+@pytest.mark.parametrize("how", ["held", "lost", "released", "not restored"])
+async def test_a_line_that_may_be_of_what_the_copy_does_not_know_closes_no_other_payment(
+    world: World, how: str
+) -> None:
+    quiet = {"inquiry": {"statement_after": 0, "no_record": "never"}}
+    async with world.fep(card=quiet, reply_timeout_s=0.3, codec=changed(nameless)) as fep:
+        await fep.ready()
+        faults = world.banks[BANK].faults
+        is_own = how == "not restored"
+        faults[Fault.SILENT_AFTER_BOOKING if is_own else Fault.SILENT_BEFORE_BOOKING] = 1.0
+        await fep.submit("OPEN", body=money(BANK))
+        await fep.becomes("OPEN", State.UNKNOWN)
+        faults.clear()
+        fep.take_key()
+        if how == "held":
+            await fep.submit("PAID", body=money(BANK))
+        copy = await trio.to_thread.run_sync(back_up, world)
+        if how in ("lost", "released"):
+            await fep.submit("PAID", body=money(BANK))
+        fep.give_key()
+        if not is_own:
+            await fep.becomes("PAID", State.SUCCEEDED)
+    if not is_own:
+        await trio.to_thread.run_sync(restore, world, copy)
+    if how == "released":
+        async with world.fep(card=quiet) as fep:
+            await fep.service.release("wang", EVIDENCE)
+    async with world.fep(card=SEARCH, codec=changed(deaf)) as fep:
+        await fep.ready()
+        if is_own:
+            await fep.becomes("OPEN", State.SUCCEEDED)
+            return
+        await until(lambda: fep.lane.watch._noted, "what the statement says of it is noted")
+        chain = (await fep.service.why(None, TaskId("OPEN")))["events"]
+        causes = [one["cause"] for one in chain if one["event"] == "searched"]
+        assert causes == ["no line of the payer's statement is it: proves nothing"]
+        assert (await fep.get("OPEN"))["state"] == "unknown"
+        assert world.booked("OPEN") == 0
+
+
+def deaf(operation: Operation, reply: Reply, outcome: Outcome) -> Outcome:
+    """A bank whose lines bear no reference, and whose status query never tells anything."""
+    return nameless(operation, reply, mute(operation, reply, outcome))

@@ -42,7 +42,7 @@ from tests.tasks.bench import (
     same,
     until,
 )
-from tests.tasks.codecs import changed, mute, nameless, no_statements
+from tests.tasks.codecs import changed, mute, nameless, no_statements, says
 
 pytestmark = pytest.mark.req("LAND-51", "FEP-25")
 
@@ -459,8 +459,8 @@ def tells_nothing(how: str, ids: Sequence[str]) -> Codec:
     return changed(change)
 
 
-def watched_by_status(fep: Fep, codec: Codec) -> None:
-    unit = fep.make(PINGAN, WATCH, codec=codec, reply_timeout_s=0.3)
+def watched_by_status(fep: Fep, codec: Codec, card: dict[str, Any] = WATCH) -> None:
+    unit = fep.make(PINGAN, card, codec=codec, reply_timeout_s=0.3)
     kinds = unit.parts.capabilities - {Kind.STATEMENT}
     unit.lane.parts = attrs.evolve(unit.parts, capabilities=kinds)
 
@@ -496,8 +496,9 @@ async def test_a_success_of_which_the_bank_tells_nothing_hides_no_other_return(
         await take_back(world, PINGAN)
         await fep.becomes("T2", State.RETURNED)
         await until(lambda: watch_alarms(fep), "a person must know that T1 is not learned of")
-        [cause] = watch_alarms(fep)
-        assert cause.startswith(f"3 looks in a row at account {mask(PAYER)} did not learn all")
+        [alarm] = [one for one in fep.alarms.active() if one.kind is AlarmKind.WATCH_FAILED]
+        assert alarm.subject == f"pingan {mask(PAYER)}"
+        assert alarm.cause.startswith("3 looks in a row did not learn all: ")
         assert (await fep.get("T1"))["state"] == "succeeded"
 
 
@@ -523,6 +524,76 @@ async def test_a_success_that_can_not_be_asked_after_hides_no_other_return(
             await fep.becomes(name, State.SUCCEEDED)
         await take_back(world, PINGAN)
         await fep.becomes("T2", State.RETURNED)
+
+
+async def test_where_many_may_have_come_back_they_are_asked_after_in_turn(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fep.tasks.watch.SUSPECTS_MAX", 2)
+    async with world.fep(card=WATCH, codec=changed(nameless)) as fep:
+        await fep.ready()
+        names = [f"T{number}" for number in range(1, 6)]
+        for name in names:
+            if name == names[-1]:
+                world.banks[PINGAN].faults[Fault.RETURNED] = 1.0
+            await fep.submit(name, body=money(PINGAN))
+            await fep.becomes(name, State.SUCCEEDED)
+        await take_back(world, PINGAN)
+        await fep.becomes(names[-1], State.RETURNED)
+        for name in names[:-1]:
+            assert (await fep.get(name))["state"] == "succeeded"
+
+
+async def test_a_statement_that_is_longer_than_what_is_read_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fep.tasks.look.PAGES_MAX", 1)
+
+    def endless(_operation: Operation, _reply: Reply, outcome: Outcome) -> Outcome:
+        match outcome:
+            case Accepted(result=Statement(entries=entries)):
+                return attrs.evolve(outcome, result=Statement(entries, "1"))
+            case _:
+                return outcome
+
+    async with world.fep(card=WATCH, codec=changed(endless)) as fep:
+        await fep.ready()
+        await fep.submit("T1", body=money(PINGAN))
+        await fep.becomes("T1", State.SUCCEEDED)
+        await until(lambda: watch_alarms(fep))
+        assert "its statement has more than the" in watch_alarms(fep)[0]
+
+
+@pytest.mark.parametrize(
+    ("end", "said", "by"),
+    [
+        (State.SUCCEEDED, PaymentState.REJECTED, "a look"),
+        (State.SUCCEEDED, PaymentState.REJECTED, "its client"),
+        (State.REJECTED, PaymentState.SUCCEEDED, "its client"),
+    ],
+)
+async def test_a_status_that_contradicts_the_end_is_an_alarm_with_its_bytes(
+    world: World, end: State, said: PaymentState, by: str
+) -> None:
+    card = WATCH if by == "a look" else {"returned": {"watch_days": 0}}
+    async with world.fep(run=False) as fep:
+        watched_by_status(fep, changed(says(said)), card)
+        await fep.start()
+        await fep.ready()
+        amount = "1.00" if end is State.SUCCEEDED else "99999999.00"
+        await fep.submit("T1", body=money(PINGAN, amount))
+        await fep.becomes("T1", end)
+        if by == "its client":
+            ask = {"kind": "transfer_status", "params": {"task_id": "T1"}}
+            await fep.submit("ASK", body=ask)
+            await fep.becomes("ASK", State.SUCCEEDED)
+        await until(lambda: AlarmKind.EVIDENCE_CONFLICT in fep.alarm_kinds())
+        [alarm] = [one for one in fep.alarms.active() if one.kind is AlarmKind.EVIDENCE_CONFLICT]
+        assert alarm.subject == "T1"
+        assert alarm.cause.startswith(f"it is {end.value}, and the bank's status query says: ")
+        assert (await fep.get("T1"))["state"] == end.value
+        kept = "select count(*) from message where direction = 'received' and task_seq = 1"
+        await until(lambda: world.on_disk(kept) == [(2,)])
 
 
 async def test_looks_that_fail_one_after_another_are_an_alarm_until_one_does_not(
