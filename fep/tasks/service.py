@@ -1585,12 +1585,13 @@ class TaskService:
                 expired.append(task)
         for at in range(0, len(expired), EXPIRED_AT_ONCE_MAX):
             await self._expire_these(expired[at : at + EXPIRED_AT_ONCE_MAX], now)
-        if expired:
-            self.alarms.raise_alarm(
-                AlarmKind.TASK_EXPIRED,
-                expired[0].client,
-                f"{len(expired)} tasks expired unsent; the oldest is {expired[0].task_id}",
-            )
+        of_clients: dict[ClientName, list[Task]] = {}
+        for task in expired:
+            of_clients.setdefault(task.client, []).append(task)
+        # Each client may see its own alarms only.
+        for client, own in of_clients.items():
+            cause = f"{len(own)} tasks expired unsent; the oldest is {own[0].task_id}"
+            self.alarms.raise_alarm(AlarmKind.TASK_EXPIRED, client, cause)
 
     async def _expire_these(self, tasks: list[Task], now: dt.datetime) -> None:
         # While a part waits for the disk, another's tasks may be claimed or move on.

@@ -800,6 +800,27 @@ async def test_what_is_never_fetched_expires_and_nothing_was_sent(world: World) 
         fep.agrees()
 
 
+async def test_each_client_is_told_of_its_own_expired_tasks(world: World) -> None:
+    """They end in one look, and a client sees its own alarms only."""
+    clock = MovedClock()
+    async with world.fep(clock=clock) as fep:
+        await fep.ready()
+        for client, ids in ((ERP, ["T1", "T2"]), (OTHER, ["T3"])):
+            await fep.admit(*(fep.submission(one) for one in ids), client=client)
+        clock.moved += dt.timedelta(days=2)
+        fep.service._look.set()
+
+        def told() -> dict[str, str]:
+            expired = AlarmKind.TASK_EXPIRED
+            return {one.subject: one.cause for one in fep.alarms.active() if one.kind is expired}
+
+        await until(told)
+        assert told() == {
+            ERP: "2 tasks expired unsent; the oldest is T1",
+            OTHER: "1 tasks expired unsent; the oldest is T3",
+        }
+
+
 @pytest.mark.req("DEC-a")
 async def test_what_waits_for_a_key_expires_unless_it_was_fetched(world: World) -> None:
     clock = MovedClock()
