@@ -399,6 +399,19 @@ class Run:
     def _die(self) -> None:
         """Kill the daemon at this very moment: nothing of it reaches the world any more."""
         self.report.crashes += 1
+        self._cut_off()
+
+    async def _end(self) -> None:
+        """Kill the daemon before the rest ends: what it says in dying is not the run's finding.
+
+        A lane that is between two reads finds its store ended already, as after any kill.
+        """
+        if not self._is_dead():
+            self._cut_off()
+        while self._daemon is not None:
+            await trio.sleep(0.01)
+
+    def _cut_off(self) -> None:
         self._sessions = None
         for sock in self._sockets:
             # The peer reads what left before, then the end. What comes after fails.
@@ -504,6 +517,7 @@ class Run:
                 if to_the_end:
                     await self._watch_to_the_end()
                 await self._check()
+                await self._end()
             nursery.cancel_scope.cancel()
         self.report.seconds = trio.current_time()
         self.report.torn = self._disk.torn
