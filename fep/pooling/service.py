@@ -34,7 +34,7 @@ from fep.pooling.plan import ENDED, TO_SWEEP, Item, ItemState, Round, RoundState
 from fep.pooling.rules import Reason, sweep
 from fep.pooling.schedule import last_due, next_due, parse_schedule
 from fep.store.database import StoreBusyError, StoreFullError
-from fep.tasks.service import TaskService
+from fep.tasks.service import TaskRefusedError, TaskService
 from fep.tasks.state import State
 from fep.tasks.task import Admitted, Delivery, Fetch, Refused, Submission
 
@@ -478,6 +478,7 @@ class PoolService:
         while True:
             await trio.sleep(SCHEDULE_LOOK_SECONDS)
             for one in list(self._rounds.values()):
+                await self._take_back_stale(one)
                 # Rounds may end while another's accounts are written.
                 until = self._asked_until.get(one.round_id, math.inf)
                 late = [item for item in one.items if item.state is ItemState.ASKING]
@@ -487,6 +488,24 @@ class PoolService:
                     _leave(one, item, Reason.BALANCE_UNAVAILABLE, "it did not come in time")
                 await self._write(partial(store.update, round_id=one.round_id, items=late))
                 self._push_later(one, late)
+
+    async def _take_back_stale(self, one: Round) -> None:
+        """Cancel sweeps whose body the queue has and could not send for too long.
+
+        Not after a restore: what is held then may have been sent.
+        """
+        now = self._clock.now()
+        for item in list(one.items):
+            judged_at, _ = self._judged.get(item.sweep_task, (one.started_at, None))
+            is_stale = _apart(now, judged_at) > SWEEP_AGE_SECONDS_MAX
+            if item.state is not ItemState.SWEEPING or not is_stale or self._tasks.held_since:
+                continue
+            self._refused[item.sweep_task] = Reason.BALANCE_TOO_OLD
+            try:
+                await self._tasks.cancel(None, item.sweep_task, "pooling: its balance is too old")
+            except (TaskRefusedError, StoreFullError, StoreBusyError):
+                # It may have left by now, and has its end from the bank.
+                self._refused.pop(item.sweep_task, None)
 
     async def _handle(self, messages: Sequence[Fetch | Delivery]) -> None:
         await self._read_spent(messages)

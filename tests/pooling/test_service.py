@@ -19,6 +19,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fep.adapters.host import Fault
 from fep.alarms.state import AlarmKind
+from fep.domain.account import Account
 from fep.domain.ids import AccountNumber, TaskId, parse_name
 from fep.domain.money import Cny
 from fep.domain.order import Kind
@@ -1056,6 +1057,38 @@ async def test_a_balance_that_comes_when_the_round_waits_no_more_moves_nothing(
         await until(lambda: not daemon.tasks.box(CLIENT).told)
         assert (await daemon.pools.round(round_id)) == found
         assert left["sweep_task"] not in await daemon.task_states()
+    assert world.balance(B) == "500.29"
+
+
+@pytest.mark.req("POOL-02")
+async def test_a_sweep_that_the_queue_has_and_can_not_send_for_an_hour_is_taken_back(
+    world: World, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would go out when the bank is resumed, by a balance of long ago."""
+    real = plan.sweep_body
+
+    def body(item: plan.Item, target: Account) -> dict[str, Any]:
+        if item.account == B:
+            world.gates[CMB].close()
+        return real(item, target)
+
+    monkeypatch.setattr(plan, "sweep_body", body)
+    clock = WallClock("2026-01-05T08:29:00")
+    async with world.daemon(pool(A, B), clock=clock) as daemon:
+        await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
+        started = await daemon.pools.start_round("main", "operator op")
+        round_id, sweep_task = started["round_id"], started["items"][1]["sweep_task"]
+        await daemon.until_task(sweep_task, "fetched")
+        await looked(jumping, daemon)
+        assert (await daemon.task_states())[sweep_task] == "fetched"
+        clock.set("2026-01-05T09:29:30")
+        await looked(jumping, daemon)
+        await daemon.until_task(sweep_task, "cancelled")
+        found = await daemon.finished(round_id)
+        assert [one["state"] for one in found["items"]] == ["swept", "failed"]
+        assert found["items"][1]["reason"] == "BALANCE_TOO_OLD"
+        world.gates[CMB].open()
+        await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
     assert world.balance(B) == "500.29"
 
 
