@@ -899,7 +899,9 @@ class TaskService:
         proposal = store.Proposal(outcome, evidence, who)
 
         def propose(connection: Any) -> bool:  # noqa: ANN401
-            if not (self.is_held(task) or store.is_open_at_bank(connection, task.seq)):
+            # A release that is on disk and not known here yet holds nothing any more.
+            held = self.is_held(task) and store.held_since(connection) is not None
+            if not (held or store.is_open_at_bank(connection, task.seq)):
                 return False
             store.propose(connection, task.seq, proposal, now)
             cause = f"{who} proposes {outcome.value}: {evidence}"
@@ -907,7 +909,9 @@ class TaskService:
             return True
 
         if not await self.write_of(task, propose):
-            msg = "the task was closed at this very moment: there is nothing to resolve"
+            msg = (
+                "the task was closed at this very moment, or released: there is nothing to resolve"
+            )
             raise TaskRefusedError(Refused("BAD_STATE", msg))
         log.warning("task.resolution_proposed", task_id=task_id, who=who, outcome=outcome.value)
 

@@ -41,7 +41,7 @@ from fep.store.schema import (
 )
 from fep.tasks.matching import DAYS_AFTER_MAX, Payment, Watched
 from fep.tasks.replay import Ended, Recorded
-from fep.tasks.state import FINAL, OPEN_AT_BANK, Event, State
+from fep.tasks.state import BEFORE_SENDING, FINAL, OPEN_AT_BANK, Event, State
 from fep.tasks.task import Delivery, Task, body_bytes, body_told, digest, end_told
 from fep.tasks.tracing import Step
 
@@ -957,8 +957,22 @@ def held_since(connection: sa.Connection) -> dt.datetime | None:
 def release(
     connection: sa.Connection, who: str, evidence: str, at: dt.datetime, configuration: str
 ) -> None:
-    """Note that a person has looked, and payments may be sent again."""
+    """Note that a person has looked, and payments may be sent again.
+
+    What was proposed for those that are held is forgotten: it told of an earlier sending, and would
+    close the next one.
+    """
     who, evidence = chain.kept_text(who), chain.kept_text(evidence)
+    proposed = (
+        sa.select(task.c.seq, task.c.state)
+        .join(resolution, resolution.c.task_seq == task.c.seq)
+        .where(task.c.state.in_([state.value for state in BEFORE_SENDING]))
+        .order_by(task.c.seq)
+    )
+    for seq, state in connection.execute(proposed).all():
+        connection.execute(sa.delete(resolution).where(resolution.c.task_seq == seq))
+        told = "payments were released: what was proposed for it as held is forgotten"
+        note(connection, seq, State(state), "unproposed", told, at, configuration)
     connection.execute(
         sa.update(restored)
         .where(restored.c.released_at.is_(None))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import structlog
 import trio
+import trio.testing
 
 from fep.alarms.state import AlarmKind
 from fep.daemon.verify import verify
@@ -22,6 +23,7 @@ from fep.store import backup
 from fep.tasks.service import TaskRefusedError
 from fep.tasks.state import State
 from fep.tasks.task import digest
+from tests.store.held import held
 from tests.tasks.bench import ENTERPRISE, PAYER, Fep, MovedClock, World, balance, money, until
 from tests.tasks.bench import PINGAN as BANK
 from tests.tasks.test_archived import move
@@ -29,6 +31,8 @@ from tests.tasks.test_archived import move
 pytestmark = pytest.mark.req("FEP-23")
 
 EVIDENCE = "statement of today, line 4"
+NEVER = {"inquiry": {"cool_down_s": 600.0, "accepted_interval_s": 600.0}}
+"""A card by which no bank is asked while a test lasts."""
 
 
 def back_up(world: World) -> Path:
@@ -159,6 +163,68 @@ async def test_what_was_not_at_the_bank_is_sent_once_it_is_released(world: World
         assert fep.service.held_since is None, "released is released, also over a restart"
         await payments_go(fep)
     assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
+
+
+async def test_a_proposal_for_a_held_payment_does_not_outlive_the_release(world: World) -> None:
+    """Confirmed later it would close what was sent by then, whatever became of that."""
+    await paid_after_the_backup(world, "PAY-1")
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        await everything_tried(fep)
+        await fep.service.resolve("li", TaskId("PAY-1"), State.SUCCEEDED, EVIDENCE)
+        world.banks[BANK].host.changes = lambda _answers: []
+        await fep.service.release("wang", EVIDENCE)
+        await fep.becomes("PAY-1", State.UNKNOWN)
+        with pytest.raises(TaskRefusedError, match="nothing is proposed"):
+            await fep.service.confirm("wang", TaskId("PAY-1"))
+        assert world.on_disk("select count(*) from resolution") == [(0,)]
+        assert (await fep.events("PAY-1"))[:3] == ["submitted", "proposed", "unproposed"]
+        fep.agrees()
+    world.banks[BANK].host.changes = lambda answers: answers
+    assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
+
+
+async def test_a_proposal_for_what_the_copy_knows_as_sent_outlives_the_release(
+    world: World,
+) -> None:
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        await fep.ready()
+        world.banks[BANK].host.changes = lambda _answers: []
+        await fep.submit("PAY-1", body=money(BANK))
+        await fep.becomes("PAY-1", State.UNKNOWN)
+        copy = await trio.to_thread.run_sync(back_up, world)
+    await trio.to_thread.run_sync(restore, world, copy)
+    async with world.fep(card=NEVER) as fep:
+        await fep.service.resolve("li", TaskId("PAY-1"), State.SUCCEEDED, EVIDENCE)
+        await fep.service.release("wang", EVIDENCE)
+        assert await fep.service.confirm("wang", TaskId("PAY-1")) is State.SUCCEEDED
+    world.banks[BANK].host.changes = lambda answers: answers
+
+
+async def test_nothing_is_proposed_for_a_payment_whose_release_is_on_its_way_to_the_disk(
+    world: World,
+) -> None:
+    await paid_after_the_backup(world, "PAY-1")
+    async with world.fep() as fep:
+        fep.lane.drain()
+        refused: list[TaskRefusedError] = []
+
+        async def propose() -> None:
+            try:
+                await fep.service.resolve("li", TaskId("PAY-1"), State.SUCCEEDED, EVIDENCE)
+            except TaskRefusedError as error:
+                refused.append(error)
+
+        async with trio.open_nursery() as nursery:
+            with held(fep.store):
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(fep.service.release, "wang", EVIDENCE)
+                await until(lambda: len(fep.store._waiting) == 1)
+                nursery.start_soon(propose)
+                await until(lambda: len(fep.store._waiting) == 2)
+        assert [str(one) for one in refused] == [
+            "the task was closed at this very moment, or released: there is nothing to resolve"
+        ]
+        assert world.on_disk("select count(*) from resolution") == [(0,)]
 
 
 async def test_a_body_that_is_changed_while_its_payment_waits_is_found(world: World) -> None:
