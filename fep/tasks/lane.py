@@ -317,6 +317,17 @@ class Lane:
         self._held.clear()
         self._idle_now.set()
 
+    async def leave(self) -> None:
+        """Let persons act on all that it held: it has ended, and nobody starts it again.
+
+        What an adapter failed on is not tried twice, so this may be called again after a defect.
+        """
+        await self.let_go()
+        for task in self._service.tasks_of(self.bank):
+            if task.state is State.SENDING and not task.claimed:
+                await self._settle_sending(task)
+        await self.use_all_late()
+
     async def use_all_late(self) -> None:
         """Use what came late for what was in hands when the lane ended; not while it runs."""
         for task in list(self._late):
@@ -363,13 +374,7 @@ class Lane:
                 # Nearly all, when a million wait.
                 self.queue.add_to_fetch(task)
             elif task.state is State.SENDING:
-                if task.moves_money:
-                    await self._open_at_bank(
-                        task, Event.OUTCOME_LOST, "the process ended while it was being sent"
-                    )
-                else:
-                    await self._change(task, (Event.QUERY_LOST,), "the process ended")
-                    self.add(task)
+                await self._settle_sending(task)
             elif task.state is State.OFFERED and task not in self.offered:
                 await self._change(task, (Event.OFFER_LAPSED,), "the process ended")
                 self.add(task)
@@ -377,6 +382,15 @@ class Lane:
                 self.put_back(task)
         await self.watch.load()
         self.wake_offers()
+
+    async def _settle_sending(self, task: Task) -> None:
+        """Bring what was being sent when the lane ended to a state that somebody can act on."""
+        if task.moves_money:
+            cause = "the process ended while it was being sent"
+            await self._open_at_bank(task, Event.OUTCOME_LOST, cause)
+        else:
+            await self._change(task, (Event.QUERY_LOST,), "the process ended")
+            self.add(task)
 
     async def _open_gates(self) -> None:
         """Wait until the bank may be talked to: not drained, the right key in, the link READY."""
