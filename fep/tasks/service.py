@@ -258,16 +258,24 @@ class TaskService:
         return sorted(held, key=lambda task: task.seq)
 
     async def restored(self) -> dict[str, Any]:
-        """Return what waits for a person after a restore, in the order of admission."""
+        """Return what waits for a person after a restore, in the order of admission.
+
+        Where not all of it fits, what the bank has answered for is there.
+        """
         held = await self._held()
+        read = partial(store.held_answers, seqs=[task.seq for task in held])
+        answers: dict[int, tuple[str, str]] = await self.store.read(read)
+        shown = sorted(held, key=lambda task: task.seq not in answers)[:HELD_SHOWN_MAX]
+        shown.sort(key=lambda task: task.seq)
         return {
             "held": self.held_since is not None,
             "taken_at": None if self.held_since is None else to_text(self.held_since),
             "count": len(held),
-            "payments": [self._held_view(task) for task in held[:HELD_SHOWN_MAX]],
+            "answered": len(answers),
+            "payments": [self._held_view(task, answers.get(task.seq)) for task in shown],
         }
 
-    def _held_view(self, task: Task) -> dict[str, Any]:
+    def _held_view(self, task: Task, answer: tuple[str, str] | None) -> dict[str, Any]:
         view: dict[str, Any] = {
             "task_id": task.task_id,
             "client": task.client,
@@ -282,6 +290,8 @@ class TaskService:
                 view["rows"] = len(task.body.rows)
             else:
                 view["payee"] = task.body.payee.account
+        if answer is not None:
+            view["answered_at"], view["answer"] = answer
         return view
 
     async def release(self, who: str, evidence: str) -> int:

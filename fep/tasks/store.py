@@ -448,6 +448,40 @@ def note(  # noqa: PLR0913 - one row of the chain has so many columns
     _insert_rows(connection, "task_event", _EVENT_COLUMNS, [row])
 
 
+HELD_ANSWER: Final = "answered"
+"""The event of an answer to a payment that is held after a restore."""
+
+
+def note_held_answer(
+    connection: sa.Connection,
+    *,
+    seq: int,
+    cause: str,
+    wire: Bytes,
+    at: dt.datetime,
+    configuration: str,
+) -> None:
+    """Keep an answer to a payment that is held: what it says is for a person.
+
+    It is noted as a step, so that it is never taken up as an answer to the sending that follows the
+    release.
+    """
+    stands = sa.select(task.c.state).where(task.c.seq == seq)
+    state = State(connection.execute(stands).scalar_one())
+    note(connection, seq, state, HELD_ANSWER, cause, at, configuration, wire=wire)
+
+
+def held_answers(connection: sa.Connection, seqs: Sequence[int]) -> dict[int, tuple[str, str]]:
+    """Return when these payments, while held, were last answered by their bank, and the cause."""
+    found: dict[int, tuple[str, str]] = {}
+    for at in range(0, len(seqs), IDS_PER_QUERY_MAX):
+        mine = task_event.c.task_seq.in_(seqs[at : at + IDS_PER_QUERY_MAX])
+        query = sa.select(task_event.c.task_seq, task_event.c.at, task_event.c.cause)
+        query = query.where(mine, task_event.c.event == HELD_ANSWER).order_by(task_event.c.seq)
+        found |= {row[0]: (row[1], row[2]) for row in connection.execute(query)}
+    return found
+
+
 def add_message(
     connection: sa.Connection, seq: int | None, bank: str, wire: Bytes, at: dt.datetime
 ) -> None:
