@@ -520,6 +520,9 @@ HELD: Final = (
 )
 
 
+HELD_ANSWERED: Final = (*HELD, Column("bank's answer, 银行应答", "answer"))
+
+
 def restored(value: Value) -> None:
     """Print the payments that are held after a restore."""
     if not value["held"]:
@@ -527,7 +530,11 @@ def restored(value: Value) -> None:
         return
     line(f"restored from a copy of 备份时间: {exact_moment(value['taken_at'])}")
     line(f"payments held 暂停付款: {value['count']}")
-    _list(HELD, value["payments"], "no payment waits 没有待付款")
+    answered = value.get("answered", 0)
+    if answered:
+        line(f"the bank answered for {answered} of these: it may have them 银行已有应答，可能已付")
+    columns = HELD_ANSWERED if answered else HELD
+    _list(columns, value["payments"], "no payment waits 没有待付款")
 
 
 # -- pools ------------------------------------------------------------------------------------

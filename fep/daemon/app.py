@@ -445,10 +445,11 @@ class Daemon:
         self,
         name: str,
         lane: Callable[..., Awaitable[None]],
+        leave: Callable[[], Awaitable[None]] | None = None,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        await supervise(name, lane, self.alarms, task_status=task_status)
+        await supervise(name, lane, self.alarms, leave=leave, task_status=task_status)
 
     # -- banks --------------------------------------------------------------------------------
 
@@ -516,7 +517,7 @@ class Daemon:
                         self._supervised, f"link:{bank.name}", partial(run_link, unit.link, slot)
                     )
                     lane = self.tasks.lanes[bank.name]
-                    await nursery.start(self._supervised, f"bank:{bank.name}", lane.run)
+                    await nursery.start(self._supervised, f"bank:{bank.name}", lane.run, lane.leave)
                     task_status.started()
         finally:
             if unit.tape is not None:
@@ -557,9 +558,8 @@ class Daemon:
                 await nursery.start(
                     self._supervised, f"link:{bank.name}", partial(run_link, unit.link, slot)
                 )
-                await nursery.start(
-                    self._supervised, f"bank:{bank.name}", partial(_while_held, tenure, lane.run)
-                )
+                run = partial(_while_held, tenure, lane.run)
+                await nursery.start(self._supervised, f"bank:{bank.name}", run, lane.leave)
         finally:
             sharing.drop_bank(bank.name)
 

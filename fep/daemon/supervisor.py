@@ -3,7 +3,8 @@
 Expected loss (a bank that is down, a key that is out) is handled where it happens and never comes
 here. That the store has ended is no lane's defect either: it ends the daemon, and the lane waits
 for that. What else comes here is a defect of ours: it is logged with its trace and the lane is
-started again, a few times; then it is FAILED, with an alarm, until the service is restarted.
+started again, a few times; then it is FAILED, with an alarm, until the service is restarted, and
+what it held is let go of, so that persons can act on it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ async def supervise(
     lane: Lane,
     alarms: Alarms,
     *,
+    leave: Callable[[], Awaitable[None]] | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a lane for ever, starting it again after a defect; returns when it has FAILED.
@@ -46,6 +48,8 @@ async def supervise(
         name: of the lane, for logs and the alarm, such as ``bank:pingan``.
         lane: called with ``task_status``; it must not return.
         alarms: where LANE_FAILED goes.
+        leave: called when it has FAILED and the alarm is raised, until it succeeds; None: nothing
+            is left to be done.
         task_status: trio's.
     """
     crashes: deque[float] = deque()
@@ -70,8 +74,26 @@ async def supervise(
             cause = f"crashed {len(crashes)} times in {RESTART_WINDOW_SECONDS:g} s"
             log.error("lane.failed", lane=name, cause=cause)
             alarms.raise_alarm(AlarmKind.LANE_FAILED, name, cause)
+            if leave is not None:
+                await _left(name, leave)
             return
         await trio.sleep(RESTART_PAUSE_SECONDS)
+
+
+async def _left(name: str, leave: Callable[[], Awaitable[None]]) -> None:
+    """Do what a lane that has FAILED leaves to be done; what made it fail may be in the way."""
+    pause = RESTART_PAUSE_SECONDS
+    while True:
+        try:
+            await leave()
+        except Exception as error:  # the one place: see the module's docstring
+            if _is_end_of_store(error):
+                return
+            log.exception("lane.not_left", lane=name)
+        else:
+            return
+        await trio.sleep(pause)
+        pause = min(2 * pause, RESTART_WINDOW_SECONDS)
 
 
 def _is_end_of_store(error: Exception) -> bool:

@@ -93,6 +93,9 @@ TRANSITIONS: Final[Mapping[LinkState, Mapping[LinkEvent, LinkState]]] = {
         _Event.DRAIN_BEGAN: _State.DRAINING,
         _Event.LOST: _State.BACKING_OFF,
         _Event.RESTED: _State.CONNECTING,
+        # Of a log-on that was over in the moment at which the key went.
+        _Event.KEY_GONE: _State.NO_KEY,
+        _Event.HELD: _State.HELD,
         _Event.STOPPED: _State.OFF,
     },
     _State.DRAINING: {

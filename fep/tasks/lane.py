@@ -43,7 +43,14 @@ from fep.domain.errors import (
     NothingSentError,
     RemoteProtocolError,
 )
-from fep.domain.ids import BATCH_ROWS_MAX, SHORT_REF_ATTEMPTS, BankName, ClientRef, TaskId
+from fep.domain.ids import (
+    BATCH_ROWS_MAX,
+    SHORT_REF_ATTEMPTS,
+    BankName,
+    ClientRef,
+    TaskId,
+    is_ref_of,
+)
 from fep.domain.order import (
     BalanceQuery,
     BankCodeQuery,
@@ -101,6 +108,8 @@ STATEMENT_PAGES_MAX: Final = 200
 STATEMENT_ENTRIES_MAX, STATEMENT_BYTES_MAX = 2000, 900_000
 """A result must fit one protocol line of 1 MiB; a longer statement says ``complete: false``."""
 LATE_ANSWERS_MAX: Final = 10_000
+HELD_COMPARED_AT_ONCE: Final = 500
+"""Of payments held after a restore, with an answer's reference, before others have their turn."""
 CLAIM_LOOK_SECONDS: Final = 0.05
 """Between two looks at a task that somebody else writes, for which an answer came late."""
 QUIET_KINDS: Final = frozenset({Kind.STATEMENT, Kind.TRANSFER_STATUS})
@@ -317,6 +326,17 @@ class Lane:
         self._held.clear()
         self._idle_now.set()
 
+    async def leave(self) -> None:
+        """Let persons act on all that it held: it has ended, and nobody starts it again.
+
+        What an adapter failed on is not tried twice, so this may be called again after a defect.
+        """
+        await self.let_go()
+        for task in self._service.tasks_of(self.bank):
+            if task.state is State.SENDING and not task.claimed:
+                await self._settle_sending(task)
+        await self.use_all_late()
+
     async def use_all_late(self) -> None:
         """Use what came late for what was in hands when the lane ended; not while it runs."""
         for task in list(self._late):
@@ -363,13 +383,7 @@ class Lane:
                 # Nearly all, when a million wait.
                 self.queue.add_to_fetch(task)
             elif task.state is State.SENDING:
-                if task.moves_money:
-                    await self._open_at_bank(
-                        task, Event.OUTCOME_LOST, "the process ended while it was being sent"
-                    )
-                else:
-                    await self._change(task, (Event.QUERY_LOST,), "the process ended")
-                    self.add(task)
+                await self._settle_sending(task)
             elif task.state is State.OFFERED and task not in self.offered:
                 await self._change(task, (Event.OFFER_LAPSED,), "the process ended")
                 self.add(task)
@@ -377,6 +391,15 @@ class Lane:
                 self.put_back(task)
         await self.watch.load()
         self.wake_offers()
+
+    async def _settle_sending(self, task: Task) -> None:
+        """Bring what was being sent when the lane ended to a state that somebody can act on."""
+        if task.moves_money:
+            cause = "the process ended while it was being sent"
+            await self._open_at_bank(task, Event.OUTCOME_LOST, cause)
+        else:
+            await self._change(task, (Event.QUERY_LOST,), "the process ended")
+            self.add(task)
 
     async def _open_gates(self) -> None:
         """Wait until the bank may be talked to: not drained, the right key in, the link READY."""
@@ -1047,8 +1070,8 @@ class Lane:
             the task it belongs to, and whether its bytes are kept with that task already.
         """
         task = await self._answered(reply)
-        if task is None:
-            return None, False
+        if task is None or self._service.is_held(task):
+            return await self._take_for_held(task, reply)
         # What a person does with it, or an end that is being written, comes first.
         await self._until_free(task)
         if task in self._in_hands or task.state is State.SENDING:
@@ -1083,6 +1106,69 @@ class Lane:
         if found is not None and found.body is None:
             found = await self._service.stored(found.task_id)
         return found
+
+    async def _take_for_held(self, known: Task | None, reply: Reply) -> tuple[Task | None, bool]:
+        """Keep an answer to a payment that is held after a restore, and tell a person of it.
+
+        Nothing here knows of a sending after the copy was made, so the payment stays as it is: who
+        compares it before the release sees what the bank says.
+
+        Args:
+            known: whose it is by the reference that the copy has; None: nobody's.
+            reply: what came.
+        """
+        reference = self.parts.codec.payment_ref(reply)
+        held = [known] if known is not None else await self._held_under(reference)
+        try:
+            for task in held:
+                await self._keep_for_held(task, reference, reply, is_sure=known is not None)
+        except PlaceLostError:
+            # Kept as nobody's: as a late answer to its task it would be taken for one to the next
+            # sending.
+            return None, False
+        return (held[0], True) if held else (None, False)
+
+    async def _held_under(self, reference: str) -> list[Task]:
+        """Return the held payments that may have been sent under a reference."""
+        found: list[Task] = []
+        if self._service.held_since is None or not reference:
+            return found
+        turns = SHORT_REF_ATTEMPTS if self.parts.card.dedupe.digits else 1
+        for place, task in enumerate(self._service.tasks_of(self.bank)):
+            if place % HELD_COMPARED_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+            if self._service.is_held(task) and any(
+                is_ref_of(reference, self._service.reference_of(task, turn))
+                for turn in range(turns)
+            ):
+                found.append(task)
+        return found
+
+    async def _keep_for_held(
+        self, task: Task, reference: str, reply: Reply, *, is_sure: bool
+    ) -> None:
+        """Raise the alarm, and keep what came as a step of a held payment that changes nothing."""
+        service, now = self._service, self._service.clock.now()
+        body = task.body or await service.store.read(partial(_body_of, task_id=task.task_id))
+        is_short, told = self.parts.card.dedupe.digits, "an answer bears its reference"
+        if isinstance(body, Order):
+            own = ClientRef(reference) if is_short else service.reference_of(task)
+            told = evidence.told(evidence.of_answer(self.parts.codec, body, own, reply))
+        # Other tasks, which the copy may not know, can have the same short one.
+        has = "may have it (short references can meet)" if is_short and not is_sure else "has it"
+        cause = f"the bank {has}: {told}"
+        alarm = f"it is held since a backup was restored, and {cause}"
+        log.error("task.contradicted", task_id=task.task_id, cause=alarm)
+        service.alarms.raise_alarm(AlarmKind.EVIDENCE_CONFLICT, task.task_id, alarm)
+        keep = partial(
+            store.note_held_answer,
+            seq=task.seq,
+            cause=cause,
+            wire=store.received(reply),
+            at=now,
+            configuration=service.configuration,
+        )
+        await service.patiently(partial(service.write_of, task, keep))
 
     async def _use_late(self, task: Task) -> bool:
         """Use what came late for a task in hands; say whether that changed it."""

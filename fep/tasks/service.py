@@ -93,6 +93,7 @@ REASON_CHARS_MAX: Final = 500
 """Of why a body was refused: it may echo what the client wrote, and is told in a result's line."""
 FREE_SECONDS_MAX: Final = 5.0
 """How long a person's act waits for a task that is held."""
+ANSWERED_NAMED_MAX: Final = 5
 HELD_SHOWN_MAX: Final = 1000
 """Of payments held after a restore, so that they fit a line."""
 CHAIN_FIRST_MAX, CHAIN_LAST_MAX = 500, 1000
@@ -258,16 +259,24 @@ class TaskService:
         return sorted(held, key=lambda task: task.seq)
 
     async def restored(self) -> dict[str, Any]:
-        """Return what waits for a person after a restore, in the order of admission."""
+        """Return what waits for a person after a restore, in the order of admission.
+
+        Where not all of it fits, what the bank has answered for is there.
+        """
         held = await self._held()
+        read = partial(store.held_answers, seqs=[task.seq for task in held])
+        answers: dict[int, tuple[str, str]] = await self.store.read(read)
+        shown = sorted(held, key=lambda task: task.seq not in answers)[:HELD_SHOWN_MAX]
+        shown.sort(key=lambda task: task.seq)
         return {
             "held": self.held_since is not None,
             "taken_at": None if self.held_since is None else to_text(self.held_since),
             "count": len(held),
-            "payments": [self._held_view(task) for task in held[:HELD_SHOWN_MAX]],
+            "answered": len(answers),
+            "payments": [self._held_view(task, answers.get(task.seq)) for task in shown],
         }
 
-    def _held_view(self, task: Task) -> dict[str, Any]:
+    def _held_view(self, task: Task, answer: tuple[str, str] | None) -> dict[str, Any]:
         view: dict[str, Any] = {
             "task_id": task.task_id,
             "client": task.client,
@@ -282,17 +291,21 @@ class TaskService:
                 view["rows"] = len(task.body.rows)
             else:
                 view["payee"] = task.body.payee.account
+        if answer is not None:
+            view["answered_at"], view["answer"] = answer
         return view
 
     async def release(self, who: str, evidence: str) -> int:
         """Let payments be sent again after a restore; returns how many waited.
 
         Raises:
-            TaskRefusedError: BAD_STATE, none are held, or the evidence says too little.
+            TaskRefusedError: BAD_STATE, none are held, the evidence says too little, or the bank
+                has answered for some that nobody has closed.
         """
         if self.held_since is None:
             raise TaskRefusedError(Refused("BAD_STATE", "no payments are held"))
         _check_evidence(evidence)
+        await self._check_unanswered()
         now = self.clock.now()
 
         def write(connection: Any) -> None:  # noqa: ANN401
@@ -305,6 +318,21 @@ class TaskService:
         self.know_released()
         log.warning("payments.released", who=who, count=len(held))
         return len(held)
+
+    async def _check_unanswered(self) -> None:
+        """Refuse a release that would send what the bank says it has."""
+        held = {task.seq: task.task_id for task in await self._held()}
+        read = partial(store.held_answers, seqs=list(held))
+        answered = [held[seq] for seq in sorted(await self.store.read(read))]
+        if answered:
+            names = ", ".join(answered[:ANSWERED_NAMED_MAX])
+            more = f" and {len(answered) - ANSWERED_NAMED_MAX} more"
+            names += more if len(answered) > ANSWERED_NAMED_MAX else ""
+            msg = (
+                f"the bank has answered for {names}: close these first (fepctl resolve, then"
+                " fepctl confirm), or cancel what was not paid"
+            )
+            raise TaskRefusedError(Refused("BAD_STATE", msg))
 
     def know_released(self) -> None:
         """Take what is stored: payments may be sent again."""
@@ -899,7 +927,9 @@ class TaskService:
         proposal = store.Proposal(outcome, evidence, who)
 
         def propose(connection: Any) -> bool:  # noqa: ANN401
-            if not (self.is_held(task) or store.is_open_at_bank(connection, task.seq)):
+            # A release that is on disk and not known here yet holds nothing any more.
+            held = self.is_held(task) and store.held_since(connection) is not None
+            if not (held or store.is_open_at_bank(connection, task.seq)):
                 return False
             store.propose(connection, task.seq, proposal, now)
             cause = f"{who} proposes {outcome.value}: {evidence}"
@@ -907,7 +937,9 @@ class TaskService:
             return True
 
         if not await self.write_of(task, propose):
-            msg = "the task was closed at this very moment: there is nothing to resolve"
+            msg = (
+                "the task was closed at this very moment, or released: there is nothing to resolve"
+            )
             raise TaskRefusedError(Refused("BAD_STATE", msg))
         log.warning("task.resolution_proposed", task_id=task_id, who=who, outcome=outcome.value)
 

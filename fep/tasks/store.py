@@ -41,7 +41,7 @@ from fep.store.schema import (
 )
 from fep.tasks.matching import DAYS_AFTER_MAX, Payment, Watched
 from fep.tasks.replay import Ended, Recorded
-from fep.tasks.state import FINAL, OPEN_AT_BANK, Event, State
+from fep.tasks.state import BEFORE_SENDING, FINAL, OPEN_AT_BANK, Event, State
 from fep.tasks.task import Delivery, Task, body_bytes, body_told, digest, end_told
 from fep.tasks.tracing import Step
 
@@ -446,6 +446,40 @@ def note(  # noqa: PLR0913 - one row of the chain has so many columns
         "" if wire is None else chain.kept_text(wire.taken_for),
     )
     _insert_rows(connection, "task_event", _EVENT_COLUMNS, [row])
+
+
+HELD_ANSWER: Final = "answered"
+"""The event of an answer to a payment that is held after a restore."""
+
+
+def note_held_answer(
+    connection: sa.Connection,
+    *,
+    seq: int,
+    cause: str,
+    wire: Bytes,
+    at: dt.datetime,
+    configuration: str,
+) -> None:
+    """Keep an answer to a payment that is held: what it says is for a person.
+
+    It is noted as a step, so that it is never taken up as an answer to the sending that follows the
+    release.
+    """
+    stands = sa.select(task.c.state).where(task.c.seq == seq)
+    state = State(connection.execute(stands).scalar_one())
+    note(connection, seq, state, HELD_ANSWER, cause, at, configuration, wire=wire)
+
+
+def held_answers(connection: sa.Connection, seqs: Sequence[int]) -> dict[int, tuple[str, str]]:
+    """Return when these payments, while held, were last answered by their bank, and the cause."""
+    found: dict[int, tuple[str, str]] = {}
+    for at in range(0, len(seqs), IDS_PER_QUERY_MAX):
+        mine = task_event.c.task_seq.in_(seqs[at : at + IDS_PER_QUERY_MAX])
+        query = sa.select(task_event.c.task_seq, task_event.c.at, task_event.c.cause)
+        query = query.where(mine, task_event.c.event == HELD_ANSWER).order_by(task_event.c.seq)
+        found |= {row[0]: (row[1], row[2]) for row in connection.execute(query)}
+    return found
 
 
 def add_message(
@@ -957,8 +991,22 @@ def held_since(connection: sa.Connection) -> dt.datetime | None:
 def release(
     connection: sa.Connection, who: str, evidence: str, at: dt.datetime, configuration: str
 ) -> None:
-    """Note that a person has looked, and payments may be sent again."""
+    """Note that a person has looked, and payments may be sent again.
+
+    What was proposed for those that are held is forgotten: it told of an earlier sending, and would
+    close the next one.
+    """
     who, evidence = chain.kept_text(who), chain.kept_text(evidence)
+    proposed = (
+        sa.select(task.c.seq, task.c.state)
+        .join(resolution, resolution.c.task_seq == task.c.seq)
+        .where(task.c.state.in_([state.value for state in BEFORE_SENDING]))
+        .order_by(task.c.seq)
+    )
+    for seq, state in connection.execute(proposed).all():
+        connection.execute(sa.delete(resolution).where(resolution.c.task_seq == seq))
+        told = "payments were released: what was proposed for it as held is forgotten"
+        note(connection, seq, State(state), "unproposed", told, at, configuration)
     connection.execute(
         sa.update(restored)
         .where(restored.c.released_at.is_(None))

@@ -735,6 +735,23 @@ def test_two_persons_close_a_payment_and_why_tells_it(scene: Scene, ctl: Ctl):
     assert ctl("why", "nothing").err == "fepctl: NOT_FOUND: there is no task nothing\n"
 
 
+def test_what_the_bank_told_of_held_payments_is_shown_beside_them(
+    capsys: pytest.CaptureFixture[str],
+):
+    taken_at = "2026-01-05T01:00:00.000+00:00"
+    held = {"task_id": "T1", "client": "erp", "bank": "pingan", "state": "queued",
+            "submitted_at": taken_at, "client_ref": "F0"}  # fmt: skip
+    value = {"held": True, "taken_at": taken_at, "count": 2, "answered": 0, "payments": [held]}
+    show.restored(value)
+    assert "answer" not in capsys.readouterr().out
+    told = held | {"task_id": "T2", "answered_at": taken_at, "answer": "the bank has it: done 0"}
+    show.restored(value | {"answered": 1, "payments": [held, told]})
+    out = capsys.readouterr().out
+    assert "the bank answered for 1 of these" in out
+    [line] = [line for line in out.splitlines() if "the bank has it" in line]
+    assert line.startswith("T2 ")
+
+
 def test_why_leaves_out_the_middle_of_what_repeats(capsys: pytest.CaptureFixture[str]):
     event = {"state": "unknown", "cause": "no record yet", "configuration": "c" * 64}
     moments = [f"2026-01-05T01:00:{second:02d}.000+00:00" for second in range(30)]

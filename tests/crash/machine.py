@@ -39,7 +39,13 @@ HELD_SECONDS_MAX: Final = 5.0
 CALL_SECONDS_MAX: Final = 5.0
 PROMISE_SECONDS: Final = 0.3
 """From when "no record" is proof at these banks. It may be short since the lines keep the order."""
-CRASHES: Final = ("lane.crashed", "lane.failed", "lane.returned", "connection.crashed")
+CRASHES: Final = (
+    "lane.crashed",
+    "lane.failed",
+    "lane.not_left",
+    "lane.returned",
+    "connection.crashed",
+)
 CAUGHT: Final = {
     "died_sending": "the process ended while it was being sent%",
     "died_offered": "the process ended",

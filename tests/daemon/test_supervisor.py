@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,36 @@ async def test_too_many_crashes_in_the_window_are_failed_with_an_alarm(
     assert (alarm.kind, alarm.subject) == (AlarmKind.LANE_FAILED, "bank:bad")
     assert alarm.cause == "crashed 6 times in 600 s"
     assert [line["event"] for line in logs].count("lane.failed") == 1
+
+
+async def test_a_failed_lane_is_left_with_the_alarm_raised_however_often_that_takes(
+    alarms: Alarms, autojump_clock: trio.testing.MockClock, logs: list[Log]
+) -> None:
+    left: list[float] = []
+
+    async def leave() -> None:
+        assert [one.kind for one in alarms.active()] == [AlarmKind.LANE_FAILED]
+        left.append(trio.current_time())
+        if len(left) < 15:
+            raise RuntimeError("the store is busy")
+
+    await supervise("bank:bad", Lane(*[1.0] * 100).run, alarms, leave=leave)
+    pauses = [later - before for before, later in pairwise(left)]
+    assert pauses[:3] == [RESTART_PAUSE_SECONDS * 2**n for n in range(3)]
+    assert max(pauses) == pauses[-1] == RESTART_WINDOW_SECONDS
+    assert [line["event"] for line in logs].count("lane.not_left") == 14
+    assert [line["event"] for line in logs].count("lane.failed") == 1
+
+
+async def test_a_lane_that_failed_is_not_left_when_the_store_has_ended(
+    alarms: Alarms, autojump_clock: trio.testing.MockClock, logs: list[Log]
+) -> None:
+    async def leave() -> None:
+        raise StoreFailedError("the server closed the connection")
+
+    await supervise("bank:bad", Lane(*[1.0] * 100).run, alarms, leave=leave)
+    assert [one.kind for one in alarms.active()] == [AlarmKind.LANE_FAILED]
+    assert "lane.not_left" not in {line["event"] for line in logs}
 
 
 async def test_crashes_far_apart_never_fail(

@@ -10,7 +10,7 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog.testing
@@ -266,6 +266,32 @@ async def test_pulling_the_key_ends_a_log_on_and_an_idle_session(
     await rig.state(LinkState.NO_KEY)
     await trio.testing.wait_all_tasks_blocked()
     assert not rig.bank.has_caller()
+
+
+@pytest.mark.req("FEP-09")
+@pytest.mark.parametrize("is_held", [False, True])
+async def test_a_log_on_that_is_over_in_the_moment_at_which_the_key_goes_opens_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, is_held: bool
+) -> None:
+    await rig.start()
+    log_on = rig.link._log_on
+
+    async def slow(connection: Any) -> bool:
+        is_in = await log_on(connection)
+        rig.link.drain() if is_held else rig.gate.close()
+        # Who closes the link runs first, and finds nothing to drain yet.
+        for _ in range(10):
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        return is_in
+
+    monkeypatch.setattr(rig.link, "_log_on", slow)
+    wire = await rig.bank.accept()
+    await wire.answer(await wire.read())
+    assert await wire.read_bytes() == b""
+    await rig.state(LinkState.HELD if is_held else LinkState.NO_KEY)
+    monkeypatch.undo()
+    rig.link.resume() if is_held else rig.gate.open()
+    await rig.logged_on()
 
 
 @pytest.mark.req("FEP-09")

@@ -13,14 +13,15 @@ import trio
 import trio.testing
 from msgspec import structs
 
-from fep.adapters.api import BankCodec, Outcome, Reply
+from fep.adapters.api import BankCodec, Context, Draft, Outcome, Reply
 from fep.adapters.card import SignAlgorithm
 from fep.adapters.host import Answer, BookedState, Fault, PaymentRequest
 from fep.alarms.state import AlarmKind
+from fep.daemon import supervisor
 from fep.domain.clock import SHANGHAI, SystemClock, business_date, from_text, to_shanghai
 from fep.domain.ids import AccountNumber, BankName, TaskId, client_ref
 from fep.domain.money import Cny
-from fep.domain.order import Kind, Operation, PaymentState
+from fep.domain.order import Kind, Operation, PaymentOrder, PaymentState
 from fep.links.mux import UnmatchedReply
 from fep.tasks.lane import OFFERS_OUTSTANDING_MAX, QUERY_ATTEMPTS_MAX
 from fep.tasks.state import FINAL, State
@@ -46,6 +47,7 @@ from tests.tasks.bench import (
     until,
 )
 from tests.tasks.codecs import changed, says
+from tests.tasks.test_proofs import framed
 
 BANKS = [PINGAN, CMB]
 ID = TaskId("T1")
@@ -725,6 +727,95 @@ async def test_a_lane_that_crashed_settles_what_it_held(world: World) -> None:
         assert lost
         with trio.fail_after(5):
             await unit.lane.wait_idle()
+
+
+class _Poisoned(_Crashing):
+    """A codec with a defect: it can't prepare a payment of one amount."""
+
+    def prepare(self, operation: Operation, context: Context) -> Draft:
+        if isinstance(operation, PaymentOrder) and str(operation.amount) == "66.00":
+            raise ZeroDivisionError
+        return self._inner.prepare(operation, context)
+
+
+async def failing(fep: Fep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start the lane as the daemon does; it is not restarted after a sixth crash."""
+    monkeypatch.setattr(supervisor, "RESTART_PAUSE_SECONDS", 0.01)
+    await fep.start_link(fep.units[PINGAN])
+    await fep.ready()
+    supervise = partial(supervisor.supervise, leave=fep.lane.leave)
+    await fep.nursery.start(supervise, "bank:pingan", fep.lane.run, fep.alarms)
+
+
+async def failed(fep: Fep) -> None:
+    await until(lambda: AlarmKind.LANE_FAILED in fep.alarm_kinds())
+    with trio.fail_after(5):
+        await fep.lane.wait_idle()
+
+
+@pytest.mark.req("FEP-23", "FEP-25")
+async def test_persons_can_act_on_what_a_lane_held_that_has_failed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _Crashing.crashes = 0
+    codec = changed(says(PaymentState.UNKNOWN))
+    card = {"inquiry": {"no_record": "never", "cool_down_s": 0.01, "interval_max_s": 0.01}}
+    async with world.fep(run=False) as fep:
+        fep.make(
+            PINGAN,
+            card,
+            codec=lambda c: cast("BankCodec", _Poisoned(codec(c))),
+            reply_timeout_s=0.3,
+        )
+        await failing(fep, monkeypatch)
+        world.banks[PINGAN].faults[Fault.SILENT_AFTER_BOOKING] = 1.0
+        ids = [TaskId(f"U{n}") for n in range(8)]
+        for task_id in ids:
+            await fep.submit(task_id, body=transfer("1.00"))
+        for task_id in ids:
+            await fep.becomes(task_id, State.UNKNOWN)
+        await fep.submit("POISON", body=transfer("66.00"))
+        await failed(fep)
+        assert await fep.service.cancel(None, TaskId("POISON"), "li") is State.CANCELLED
+        for task_id in ids:
+            await fep.service.resolve("li", task_id, State.SUCCEEDED, "statement of today")
+            assert await fep.service.confirm("wang", task_id) is State.SUCCEEDED
+        fep.agrees()
+
+
+@pytest.mark.req("FEP-23", "FEP-25")
+async def test_what_was_being_sent_when_a_lane_failed_is_unknown_and_can_be_closed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an answer came meanwhile on which the adapter fails."""
+    _Crashing.crashes = supervisor.RESTARTS_MAX + 2
+    answers: list[Answer] = []
+
+    def swallow(given: list[Answer]) -> list[Answer]:
+        answers.extend(given)
+        return []
+
+    async with world.fep(run=False) as fep:
+        fep.make(PINGAN, SLOW_EVIDENCE, codec=lambda c: cast("BankCodec", _Crashing(c)))
+        await failing(fep, monkeypatch)
+        for number in range(supervisor.RESTARTS_MAX):
+            await fep.submit(f"T{number}", body=transfer("1.00"))
+            await fep.becomes(f"T{number}", State.UNKNOWN)
+        world.banks[PINGAN].host.changes = swallow
+        await fep.submit("WAITS", body=transfer("1.00"))
+        await until(lambda: answers)
+        world.banks[PINGAN].host.changes = lambda given: given
+        await fep.unmatched.send(UnmatchedReply(PINGAN, framed(PINGAN, answers[0].data)))
+        await until(lambda: fep.lane._late)
+        await fep.submit("LAST", body=transfer("1.00"))
+        await failed(fep)
+        for task_id in (TaskId("WAITS"), TaskId("LAST")):
+            await fep.becomes(task_id, State.UNKNOWN)
+            await fep.service.resolve("li", task_id, State.SUCCEEDED, "statement of today")
+            assert await fep.service.confirm("wang", task_id) is State.SUCCEEDED
+        await until(lambda: not fep.lane._late)
+        assert _Crashing.crashes == 0
+        fep.agrees()
 
 
 @pytest.mark.req("FEP-25")

@@ -5,33 +5,56 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 import trio
+import trio.testing
 
 from fep.adapters.api import Outcome, Reply
-from fep.adapters.host import Fault
+from fep.adapters.host import Answer, Fault
 from fep.alarms.state import AlarmKind
 from fep.daemon.verify import verify
 from fep.domain.clock import SystemClock
-from fep.domain.ids import TaskId, client_ref
+from fep.domain.ids import BankName, TaskId, client_ref, row_ref, short_ref
 from fep.domain.order import Kind, Operation
+from fep.links.mux import UnmatchedReply
 from fep.store import backup
+from fep.tasks import store
+from fep.tasks.replay import read_task
 from fep.tasks.service import TaskRefusedError
 from fep.tasks.state import State
 from fep.tasks.task import digest
-from tests.tasks.bench import ENTERPRISE, PAYER, Fep, MovedClock, World, balance, money, until
+from tests.store.held import held
+from tests.tasks.bench import (
+    CCB,
+    CCB_PAYEE,
+    CCB_PAYER,
+    ENTERPRISE,
+    PAYER,
+    Fep,
+    MovedClock,
+    World,
+    balance,
+    batch,
+    money,
+    transfer,
+    until,
+)
 from tests.tasks.bench import PINGAN as BANK
 from tests.tasks.codecs import changed, mute, nameless
 from tests.tasks.test_archived import move
+from tests.tasks.test_proofs import framed
 
 pytestmark = pytest.mark.req("FEP-23")
 
 EVIDENCE = "statement of today, line 4"
+NEVER = {"inquiry": {"cool_down_s": 600.0, "accepted_interval_s": 600.0}}
+"""A card by which no bank is asked while a test lasts."""
 
 
 def back_up(world: World) -> Path:
@@ -50,14 +73,21 @@ def _silent(_done: int, _total: int) -> None:
 
 async def paid_after_the_backup(world: World, *names: str) -> Path:
     """Let payments wait, copy the store, let them be paid, and put the copy back."""
-    async with world.fep() as fep:
+    return await sent_after_the_backup(world, BANK, {name: money(BANK) for name in names})
+
+
+async def sent_after_the_backup(
+    world: World, bank: BankName, bodies: Mapping[str, Mapping[str, Any]], *, bare: bool = False
+) -> Path:
+    async with world.fep(banks=[bank]) as fep:
         fep.take_key()
-        for name in names:
-            await fep.submit(name, body=money(BANK))
+        for name, body in bodies.items():
+            kind = Kind(body["kind"])
+            await fep.submit(name, kind, bank, None if bare else dict(body))
         copy = await trio.to_thread.run_sync(back_up, world)
+        fep.client(bodies=bodies)
         fep.give_key()
-        for name in names:
-            await world.until_booked(name)
+        for name in bodies:
             await fep.becomes(name, State.SUCCEEDED)
     await trio.to_thread.run_sync(restore, world, copy)
     return copy
@@ -164,6 +194,238 @@ async def test_what_was_not_at_the_bank_is_sent_once_it_is_released(world: World
     assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
 
 
+async def test_a_proposal_for_a_held_payment_does_not_outlive_the_release(world: World) -> None:
+    """Confirmed later it would close what was sent by then, whatever became of that."""
+    await paid_after_the_backup(world, "PAY-1")
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        await everything_tried(fep)
+        await fep.service.resolve("li", TaskId("PAY-1"), State.SUCCEEDED, EVIDENCE)
+        world.banks[BANK].host.changes = lambda _answers: []
+        # As when the release was on its way to the disk before the answer.
+        now = SystemClock().now()
+        await fep.store.write(lambda c: store.release(c, "wang", EVIDENCE, now, "test"))
+        fep.service.know_released()
+        await fep.becomes("PAY-1", State.UNKNOWN)
+        with pytest.raises(TaskRefusedError, match="nothing is proposed"):
+            await fep.service.confirm("wang", TaskId("PAY-1"))
+        assert world.on_disk("select count(*) from resolution") == [(0,)]
+        assert (await fep.events("PAY-1"))[:3] == ["submitted", "proposed", "unproposed"]
+        fep.agrees()
+    world.banks[BANK].host.changes = lambda answers: answers
+    assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
+
+
+async def test_a_proposal_for_what_the_copy_knows_as_sent_outlives_the_release(
+    world: World,
+) -> None:
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        await fep.ready()
+        world.banks[BANK].host.changes = lambda _answers: []
+        await fep.submit("PAY-1", body=money(BANK))
+        await fep.becomes("PAY-1", State.UNKNOWN)
+        copy = await trio.to_thread.run_sync(back_up, world)
+    await trio.to_thread.run_sync(restore, world, copy)
+    async with world.fep(card=NEVER) as fep:
+        await fep.service.resolve("li", TaskId("PAY-1"), State.SUCCEEDED, EVIDENCE)
+        await fep.service.release("wang", EVIDENCE)
+        assert await fep.service.confirm("wang", TaskId("PAY-1")) is State.SUCCEEDED
+    world.banks[BANK].host.changes = lambda answers: answers
+
+
+async def test_nothing_is_proposed_for_a_payment_whose_release_is_on_its_way_to_the_disk(
+    world: World,
+) -> None:
+    await paid_after_the_backup(world, "PAY-1")
+    async with world.fep() as fep:
+        fep.lane.drain()
+        refused: list[TaskRefusedError] = []
+
+        async def propose() -> None:
+            try:
+                await fep.service.resolve("li", TaskId("PAY-1"), State.SUCCEEDED, EVIDENCE)
+            except TaskRefusedError as error:
+                refused.append(error)
+
+        async with trio.open_nursery() as nursery:
+            with held(fep.store):
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(fep.service.release, "wang", EVIDENCE)
+                await until(lambda: len(fep.store._waiting) == 1)
+                nursery.start_soon(propose)
+                await until(lambda: len(fep.store._waiting) == 2)
+        assert [str(one) for one in refused] == [
+            "the task was closed at this very moment, or released: there is nothing to resolve"
+        ]
+        assert world.on_disk("select count(*) from resolution") == [(0,)]
+
+
+# -- what the bank tells of held payments by itself ---------------------------------------------
+
+
+def answers_of(world: World, bank: BankName) -> list[bytes]:
+    """Return a list into which goes all that a bank answers from now on."""
+    found: list[bytes] = []
+
+    def note(answers: list[Answer]) -> list[Answer]:
+        found.extend(one.data for one in answers)
+        return answers
+
+    world.banks[bank].host.changes = note
+    return found
+
+
+def naming(answers: list[bytes], reference: str) -> bytes:
+    return next(one for one in answers if reference.encode() in one)
+
+
+async def told(fep: Fep, bank: BankName, answer: bytes, task_id: str) -> str:
+    """Let the bank tell something unasked, and return what the alarm says of a task."""
+    await fep.unmatched.send(UnmatchedReply(bank, framed(bank, answer), told=True))
+    await until(lambda: [one for one in fep.alarms.active() if one.subject == task_id])
+    await until(lambda: answers_kept(fep) > 0)
+    assert AlarmKind.UNMATCHED_REPLY not in fep.alarm_kinds()
+    [alarm] = [one for one in fep.alarms.active() if one.subject == task_id]
+    assert alarm.kind is AlarmKind.EVIDENCE_CONFLICT
+    return alarm.cause
+
+
+def answers_kept(fep: Fep) -> int:
+    [(count,)] = fep.world.on_disk("select count(*) from task_event where event = 'answered'")
+    return int(count)
+
+
+async def test_what_the_bank_tells_of_a_held_payment_is_for_who_releases_it(world: World) -> None:
+    await world.start_bank(BANK)
+    answers = answers_of(world, BANK)
+    await paid_after_the_backup(world, "PAY-1", "PAY-2")
+    done = naming(answers, client_ref(ENTERPRISE, TaskId("PAY-2")))
+    async with world.fep() as fep:
+        await fep.ready()
+        cause = await told(fep, BANK, done, "PAY-2")
+        assert cause == "it is held since a backup was restored, and the bank has it: done 000000"
+        assert (await fep.get("PAY-2"))["state"] == "queued"
+        fep.agrees()
+    kept = "select bytes from message join task on task.seq = task_seq where task_id = 'PAY-2'"
+    assert world.on_disk(kept) == [(done,)]
+    async with world.fep() as fep:
+        shown = await fep.service.restored()
+        assert (shown["count"], shown["answered"]) == (2, 1)
+        first, second = shown["payments"]
+        assert "answer" not in first
+        assert second["answer"] == "the bank has it: done 000000"
+        assert (
+            second["answered_at"]
+            == (await fep.service.why(None, TaskId("PAY-2")))["events"][-1]["at"]
+        )
+        with pytest.raises(TaskRefusedError, match="the bank has answered for PAY-2: close these"):
+            await fep.service.release("wang", EVIDENCE)
+        assert fep.service.held_since is not None
+        for name in ("PAY-1", "PAY-2"):
+            await fep.service.resolve("li", TaskId(name), State.SUCCEEDED, EVIDENCE)
+            await fep.service.confirm("wang", TaskId(name))
+        await fep.service.release("wang", EVIDENCE)
+        await payments_go(fep)
+    assert [world.booked(name) for name in ("PAY-1", "PAY-2")] == [1, 1]
+    assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
+
+
+async def test_of_too_many_held_payments_those_are_shown_that_the_bank_told_of(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fep.tasks.service.HELD_SHOWN_MAX", 2)
+    monkeypatch.setattr("fep.tasks.lane.HELD_COMPARED_AT_ONCE", 2)
+    await world.start_bank(BANK)
+    answers = answers_of(world, BANK)
+    await paid_after_the_backup(world, "PAY-1", "PAY-2", "PAY-3")
+    async with world.fep() as fep:
+        last = naming(answers, client_ref(ENTERPRISE, TaskId("PAY-3")))
+        await told(fep, BANK, last, "PAY-3")
+        shown = await fep.service.restored()
+        assert [one["task_id"] for one in shown["payments"]] == ["PAY-1", "PAY-3"]
+
+
+async def test_an_answer_to_a_held_payment_without_its_body_is_found_too(world: World) -> None:
+    await world.start_bank(BANK)
+    answers = answers_of(world, BANK)
+    await sent_after_the_backup(world, BANK, {"PAY-1": money(BANK)}, bare=True)
+    async with world.fep() as fep:
+        done = naming(answers, client_ref(ENTERPRISE, TaskId("PAY-1")))
+        cause = await told(fep, BANK, done, "PAY-1")
+        assert cause.endswith("the bank has it: an answer bears its reference")
+        codec, card = fep.lane.parts.codec, fep.lane.parts.card
+        [task] = fep.service.tasks_of(BANK)
+        recorded = await fep.store.read(lambda c: store.recorded(c, [task.seq])[task.seq])
+        ended = await fep.store.read(lambda c: store.ended(c, [task.seq])[task.seq])
+        [reading] = read_task(codec, card, task, ended, recorded, lambda _: [])
+        assert not reading.differs, "a replay finds no fault with it"
+    assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
+
+
+async def test_an_answer_to_a_row_of_a_held_batch_is_found_by_the_row_s_reference(
+    world: World,
+) -> None:
+    await world.start_bank(BANK)
+    answers = answers_of(world, BANK)
+    await sent_after_the_backup(world, BANK, {"B": batch(BANK, "1.00", "2.00")})
+    async with world.fep() as fep:
+        [held_batch] = fep.service.tasks_of(BANK)
+        row = row_ref(client_ref(ENTERPRISE, TaskId("B")), 1)
+        assert await fep.lane._held_under(row) == [held_batch]
+        taken = naming(answers, client_ref(ENTERPRISE, TaskId("B")))
+        assert "the bank has it: taken over" in await told(fep, BANK, taken, "B")
+
+
+async def test_an_answer_under_a_short_reference_may_be_to_a_held_payment(world: World) -> None:
+    await world.start_bank(CCB)
+    answers = answers_of(world, CCB)
+    body = transfer("12.50", CCB_PAYER, CCB_PAYEE)
+    await sent_after_the_backup(world, CCB, {"PAY-1": body})
+    first, second = (short_ref(ENTERPRISE, TaskId("PAY-1"), 16, turn) for turn in range(2))
+    async with world.fep(banks=[CCB]) as fep:
+        # It was sent under its second one: another payment had the first then.
+        done = naming(answers, first).replace(first.encode(), second.encode())
+        cause = await told(fep, CCB, done, "PAY-1")
+        assert "the bank may have it (short references can meet): " in cause
+        assert (await fep.get("PAY-1"))["state"] == "queued"
+        [shown] = (await fep.service.restored())["payments"]
+        assert shown["answer"].startswith("the bank may have it")
+
+
+async def test_an_answer_to_a_held_payment_is_no_answer_to_its_next_sending(world: World) -> None:
+    """It is kept with its task, and a lane takes up such answers when it starts."""
+    await world.start_bank(BANK)
+    answers = answers_of(world, BANK)
+    await paid_after_the_backup(world, "PAY-1")
+    done = naming(answers, client_ref(ENTERPRISE, TaskId("PAY-1")))
+    async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
+        await fep.ready()
+        await told(fep, BANK, done, "PAY-1")
+        world.banks[BANK].host.changes = lambda _answers: []
+        # As when the release was on its way to the disk before the answer.
+        now = SystemClock().now()
+        await fep.store.write(lambda c: store.release(c, "wang", EVIDENCE, now, "test"))
+        fep.service.know_released()
+        await fep.becomes("PAY-1", State.UNKNOWN)
+    world.banks[BANK].host.changes = lambda given: given
+    async with world.fep(card=NEVER) as fep:
+        await everything_tried(fep)
+        assert (await fep.get("PAY-1"))["state"] == "unknown"
+        fep.agrees()
+
+
+async def test_what_names_no_held_payment_is_kept_as_nobody_s(world: World) -> None:
+    await world.start_bank(BANK)
+    answers = answers_of(world, BANK)
+    await paid_after_the_backup(world, "PAY-1")
+    ours, theirs = (client_ref(ENTERPRISE, TaskId(one)).encode() for one in ("PAY-1", "PAY-9"))
+    strange = naming(answers, ours.decode()).replace(ours, theirs)
+    async with world.fep() as fep:
+        await fep.unmatched.send(UnmatchedReply(BANK, framed(BANK, strange)))
+        await until(lambda: AlarmKind.UNMATCHED_REPLY in fep.alarm_kinds())
+        assert AlarmKind.EVIDENCE_CONFLICT not in fep.alarm_kinds()
+        assert (await fep.service.restored())["answered"] == 0
+
+
 async def test_a_body_that_is_changed_while_its_payment_waits_is_found(world: World) -> None:
     """Given when it was asked for: the event that took it tells its digest."""
     await paid_after_the_backup(world)
@@ -253,7 +515,7 @@ async def test_what_can_not_be_said_of_a_held_payment(world: World) -> None:
 async def test_without_a_restore_nothing_is_held_and_nothing_to_release(world: World) -> None:
     async with world.fep() as fep:
         assert await fep.service.restored() == {
-            "held": False, "taken_at": None, "count": 0, "payments": []
+            "held": False, "taken_at": None, "count": 0, "answered": 0, "payments": []
         }  # fmt: skip
         with pytest.raises(TaskRefusedError, match="no payments are held"):
             await fep.service.release("li", EVIDENCE)
