@@ -138,6 +138,10 @@ class HttpWire:
                 self._requests += self._reader.receive_data(data)
         return self._requests.pop(0)
 
+    def unread(self, request: HttpRequest) -> None:
+        """Let it be read next."""
+        self._requests.insert(0, request)
+
     async def serve(self, data: bytes = b"") -> HttpRequest:
         """Answer one request, well if nothing else is said."""
         request = await self.read()
@@ -212,19 +216,23 @@ class Rig:
 
 
 async def asked(wires: list[HttpWire]) -> HttpWire:
-    """Return the one of these connections on which the next request came, read."""
+    """Return the first of these connections on which a request came, read.
+
+    What came on others in the same moment is read next.
+    """
     found: list[HttpWire] = []
     async with trio.open_nursery() as nursery:
 
         async def read(wire: HttpWire) -> None:
-            await wire.read()
+            request = await wire.read()
+            if found:
+                wire.unread(request)
             found.append(wire)
             nursery.cancel_scope.cancel()
 
         for wire in wires:
             nursery.start_soon(read, wire)
-    [one] = found
-    return one
+    return found[0]
 
 
 @asynccontextmanager
