@@ -26,6 +26,7 @@ class Asked:
         self._box = box
         self._unanswered: dict[int, Message] = {}
         self._last_id = 0
+        self._forget_above = 2 * box.window + LAPSED_MAX
 
     def __len__(self) -> int:
         return len(self._unanswered)
@@ -34,7 +35,7 @@ class Asked:
         """Return the id of the request that asks or tells this."""
         self._last_id += 1
         self._unanswered[self._last_id] = message
-        if len(self._unanswered) > 2 * self._box.window + LAPSED_MAX:
+        if len(self._unanswered) > self._forget_above:
             self._forget()
         return self._last_id
 
@@ -44,9 +45,17 @@ class Asked:
 
     def _forget(self) -> None:
         """Forget the older half of what nobody waits for: so it is seldom looked through."""
-        over = [id_ for id_, one in self._unanswered.items() if not self._is_waited_for(one)]
-        for id_ in over[: len(over) - LAPSED_MAX // 2]:
+        # What was asked or told anew on this connection is waited for under its newest id alone.
+        newest = {(type(one), one.task_id): id_ for id_, one in self._unanswered.items()}
+        over = [
+            id_
+            for id_, one in self._unanswered.items()
+            if newest[type(one), one.task_id] != id_ or not self._is_waited_for(one)
+        ]
+        for id_ in over[: max(len(over) - LAPSED_MAX // 2, 0)]:
             del self._unanswered[id_]
+        least = len(self._unanswered) + LAPSED_MAX // 2
+        self._forget_above = max(2 * self._box.window + LAPSED_MAX, least)
 
     def _is_waited_for(self, message: Message) -> bool:
         match message:

@@ -55,8 +55,8 @@ BALANCE_SECONDS: Final = 600.0
 """A balance that has not come by then leaves its account out of the round: the others' round ends,
 and the pool may have its next one."""
 BALANCE_SECONDS_EACH: Final = 5.0
-"""So much more for each account of the round: a bank may let itself be asked only every few
-seconds, and then the last ones of a big pool must not be left out each time."""
+"""So much more for each account of the round, or twice its bank's least time between queries: the
+last ones of a big pool must not be left out each time."""
 PLAN_SECONDS_MAX: Final = 120.0
 MISSED_SECONDS_MAX: Final = 900.0
 """A round that fell into a stop of the daemon is caught up when it is at most this late."""
@@ -219,7 +219,8 @@ class PoolService:
         """Start a round; False when the disk did not take it and it is to be tried again."""
         key = f"{pool.name}@{due.isoformat()}"
         last = self._running(pool.name)
-        if last is not None and last.key != key:
+        # One that was begun by hand a moment ago is no cause for concern.
+        if last is not None and last.key != key and not self._is_young(last):
             waits = sum(item.state not in ENDED for item in last.items)
             self._alarms.raise_alarm(
                 AlarmKind.POOL_STALLED,
@@ -424,7 +425,7 @@ class PoolService:
             (one, item, submission)
             for one, items in due
             for item in items
-            if (submission := _submission(one, item)) is not None
+            if (submission := self._submission(one, item)) is not None
         ]
         answers = await self._submit([submission for _, _, submission in wanted])
         again: list[tuple[Round, Item]] = []
@@ -713,9 +714,33 @@ class PoolService:
         self._rounds[one.round_id] = one
         # Who waits for the end of a round waits on when it was loaded anew.
         self._over.setdefault(one.round_id, trio.Event())
-        self._asked_until.setdefault(one.round_id, trio.current_time() + _balance_seconds(one))
+        self._asked_until.setdefault(one.round_id, trio.current_time() + self._balance_seconds(one))
         for item in one.items:
             self._by_task[item.balance_task] = self._by_task[item.sweep_task] = (one, item)
+
+    def _submission(self, one: Round, item: Item) -> Submission | None:
+        """Return the id of an item that is due, None when none is."""
+        if item.state is ItemState.ASKING:
+            age = self._balance_seconds(one)
+            return Submission(item.balance_task, item.bank, Kind.BALANCE, expires_s=age)
+        if item.state in TO_SWEEP and not one.plan_only:
+            age = SWEEP_EXPIRES_SECONDS
+            return Submission(item.sweep_task, item.bank, Kind.TRANSFER, expires_s=age)
+        return None
+
+    def _balance_seconds(self, one: Round) -> float:
+        """Return how long the balances of a round are waited for."""
+        gaps = {bank: self._query_gap(bank) for bank in {item.bank for item in one.items}}
+        each = (max(BALANCE_SECONDS_EACH, 2 * gaps[item.bank]) for item in one.items)
+        return BALANCE_SECONDS + sum(each)
+
+    def _is_young(self, one: Round) -> bool:
+        age_s = (self._clock.now() - one.started_at).total_seconds()
+        return 0.0 <= age_s <= self._balance_seconds(one)
+
+    def _query_gap(self, bank: BankName) -> float:
+        lane = self._tasks.lane_of(bank)
+        return 0.0 if lane is None else lane.parts.card.throttle.query_gap_s
 
     def _drop(self, one: Round) -> None:
         self._rounds.pop(one.round_id, None)
@@ -731,24 +756,9 @@ class PoolService:
             over.set()
 
 
-def _submission(one: Round, item: Item) -> Submission | None:
-    """Return the id of an item that is due, None when none is."""
-    if item.state is ItemState.ASKING:
-        age = _balance_seconds(one)
-        return Submission(item.balance_task, item.bank, Kind.BALANCE, expires_s=age)
-    if item.state in TO_SWEEP and not one.plan_only:
-        age = SWEEP_EXPIRES_SECONDS
-        return Submission(item.sweep_task, item.bank, Kind.TRANSFER, expires_s=age)
-    return None
-
-
 def _apart(one: dt.datetime, other: dt.datetime) -> float:
     """Return the seconds between two moments, of which a clock set back makes the later earlier."""
     return abs((one - other).total_seconds())
-
-
-def _balance_seconds(one: Round) -> float:
-    return BALANCE_SECONDS + BALANCE_SECONDS_EACH * len(one.items)
 
 
 def _leave(one: Round, item: Item, reason: Reason, working: str) -> None:

@@ -357,14 +357,18 @@ def _denies(told: str, said: PaymentState) -> bool:
     return said in _HAS_IT and (told == State.REJECTED or told in _NEVER_SENT)
 
 
-def contradicted_rows(state: State, told: Mapping[str, Any], status: BatchStatus) -> list[int]:
+def contradicted_rows(
+    state: State, told: Mapping[str, Any] | None, status: BatchStatus
+) -> list[int]:
     """Return the rows of a batch at its end of which the bank's status says otherwise.
 
     Args:
         state: of the batch.
-        told: its result, empty where two persons brought it to its end.
+        told: its result, empty where two persons brought it to its end; None: it can't be read.
         status: what the bank says of rows by now.
     """
+    if told is None:
+        return []
     ends = {row["row"]: row["state"] for row in told.get("rows", ())}
     return [at for at, row in status.rows.items() if _denies(ends.get(at, state), row.state)]
 

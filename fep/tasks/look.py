@@ -55,6 +55,10 @@ class Look:
     """Those of ``known_bad`` that are still to be asked after."""
     bad: set[int] = attrs.Factory(set)
     """Places of those of which it tells nothing at this look."""
+    asks_until: int = 0
+    """The highest place when it began: what succeeds meanwhile is for the next look."""
+    has_more: bool = False
+    """More successes may have come back than are asked after at this look."""
     missed: str = ""
     """Why this look did not learn all; empty: it did."""
     _is_at_last: bool = False
@@ -64,6 +68,11 @@ class Look:
     def is_asking(self) -> bool:
         """Whether the next request asks after a success."""
         return self.is_judged and not self.parts and bool(self.asks)
+
+    @property
+    def unlearned(self) -> frozenset[int] | None:
+        """Places of successes of which this look learned nothing; None: that may be any."""
+        return frozenset(self.bad) if self.is_complete and not self.has_more else None
 
     @property
     def is_lost(self) -> bool:

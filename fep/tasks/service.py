@@ -829,6 +829,15 @@ class TaskService:
         found: Task | None = await self._read_archived(task_id, read)
         return found or await self.store.read(read)
 
+    async def result_told(self, task: Task) -> dict[str, Any] | None:
+        """Return the result of a task at its end, archived or not; None: it can't be read."""
+        year = await self.store.read(lambda c: store.archive_of(c, task.task_id))
+        read = partial(store.result_of, task_id=task.task_id)
+        found: dict[str, Any] | None = await (
+            self.store.read(read) if year is None else self.store.read_archive(year, read)
+        )
+        return found
+
     async def page(
         self,
         client: ClientName | None,

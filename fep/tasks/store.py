@@ -6,7 +6,7 @@ import datetime as dt
 import functools
 import itertools
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
@@ -1253,7 +1253,12 @@ def _watched_of(bank: str, payer: str) -> tuple[sa.ColumnElement[bool], ...]:
 
 
 def note_look(
-    connection: sa.Connection, bank: str, payer: str, passed_s: float, span_s: float
+    connection: sa.Connection,
+    bank: str,
+    payer: str,
+    passed_s: float,
+    span_s: float,
+    missed: Collection[int] | None = frozenset(),
 ) -> int:
     """Note that an account was looked at; return how many of its successes are watched on.
 
@@ -1263,19 +1268,25 @@ def note_look(
         payer: the account.
         passed_s: time lived through since the last look.
         span_s: a success is watched for so long.
+        missed: places of those of which this look learned nothing, None where that may be any: they
+            are watched for as long again, since what their last look did not tell is not known.
     """
     mine = _watched_of(bank, payer)
     grown = sa.case((payment.c.watched_s < 0, 0.0), else_=payment.c.watched_s + passed_s)
     connection.execute(sa.update(payment).where(*mine).values(watched_s=grown))
-    over = sa.update(payment).where(*mine, payment.c.watched_s >= span_s)
-    connection.execute(over.values(watched_s=None))
+    over = payment.c.watched_s >= 2 * span_s
+    if missed is not None:
+        learned = payment.c.task_seq.not_in(list(missed))
+        over = sa.or_(over, sa.and_(payment.c.watched_s >= span_s, learned))
+    connection.execute(sa.update(payment).where(*mine, over).values(watched_s=None))
     count = sa.select(sa.func.count()).select_from(payment).where(*mine)
     return int(connection.execute(count).scalar_one())
 
 
-def result_of(connection: sa.Connection, seq: int) -> dict[str, Any]:
+def result_of(connection: sa.Connection, task_id: str) -> dict[str, Any]:
     """Return the result that a task has, empty for none."""
-    found = connection.execute(sa.select(task.c.result).where(task.c.seq == seq)).scalar_one()
+    query = sa.select(task.c.result).where(task.c.task_id == task_id)
+    found = connection.execute(query).scalar_one()
     result: dict[str, Any] = {} if found is None else orjson.loads(found)
     return result
 

@@ -92,8 +92,8 @@ class Watch:
         """Successes of which the bank told nothing at the last looks, by their places."""
         self._suspected: dict[AccountNumber, int] = {}
         """The place of the last success that was asked because a line could be its return."""
-        self._contradicted: set[TaskId] = set()
-        """Payments of whose contradiction the bytes are kept."""
+        self._contradicted: dict[TaskId, str] = {}
+        """What was told last of payments whose status contradicts their end."""
         self._failures: dict[AccountNumber, int] = {}
         """Looks in a row that did not learn all."""
         self._ready: deque[Look] = deque()
@@ -218,7 +218,10 @@ class Watch:
         alarms, subject = self._service.alarms, f"{self._lane.bank} {mask(payer)}"
         if not reason:
             self._failures.pop(payer, None)
-            alarms.clear(AlarmKind.WATCH_FAILED, subject)
+            # Accounts can look the same when they are masked.
+            alike = (n for one, n in self._failures.items() if mask(one) == mask(payer))
+            if max(alike, default=0) < FAILED_LOOKS_MAX:
+                alarms.clear(AlarmKind.WATCH_FAILED, subject)
             return
         times = self._failures[payer] = self._failures.get(payer, 0) + 1
         if times >= FAILED_LOOKS_MAX:
@@ -229,6 +232,7 @@ class Watch:
         lane = self._lane
         one.began, one.is_begun = trio.current_time(), True
         one.known_bad = self._bad.get(one.payer, frozenset())
+        one.asks_until = await self._service.store.read(store.last_seq)
         since = await self._service.store.read(
             partial(store.watched_since, bank=lane.bank, payer=one.payer)
         )
@@ -261,6 +265,7 @@ class Watch:
                 one.take_page(page, reply)
             case Rejected(why=Refusal.PERMISSION, code=code):
                 log.warning("watch.statement_refused", account=mask(one.payer), code=code)
+                one.losses = 0
                 self._ask_all(one)
             case _:
                 msg = f"the bank refused the statement: {outcome.code} {outcome.message}"
@@ -278,6 +283,7 @@ class Watch:
                 limit=ASKED_AT_ONCE_MAX,
             )
         )
+        found = [watched for watched in found if watched.seq <= one.asks_until]
         one.ask_after(found)
         one.asks_all_after = found[-1].seq if found else None
 
@@ -306,7 +312,10 @@ class Watch:
         async def write() -> None:
             left[:] = [
                 await self._service.write_at(
-                    lane.bank, lambda c: store.note_look(c, lane.bank, one.payer, passed_s, span_s)
+                    lane.bank,
+                    lambda c: store.note_look(
+                        c, lane.bank, one.payer, passed_s, span_s, one.unlearned
+                    ),
                 )
             ]
 
@@ -319,7 +328,8 @@ class Watch:
         log.debug("watch.looked", account=mask(one.payer), watched=left[0])
         self._due.pop(one.payer, None)
         if left[0]:
-            self._want(one.payer, returned.interval_s)
+            soon = min(returned.interval_s, FAILED_RETRY_SECONDS_MAX)
+            self._want(one.payer, soon if one.bad or one.has_more else returned.interval_s)
         if self._open.get(one.payer):
             self._want(one.payer, lane.parts.card.inquiry.interval_max_s)
         elif not left[0]:
@@ -343,7 +353,7 @@ class Watch:
             return
         amounts = sorted({entry.amount for entry in coming})
         lane = self._lane
-        suspects: list[Watched] = []
+        suspects: dict[int, Watched] = {}
         for watched in await self._service.store.read(
             lambda c: store.watched_alike(c, lane.bank, one.payer, amounts)
         ):
@@ -358,10 +368,9 @@ class Watch:
                 case Ambiguous(why=why):
                     self._alarm(watched.task_id, f"whether it came back: {why}")
                 case Absent():
-                    is_asked = bool(suspects) and suspects[-1].seq == watched.seq
-                    if not is_asked and may_be_returned(watched.payment, coming):
-                        suspects.append(watched)
-        self._suspect(one, suspects)
+                    if may_be_returned(watched.payment, coming):
+                        suspects[watched.seq] = watched
+        self._suspect(one, [suspects[seq] for seq in sorted(suspects)])
 
     def _suspect(self, one: Look, suspects: Sequence[Watched]) -> None:
         """Let successes be asked after that may have come back; where they are many, in turn."""
@@ -370,6 +379,7 @@ class Watch:
         one.ask_after(turn[:SUSPECTS_MAX])
         if left := turn[SUSPECTS_MAX:]:
             self._suspected[one.payer] = turn[SUSPECTS_MAX - 1].seq
+            one.has_more = True
             one.missed = f"{len(left)} successes more than are asked may have come back"
 
     async def _judge_open(self, task: Task, one: Look) -> None:
@@ -456,7 +466,7 @@ class Watch:
             return
         about = ""
         if isinstance(outcome.result, BatchStatus):
-            told = await self._service.store.read(partial(store.result_of, seq=task.seq))
+            told = await self._service.result_told(task)
             rows = evidence.contradicted_rows(task.state, told, outcome.result)
             if not rows:
                 return
@@ -465,13 +475,20 @@ class Watch:
             return
         said = evidence.told(outcome)
         cause = f"it is {task.state.value}, and the bank's status query says{about}: {said}"
+        if self._contradicted.get(task.task_id) == cause:
+            return
+        self._contradicted[task.task_id] = cause
         log.error("task.contradicted", task_id=task.task_id, cause=cause)
         self._service.alarms.raise_alarm(AlarmKind.EVIDENCE_CONFLICT, task.task_id, cause)
-        if task.task_id not in self._contradicted:
-            self._contradicted.add(task.task_id)
-            at = self._service.clock.now()
-            keep = partial(store.add_message, seq=task.seq, bank=task.bank, wire=wire, at=at)
-            await self._service.patiently(partial(self._service.write_at, task.bank, keep))
+        at = self._service.clock.now()
+        keep = partial(store.add_message, seq=task.seq, bank=task.bank, wire=wire, at=at)
+
+        def write(connection: Any) -> None:  # noqa: ANN401
+            # What is archived stays as it is.
+            if store.archive_of(connection, task.task_id) is None:
+                keep(connection)
+
+        await self._service.patiently(partial(self._service.write_at, task.bank, write))
 
     async def _reopen(
         self,
@@ -499,7 +516,7 @@ class Watch:
             receipt = PaymentReceipt(
                 payment.client_ref, payment.amount, payment.bank_ref, returned_on=returned_on
             )
-            told = await service.store.read(partial(store.result_of, seq=task.seq))
+            told = await service.store.read(partial(store.result_of, task_id=task.task_id))
             columns = {
                 "result": orjson.dumps(told | result_value(receipt)),
                 "bank_code": code,
@@ -524,7 +541,7 @@ class Watch:
                 return False
             if task.state is not State.SUCCEEDED and not _may_return_more(task):
                 return False
-            told = await service.store.read(partial(store.result_of, seq=task.seq))
+            told = await service.store.read(partial(store.result_of, task_id=task.task_id))
             result, rows = with_returned(task, told, back)
             if not rows:
                 return False

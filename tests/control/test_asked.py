@@ -76,3 +76,17 @@ def test_a_result_told_anew_takes_bounded_room_too() -> None:
         newest = one.tell("T1")
         assert len(one.asked) <= 2 * WINDOW + LAPSED_MAX
     assert one.asked.answered(newest) is one.box.told[TaskId("T1")]
+
+
+def test_what_goes_to_another_connection_and_comes_back_takes_bounded_room() -> None:
+    """The same result, or question, under a new id each time: a session of the client's is short."""
+    one = Connection()
+    one.tell("T1")
+    one.fetch("T2", 1)
+    result, fetch = one.box.told[TaskId("T1")], Fetch(TaskId("T2"), 1)
+    told = asked = 0
+    for _ in range(2 * LAPSED_MAX):
+        told, asked = one.asked.put(result), one.asked.put(fetch)
+        assert len(one.asked) <= 2 * WINDOW + LAPSED_MAX
+    assert one.asked.answered(told) is result
+    assert one.asked.answered(asked) == fetch

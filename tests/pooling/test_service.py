@@ -1092,6 +1092,34 @@ async def test_a_sweep_that_the_queue_has_and_can_not_send_for_an_hour_is_taken_
     assert world.balance(B) == "500.29"
 
 
+@pytest.mark.req("POOL-14")
+async def test_a_round_by_hand_that_has_just_begun_is_no_alarm_when_the_next_one_is_due(
+    world: World, jumping: MockClock
+) -> None:
+    world.chance[PINGAN][Fault.LANDED] = 1.0
+    clock = WallClock("2026-01-05T08:29:58")
+    async with world.daemon(SCHEDULED, clock=clock) as daemon:
+        await until(lambda: daemon.tasks.lanes[PINGAN].parts.link.is_open)
+        await daemon.pools.start_round("main", "operator op")
+        await until(lambda: world.book.payments(PINGAN))
+        clock.set("2026-01-05T08:30:01")
+        await looked(jumping, daemon)
+        assert len(daemon.pools._rounds) == 1
+        assert daemon.causes(AlarmKind.POOL_STALLED) == []
+
+
+@pytest.mark.req("POOL-02")
+async def test_a_bank_that_lets_itself_be_asked_seldom_is_waited_for_longer(world: World) -> None:
+    async with world.daemon(pool(A, B)) as daemon:
+        lane = daemon.tasks.lanes[CMB]
+        slow = attrs.evolve(lane.parts.card.throttle, query_gap_s=100.0)
+        card = attrs.evolve(lane.parts.card, throttle=slow)
+        lane.parts = attrs.evolve(lane.parts, card=card)
+        started = await daemon.pools.start_round("main", "operator op")
+        one = daemon.pools._rounds[started["round_id"]]
+        assert daemon.pools._balance_seconds(one) == BALANCE_SECONDS + BALANCE_SECONDS_EACH + 200.0
+
+
 @pytest.mark.req("POOL-14", "FEP-28")
 async def test_a_round_that_does_not_end_is_an_alarm_when_the_next_one_is_due(
     world: World, jumping: MockClock

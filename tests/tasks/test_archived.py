@@ -111,8 +111,8 @@ async def test_what_comes_back_from_the_archive_is_told_and_stays_as_it_is(
         await until(lambda: world.on_disk("select count(*) from task where delivery = 2") == [(1,)])
         result_of = store.result_of
 
-        def moving(connection: sa.Connection, seq: int) -> dict[str, Any]:
-            found = result_of(connection, seq)
+        def moving(connection: sa.Connection, task_id: str) -> dict[str, Any]:
+            found = result_of(connection, task_id)
             connection.rollback()
             assert move(world)
             return found
@@ -128,6 +128,20 @@ async def test_what_comes_back_from_the_archive_is_told_and_stays_as_it_is(
         assert alarm.cause.startswith("it is archived as succeeded, and the bank's status query")
         assert (await fep.get("PAY"))["state"] == "succeeded"
         assert [one.state for one in erp.told if one.task_id == "PAY"] == [State.SUCCEEDED]
+    assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
+
+
+async def test_an_archived_batch_with_a_refused_row_is_compared_row_by_row(world: World) -> None:
+    async with world.fep(card=NO_WATCH) as fep:
+        erp = fep.client()
+        await fep.ready()
+        await fep.submit("PAY", body=batch(BANK, "1.00", "99999999.00"))
+        await erp.result("PAY")
+        await until(lambda: world.on_disk("select count(*) from task where delivery = 2") == [(1,)])
+        assert await trio.to_thread.run_sync(move, world)
+        await fep.submit("ASK", body={"kind": "transfer_status", "params": {"task_id": "PAY"}})
+        await erp.result("ASK")
+        assert AlarmKind.EVIDENCE_CONFLICT not in fep.alarm_kinds()
     assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
 
 

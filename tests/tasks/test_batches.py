@@ -404,6 +404,9 @@ async def test_a_row_that_the_bank_denies_after_the_end_is_an_alarm(world: World
         await fep.submit("B1", body=poor)
         found = await fep.becomes("B1", State.SUCCEEDED)
         assert [row["state"] for row in found["result"]["rows"]] == ["succeeded", "rejected"]
+        await fep.submit("ASK-0", body=status_of("B1"))
+        await fep.becomes("ASK-0", State.SUCCEEDED)
+        assert AlarmKind.EVIDENCE_CONFLICT not in fep.alarm_kinds()
         is_denied = True
         await fep.submit("ASK", body=status_of("B1"))
         await fep.becomes("ASK", State.SUCCEEDED)

@@ -28,6 +28,7 @@ from fep.domain.order import (
 from fep.tasks.state import State
 from fep.tasks.store import NOT_LOOKED_AT
 from fep.tasks.task import Task
+from fep.tasks.watch import SECONDS_PER_DAY
 from tests.tasks.bench import (
     CMB,
     ENTERPRISE,
@@ -38,6 +39,7 @@ from tests.tasks.bench import (
     Fep,
     MovedClock,
     World,
+    batch,
     money,
     same,
     until,
@@ -465,6 +467,10 @@ def watched_by_status(fep: Fep, codec: Codec, card: dict[str, Any] = WATCH) -> N
     unit.lane.parts = attrs.evolve(unit.parts, capabilities=kinds)
 
 
+def short_watch(seconds: float) -> dict[str, Any]:
+    return {"returned": WATCH["returned"] | {"watch_days": seconds / SECONDS_PER_DAY}}
+
+
 def watch_alarms(fep: Fep) -> list[str]:
     return [one.cause for one in fep.alarms.active() if one.kind is AlarmKind.WATCH_FAILED]
 
@@ -542,6 +548,88 @@ async def test_where_many_may_have_come_back_they_are_asked_after_in_turn(
         await fep.becomes(names[-1], State.RETURNED)
         for name in names[:-1]:
             assert (await fep.get(name))["state"] == "succeeded"
+
+
+async def test_a_batch_that_may_have_come_back_has_its_turn_among_many(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fep.tasks.watch.SUSPECTS_MAX", 2)
+    async with world.fep(card=WATCH, codec=changed(nameless)) as fep:
+        await fep.ready()
+        world.banks[PINGAN].faults[Fault.RETURNED] = 1.0
+        await fep.submit("B1", body=batch(PINGAN, "12.50", "1.00"))
+        await fep.becomes("B1", State.SUCCEEDED)
+        world.banks[PINGAN].faults.clear()
+        for number in range(4):
+            await fep.submit(f"T{number}", body=money(PINGAN))
+            await fep.becomes(f"T{number}", State.SUCCEEDED)
+        await take_back(world, PINGAN)
+        await fep.becomes("B1", State.RETURNED)
+
+
+async def test_a_success_whose_last_look_learned_nothing_is_watched_on(world: World) -> None:
+    untold = True
+
+    def change(operation: Operation, _reply: Reply, outcome: Outcome) -> Outcome:
+        if untold and isinstance(operation, StatusQuery):
+            return Unclear("X1", "")
+        return outcome
+
+    async with world.fep(run=False) as fep:
+        # A look that learns nothing takes more than a second.
+        watched_by_status(fep, changed(change), WATCH | short_watch(3.0))
+        await fep.start()
+        await fep.ready()
+        world.banks[PINGAN].faults[Fault.RETURNED] = 1.0
+        await fep.submit("T1", body=money(PINGAN))
+        await fep.becomes("T1", State.SUCCEEDED)
+        await take_back(world, PINGAN)
+        over = "select count(*) from payment where watched_s >= 3.0"
+        await until(lambda: world.on_disk(over) == [(1,)], "its time is over, and it is watched")
+        untold = False
+        await fep.becomes("T1", State.RETURNED)
+
+
+async def test_a_success_that_is_never_learned_of_is_watched_twice_as_long_and_told(
+    world: World,
+) -> None:
+    async with world.fep(run=False) as fep:
+        watched_by_status(fep, tells_nothing("refused", ["T1"]), WATCH | short_watch(1.0))
+        await fep.start()
+        await fep.ready()
+        await fep.submit("T1", body=money(PINGAN))
+        await fep.becomes("T1", State.SUCCEEDED)
+        await until(lambda: world.on_disk("select watched_s from payment") == [(None,)])
+        assert watch_alarms(fep), "who could not be told stays with a person"
+        await until(lambda: not fep.lane.watch._failures)
+
+
+async def test_accounts_that_look_alike_do_not_clear_each_others_alarm(world: World) -> None:
+    async with world.fep(run=False) as fep:
+        watch, alike = fep.make(PINGAN).lane.watch, AccountNumber("9900" + "7" * 6 + PAYER[-4:])
+        assert mask(alike) == mask(PAYER)
+        for _ in range(3):
+            watch._count_failure(PAYER, "no answer")
+            watch._count_failure(alike, "")
+        assert len(watch_alarms(fep)) == 1
+        watch._count_failure(PAYER, "")
+        assert watch_alarms(fep) == []
+
+
+async def test_a_contradiction_that_was_acknowledged_does_not_come_again(world: World) -> None:
+    async with world.fep(run=False) as fep:
+        watched_by_status(fep, changed(says(PaymentState.REJECTED)))
+        await fep.start()
+        await fep.ready()
+        await fep.submit("T1", body=money(PINGAN))
+        await fep.becomes("T1", State.SUCCEEDED)
+        await until(lambda: AlarmKind.EVIDENCE_CONFLICT in fep.alarm_kinds())
+        [alarm] = [one for one in fep.alarms.active() if one.kind is AlarmKind.EVIDENCE_CONFLICT]
+        await fep.alarms.acknowledge(alarm.id, "li")
+        looks = fep.lane.watch._looked
+        now = trio.current_time()
+        await until(lambda: looks.get(PAYER, 0.0) > now, "looks go on")
+        assert AlarmKind.EVIDENCE_CONFLICT not in fep.alarm_kinds()
 
 
 async def test_a_statement_that_is_longer_than_what_is_read_is_told(
