@@ -27,16 +27,17 @@ from fep.domain.errors import FepError
 from fep.domain.ids import AccountNumber, BankName, ClientName, TaskId
 from fep.domain.money import ZERO, Cny
 from fep.domain.order import Kind
-from fep.machines.service import GuardedStore
+from fep.machines.service import GuardedStore, PlaceLostError
 from fep.pooling import plan, store
 from fep.pooling.config import MemberConfig, PoolConfig
 from fep.pooling.plan import ENDED, TO_SWEEP, Item, ItemState, Round, RoundState
 from fep.pooling.rules import Reason, sweep
 from fep.pooling.schedule import last_due, next_due, parse_schedule
 from fep.store.database import StoreBusyError, StoreFullError
+from fep.tasks.lane import TOO_LATE
 from fep.tasks.service import TaskRefusedError, TaskService
 from fep.tasks.state import State
-from fep.tasks.task import Admitted, Delivery, Fetch, Refused, Submission
+from fep.tasks.task import Admitted, Delivery, Fetch, Refused, Submission, Task
 
 log = structlog.get_logger()
 
@@ -98,6 +99,7 @@ class PoolService:
         database: GuardedStore | None = None,
     ) -> None:
         self._tasks = tasks
+        tasks.box(CLIENT).vet = partial(_stale, tasks.clock)
         self._store = tasks.store if database is None else database
         self._alarms = alarms
         self._clock = clock
@@ -504,7 +506,7 @@ class PoolService:
             self._refused[item.sweep_task] = Reason.BALANCE_TOO_OLD
             try:
                 await self._tasks.cancel(None, item.sweep_task, "pooling: its balance is too old")
-            except (TaskRefusedError, StoreFullError, StoreBusyError):
+            except (TaskRefusedError, StoreFullError, StoreBusyError, PlaceLostError):
                 # It may have left by now, and has its end from the bank.
                 self._refused.pop(item.sweep_task, None)
 
@@ -620,7 +622,7 @@ class PoolService:
         }.get(delivery.state, ItemState.FAILED)
         if item.state is not ItemState.SWEPT:
             told = f"{delivery.bank_code} {delivery.bank_message}".strip()
-            if delivery.state is State.EXPIRED:
+            if delivery.state is State.EXPIRED or delivery.bank_code == TOO_LATE:
                 told = Reason.BALANCE_TOO_OLD.value
             item.reason = self._refused.pop(delivery.task_id, told)
             _log_not_swept(one, item)
@@ -754,6 +756,13 @@ class PoolService:
         # An event can't be tested for truth.
         if (over := self._over.pop(one.round_id, None)) is not None:
             over.set()
+
+
+def _stale(clock: Clock, task: Task) -> str:
+    """Return why a sweep is not to be sent: on whichever machine, however long that was down."""
+    age_s = _apart(clock.now(), task.submitted_at)
+    is_old = task.kind is Kind.TRANSFER and age_s > SWEEP_AGE_SECONDS_MAX
+    return "pooling: its balance is too old" if is_old else ""
 
 
 def _apart(one: dt.datetime, other: dt.datetime) -> float:

@@ -379,7 +379,8 @@ def untold(outcome: Outcome) -> str | None:
         case Accepted(result=PaymentStatus(state=state)):
             said = {state}
         case Accepted(result=BatchStatus(rows=rows)):
-            said = {row.state for row in rows.values()}
+            # A row that the bank never got was told as rejected.
+            said = {row.state for row in rows.values()} - {PaymentState.NO_RECORD}
         case _:
             return f"the bank does not tell its status: {outcome.code} {outcome.message}"
     if open_ones := said & _NO_END:

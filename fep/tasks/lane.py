@@ -89,7 +89,14 @@ from fep.tasks.queue import LaneQueue
 from fep.tasks.replay import only_reply
 from fep.tasks.result import bank_ref_of, end_columns
 from fep.tasks.state import FINAL, OPEN_AT_BANK, Event, State, step
-from fep.tasks.task import OvertakenError, QueryLostError, Task, batch_query, status_query
+from fep.tasks.task import (
+    OvertakenError,
+    QueryLostError,
+    Task,
+    batch_query,
+    digest,
+    status_query,
+)
 from fep.tasks.watch import Watch
 
 if TYPE_CHECKING:
@@ -110,6 +117,8 @@ STATEMENT_ENTRIES_MAX, STATEMENT_BYTES_MAX = 2000, 900_000
 LATE_ANSWERS_MAX: Final = 10_000
 HELD_COMPARED_AT_ONCE: Final = 500
 """Of payments held after a restore, with an answer's reference, before others have their turn."""
+TOO_LATE: Final = "TOO_LATE"
+"""Of a payment that its client does not want to be sent any more, as ``bank_code``."""
 CLAIM_LOOK_SECONDS: Final = 0.05
 """Between two looks at a task that somebody else writes, for which an answer came late."""
 QUIET_KINDS: Final = frozenset({Kind.STATEMENT, Kind.TRANSFER_STATUS})
@@ -176,6 +185,8 @@ class Lane:
         self._late: dict[Task, list[Reply]] = {}
         """Answers that came while their payment was in hands, for whoever lets go of it."""
 
+        self._told_held: set[tuple[TaskId, str]] = set()
+        """Answers to payments held after a restore that were told of: some banks tell all again."""
         self._horizon_looks: set[Task] = set()
         """Open payments at whose age a timer looks."""
         self._recalled: set[int] = set()
@@ -531,6 +542,10 @@ class Lane:
         if self.drained:
             # An operator stopped the bank while this waited for its turn or for the key.
             self._put_back_later(task, 0.0)
+            return
+        if reason := self._service.box(task.client).vet(task):
+            refused = Rejected(TOO_LATE, reason)
+            await self.finish(task, (Event.CANCELLED,), reason, refused, None)
             return
         try:
             await self._begin_sending(task, order, draft, frame, context)
@@ -1149,6 +1164,10 @@ class Lane:
     ) -> None:
         """Raise the alarm, and keep what came as a step of a held payment that changes nothing."""
         service, now = self._service, self._service.clock.now()
+        mark = (task.task_id, digest(reply.raw))
+        if mark in self._told_held:
+            return
+        self._told_held.add(mark)
         body = task.body or await service.store.read(partial(_body_of, task_id=task.task_id))
         is_short, told = self.parts.card.dedupe.digits, "an answer bears its reference"
         if isinstance(body, Order):
@@ -1173,8 +1192,10 @@ class Lane:
     async def _use_late(self, task: Task) -> bool:
         """Use what came late for a task in hands; say whether that changed it."""
         is_changed = False
-        while replies := self._late.get(task):
-            del self._late[task]
+        while replies := self._late.pop(task, []):
+            if replies[1:]:
+                # Before the first is judged: a defect that ends the lane must not take them along.
+                self._late[task] = replies[1:]
             if task.state in OPEN_AT_BANK:
                 # It may wait for its inquiry already.
                 task.claimed = True
@@ -1182,10 +1203,8 @@ class Lane:
                 is_changed |= await self._judge_late(task, replies[0])
             except trio.Cancelled:
                 # The lane ends while the disk is full: the next one uses it.
-                self._late[task] = [*replies, *self._late.pop(task, [])]
+                self._late[task] = [replies[0], *self._late.pop(task, [])]
                 raise
-            if left := [*replies[1:], *self._late.pop(task, [])]:
-                self._late[task] = left
         return is_changed
 
     async def _until_free(self, task: Task) -> None:

@@ -57,8 +57,8 @@ class Look:
     """Places of those of which it tells nothing at this look."""
     asks_until: int = 0
     """The highest place when it began: what succeeds meanwhile is for the next look."""
-    has_more: bool = False
-    """More successes may have come back than are asked after at this look."""
+    waiting: frozenset[int] = frozenset()
+    """Places of successes that may have come back, and whose turn to be asked is later."""
     missed: str = ""
     """Why this look did not learn all; empty: it did."""
     _is_at_last: bool = False
@@ -72,7 +72,7 @@ class Look:
     @property
     def unlearned(self) -> frozenset[int] | None:
         """Places of successes of which this look learned nothing; None: that may be any."""
-        return frozenset(self.bad) if self.is_complete and not self.has_more else None
+        return self.waiting | self.bad if self.is_complete else None
 
     @property
     def is_lost(self) -> bool:

@@ -12,7 +12,11 @@ from collections.abc import Callable, Iterable
 import trio
 
 from fep.domain.ids import ClientName, TaskId
-from fep.tasks.task import Delivery, Fetch, Message
+from fep.tasks.task import Delivery, Fetch, Message, Task
+
+
+def _may_go(_task: Task) -> str:
+    return ""
 
 
 class ClientBox:
@@ -30,6 +34,9 @@ class ClientBox:
         self.asked: dict[TaskId, int] = {}
         self.told: dict[TaskId, Delivery] = {}
         self.connections: list[Mailbox] = []
+        self.vet: Callable[[Task], str] = _may_go
+        """Asked before the first byte of a payment of this client leaves: why it is not to be sent
+        any more; empty: it is."""
 
     @property
     def present(self) -> bool:

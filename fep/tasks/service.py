@@ -305,34 +305,23 @@ class TaskService:
         if self.held_since is None:
             raise TaskRefusedError(Refused("BAD_STATE", "no payments are held"))
         _check_evidence(evidence)
-        await self._check_unanswered()
         now = self.clock.now()
 
-        def write(connection: Any) -> None:  # noqa: ANN401
+        def write(connection: Any) -> list[TaskId]:  # noqa: ANN401
+            # Here, so that no answer comes between: what the bank says it has would be sent again.
+            if answered := store.answered_while_held(connection):
+                return answered
             store.release(connection, who, evidence, now, self.configuration)
             if self.sharing is not None:
                 self.sharing.tell_released(connection)
+            return []
 
         held = await self._held()
-        await self.store.write(write)
+        if answered := await self.store.write(write):
+            raise TaskRefusedError(Refused("BAD_STATE", _close_first(answered)))
         self.know_released()
         log.warning("payments.released", who=who, count=len(held))
         return len(held)
-
-    async def _check_unanswered(self) -> None:
-        """Refuse a release that would send what the bank says it has."""
-        held = {task.seq: task.task_id for task in await self._held()}
-        read = partial(store.held_answers, seqs=list(held))
-        answered = [held[seq] for seq in sorted(await self.store.read(read))]
-        if answered:
-            names = ", ".join(answered[:ANSWERED_NAMED_MAX])
-            more = f" and {len(answered) - ANSWERED_NAMED_MAX} more"
-            names += more if len(answered) > ANSWERED_NAMED_MAX else ""
-            msg = (
-                f"the bank has answered for {names}: close these first (fepctl resolve, then"
-                " fepctl confirm), or cancel what was not paid"
-            )
-            raise TaskRefusedError(Refused("BAD_STATE", msg))
 
     def know_released(self) -> None:
         """Take what is stored: payments may be sent again."""
@@ -1695,6 +1684,16 @@ class TaskService:
             self.alarms.raise_alarm(
                 AlarmKind.UNMATCHED_REPLY, bank, "an answer matched no request; its bytes are kept"
             )
+
+
+def _close_first(answered: Sequence[TaskId]) -> str:
+    names = ", ".join(answered[:ANSWERED_NAMED_MAX])
+    if more := len(answered) - ANSWERED_NAMED_MAX:
+        names += f" and {more} more" if more > 0 else ""
+    return (
+        f"the bank has answered for {names}: close these first (fepctl resolve, then fepctl"
+        " confirm), or cancel what was not paid"
+    )
 
 
 def _limited(open_max: int) -> Refused:

@@ -482,6 +482,22 @@ def held_answers(connection: sa.Connection, seqs: Sequence[int]) -> dict[int, tu
     return found
 
 
+def answered_while_held(connection: sa.Connection) -> list[TaskId]:
+    """Return the payments that were not sent from here and that a bank has answered for."""
+    query = (
+        sa.select(task.c.task_id)
+        .where(
+            task.c.state.in_([state.value for state in BEFORE_SENDING]),
+            task.c.kind.in_([kind.value for kind in MOVES_MONEY]),
+            sa.exists().where(
+                task_event.c.task_seq == task.c.seq, task_event.c.event == HELD_ANSWER
+            ),
+        )
+        .order_by(task.c.seq)
+    )
+    return [TaskId(row[0]) for row in connection.execute(query)]
+
+
 def add_message(
     connection: sa.Connection, seq: int | None, bank: str, wire: Bytes, at: dt.datetime
 ) -> None:
@@ -1274,11 +1290,17 @@ def note_look(
     mine = _watched_of(bank, payer)
     grown = sa.case((payment.c.watched_s < 0, 0.0), else_=payment.c.watched_s + passed_s)
     connection.execute(sa.update(payment).where(*mine).values(watched_s=grown))
-    over = payment.c.watched_s >= 2 * span_s
-    if missed is not None:
-        learned = payment.c.task_seq.not_in(list(missed))
-        over = sa.or_(over, sa.and_(payment.c.watched_s >= span_s, learned))
-    connection.execute(sa.update(payment).where(*mine, over).values(watched_s=None))
+    late = sa.select(payment.c.task_seq, payment.c.watched_s).where(
+        *mine, payment.c.watched_s >= span_s
+    )
+    over = [
+        row[0]
+        for row in connection.execute(late)
+        if row[1] >= 2 * span_s or (missed is not None and row[0] not in missed)
+    ]
+    for at in range(0, len(over), IDS_PER_QUERY_MAX):
+        some = payment.c.task_seq.in_(over[at : at + IDS_PER_QUERY_MAX])
+        connection.execute(sa.update(payment).where(*mine, some).values(watched_s=None))
     count = sa.select(sa.func.count()).select_from(payment).where(*mine)
     return int(connection.execute(count).scalar_one())
 

@@ -90,12 +90,14 @@ class Watch:
         """What was said last of these payments, so that their chains do not say it again."""
         self._bad: dict[AccountNumber, frozenset[int]] = {}
         """Successes of which the bank told nothing at the last looks, by their places."""
-        self._suspected: dict[AccountNumber, int] = {}
-        """The place of the last success that was asked because a line could be its return."""
+        self._suspected: dict[AccountNumber, frozenset[int]] = {}
+        """Places of successes that had their turn, where more may have come back than are asked."""
         self._contradicted: dict[TaskId, str] = {}
         """What was told last of payments whose status contradicts their end."""
         self._failures: dict[AccountNumber, int] = {}
         """Looks in a row that did not learn all."""
+        self._is_unlearned = False
+        """A watch ended without having learned all: a person clears the alarm of that."""
         self._ready: deque[Look] = deque()
         self._reopening = trio.Lock()
         """Held while a success is read and written as returned: two may find that at once."""
@@ -215,18 +217,19 @@ class Watch:
 
     def _count_failure(self, payer: AccountNumber, reason: str) -> None:
         """Count a look that did not learn all, and tell of so many in a row; "" is one that did."""
-        alarms, subject = self._service.alarms, f"{self._lane.bank} {mask(payer)}"
-        if not reason:
-            self._failures.pop(payer, None)
-            # Accounts can look the same when they are masked.
-            alike = (n for one, n in self._failures.items() if mask(one) == mask(payer))
-            if max(alike, default=0) < FAILED_LOOKS_MAX:
-                alarms.clear(AlarmKind.WATCH_FAILED, subject)
+        alarms, bank = self._service.alarms, self._lane.bank
+        if reason:
+            times = self._failures[payer] = self._failures.get(payer, 0) + 1
+            failing = sum(n >= FAILED_LOOKS_MAX for n in self._failures.values())
+            if times >= FAILED_LOOKS_MAX:
+                cause = f"{times} looks in a row at {mask(payer)} did not learn all: {reason}"
+                cause += f"; so it is with {failing} accounts" if failing > 1 else ""
+                alarms.raise_alarm(AlarmKind.WATCH_FAILED, bank, cause)
             return
-        times = self._failures[payer] = self._failures.get(payer, 0) + 1
-        if times >= FAILED_LOOKS_MAX:
-            cause = f"{times} looks in a row did not learn all: {reason}"
-            alarms.raise_alarm(AlarmKind.WATCH_FAILED, subject, cause)
+        self._failures.pop(payer, None)
+        failing = max(self._failures.values(), default=0) >= FAILED_LOOKS_MAX
+        if not failing and not self._is_unlearned:
+            alarms.clear(AlarmKind.WATCH_FAILED, bank)
 
     async def _begin(self, one: Look) -> None:
         lane = self._lane
@@ -266,6 +269,8 @@ class Watch:
             case Rejected(why=Refusal.PERMISSION, code=code):
                 log.warning("watch.statement_refused", account=mask(one.payer), code=code)
                 one.losses = 0
+                # No statement tells of these; what is asked after again wants one again.
+                self._open.pop(one.payer, None)
                 self._ask_all(one)
             case _:
                 msg = f"the bank refused the statement: {outcome.code} {outcome.message}"
@@ -298,8 +303,10 @@ class Watch:
                 raise QueryLostError(outcome.code, outcome.message, sent=True)
             await self.take_status(task, outcome, wire)
             if (untold := evidence.untold(outcome)) is not None:
+                one.losses = 0
                 one.pass_over(untold)
                 return
+            self._service.alarms.clear(AlarmKind.EVIDENCE_AMBIGUOUS, task.task_id)
         one.take_told()
 
     async def _end(self, one: Look) -> None:
@@ -328,12 +335,15 @@ class Watch:
         log.debug("watch.looked", account=mask(one.payer), watched=left[0])
         self._due.pop(one.payer, None)
         if left[0]:
+            # Soon again, but not for ever: a bank may never tell of what it has forgotten.
+            is_soon = 0 < self._failures.get(one.payer, 0) <= FAILED_LOOKS_MAX
             soon = min(returned.interval_s, FAILED_RETRY_SECONDS_MAX)
-            self._want(one.payer, soon if one.bad or one.has_more else returned.interval_s)
+            self._want(one.payer, soon if is_soon else returned.interval_s)
         if self._open.get(one.payer):
             self._want(one.payer, lane.parts.card.inquiry.interval_max_s)
         elif not left[0]:
             self._looked.pop(one.payer, None)
+            self._is_unlearned |= self._failures.get(one.payer, 0) >= FAILED_LOOKS_MAX
             for known in (self._bad, self._suspected, self._failures):
                 known.pop(one.payer, None)
 
@@ -367,6 +377,7 @@ class Watch:
                     await self._reopen(watched, cause, day, "", "", wire)
                 case Ambiguous(why=why):
                     self._alarm(watched.task_id, f"whether it came back: {why}")
+                    suspects[watched.seq] = watched
                 case Absent():
                     if may_be_returned(watched.payment, coming):
                         suspects[watched.seq] = watched
@@ -374,12 +385,12 @@ class Watch:
 
     def _suspect(self, one: Look, suspects: Sequence[Watched]) -> None:
         """Let successes be asked after that may have come back; where they are many, in turn."""
-        after = self._suspected.get(one.payer, 0)
-        turn = [*(x for x in suspects if x.seq > after), *(x for x in suspects if x.seq <= after)]
+        asked = self._suspected.pop(one.payer, frozenset())
+        turn = [watched for watched in suspects if watched.seq not in asked]
         one.ask_after(turn[:SUSPECTS_MAX])
         if left := turn[SUSPECTS_MAX:]:
-            self._suspected[one.payer] = turn[SUSPECTS_MAX - 1].seq
-            one.has_more = True
+            self._suspected[one.payer] = asked | {watched.seq for watched in turn[:SUSPECTS_MAX]}
+            one.waiting = frozenset(watched.seq for watched in left)
             one.missed = f"{len(left)} successes more than are asked may have come back"
 
     async def _judge_open(self, task: Task, one: Look) -> None:
@@ -461,7 +472,11 @@ class Watch:
 
     async def _compare(self, task: Task, outcome: Outcome, wire: store.Bytes) -> None:
         """Tell of a status that says otherwise than the end its payment was brought to."""
-        is_open = task.state is State.SENDING or task.state in OPEN_AT_BANK
+        # It may have been sent, or sent again, while the bank was asked.
+        known = self._service.open_task(task.task_id) or task
+        is_open = any(
+            one.state is State.SENDING or one.state in OPEN_AT_BANK for one in (task, known)
+        )
         if is_open or not isinstance(outcome, Accepted):
             return
         about = ""

@@ -1092,6 +1092,37 @@ async def test_a_sweep_that_the_queue_has_and_can_not_send_for_an_hour_is_taken_
     assert world.balance(B) == "500.29"
 
 
+@pytest.mark.req("POOL-02")
+async def test_a_sweep_that_waited_while_the_daemon_was_down_is_not_sent(
+    world: World, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bank's lane runs before pooling does, and sends at once what has its body."""
+    real = plan.sweep_body
+
+    def body(item: plan.Item, target: Account) -> dict[str, Any]:
+        if item.account == B:
+            world.gates[CMB].close()
+        return real(item, target)
+
+    monkeypatch.setattr(plan, "sweep_body", body)
+    clock = WallClock("2026-01-05T08:29:00")
+    async with world.daemon(pool(A, B), clock=clock) as daemon:
+        await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
+        started = await daemon.pools.start_round("main", "operator op")
+        round_id, sweep_task = started["round_id"], started["items"][1]["sweep_task"]
+        await daemon.until_task(sweep_task, "fetched")
+        await daemon.until_items(round_id, "swept", "sweeping")
+    world.queue_clock.by = dt.timedelta(hours=7)
+    clock.set("2026-01-05T15:29:00")
+    world.gates[CMB].open()
+    async with world.daemon(pool(A, B), clock=clock) as daemon:
+        await daemon.until_task(sweep_task, "cancelled")
+        found = await daemon.finished(round_id)
+        assert [one["state"] for one in found["items"]] == ["swept", "failed"]
+        assert found["items"][1]["reason"] == "BALANCE_TOO_OLD"
+    assert world.balance(B) == "500.29"
+
+
 @pytest.mark.req("POOL-14")
 async def test_a_round_by_hand_that_has_just_begun_is_no_alarm_when_the_next_one_is_due(
     world: World, jumping: MockClock

@@ -178,3 +178,12 @@ def test_the_newest_days_are_read_first_and_what_is_not_read_is_told(
     assert not one.parts
     assert not one.is_complete
     assert one.missed == "its statement has more than the 2 lines that are read"
+
+
+def test_what_was_not_learned_of_is_known_or_may_be_any() -> None:
+    one = asking(1, 2)
+    one.pass_over("nothing")
+    one.waiting = frozenset({5})
+    assert one.unlearned == {1, 5}
+    one.is_complete = False
+    assert one.unlearned is None

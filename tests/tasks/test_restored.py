@@ -329,6 +329,35 @@ async def test_what_the_bank_tells_of_a_held_payment_is_for_who_releases_it(worl
     assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
 
 
+async def test_what_the_bank_answers_while_a_release_is_on_its_way_is_not_sent_again(
+    world: World,
+) -> None:
+    await world.start_bank(BANK)
+    answers = answers_of(world, BANK)
+    await paid_after_the_backup(world, "PAY-1")
+    done = naming(answers, client_ref(ENTERPRISE, TaskId("PAY-1")))
+    refusals: list[str] = []
+    async with world.fep() as fep:
+        await fep.ready()
+
+        async def release() -> None:
+            with pytest.raises(TaskRefusedError) as caught:
+                await fep.service.release("wang", EVIDENCE)
+            refusals.append(str(caught.value))
+
+        with held(fep.store):
+            # First in the writer's queue: the answer.
+            await fep.unmatched.send(UnmatchedReply(BANK, framed(BANK, done)))
+            await until(lambda: AlarmKind.EVIDENCE_CONFLICT in fep.alarm_kinds())
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            fep.nursery.start_soon(release)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        await until(lambda: bool(refusals))
+        assert "the bank has answered for PAY-1: close these first" in refusals[0]
+        await everything_tried(fep)
+        assert (await fep.get("PAY-1"))["state"] == "queued"
+
+
 async def test_of_too_many_held_payments_those_are_shown_that_the_bank_told_of(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
