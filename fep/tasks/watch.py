@@ -211,6 +211,8 @@ class Watch:
     def _fail(self, one: Look, reason: str) -> None:
         log.warning("watch.look_failed", account=mask(one.payer), reason=reason)
         self._bad[one.payer] = one.known_bad | one.bad
+        # Whose turn it was may not have been asked.
+        self._suspected.pop(one.payer, None)
         self._count_failure(one.payer, reason)
         card = self._lane.parts.card
         self._again(one, min(card.returned.interval_s, FAILED_RETRY_SECONDS_MAX))
