@@ -35,6 +35,9 @@ from tests.crash.store import Death, FileStore, ServerStore, Store
 
 STATE_BYTES: Final = 160 * 1024 * 1024
 START_SECONDS_MAX: Final = 60.0
+HOST_STARTS_MAX: Final = 10
+PORT_PAUSE_SECONDS: Final = 1.0
+"""Between two tries to start a simulated bank on the port that the daemon knows."""
 HELD_SECONDS_MAX: Final = 5.0
 CALL_SECONDS_MAX: Final = 5.0
 PROMISE_SECONDS: Final = 0.3
@@ -404,6 +407,15 @@ class Machine:
         self.counts["starts_host"] += 1
         # Another seed, or the same first request would kill it for ever.
         host.seed += 1000
+        for _ in range(HOST_STARTS_MAX - 1):
+            try:
+                host.start()
+            except RuntimeError:
+                # Its port is taken for a moment, by a connection of another program here.
+                self.counts["port_taken"] += 1
+                time.sleep(PORT_PAUSE_SECONDS)
+            else:
+                return
         host.start()
 
     def _judge(self, life: Life) -> None:
