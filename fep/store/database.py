@@ -489,6 +489,9 @@ class Store:
     def _close(self) -> None:
         if self._connection is not None:
             with suppress(*self.dialect.errors):
+                if self._failed:
+                    # It may be lost in the middle of a command: nothing more is asked of it.
+                    self._connection.invalidate()
                 self._connection.close()
         self._engine.dispose()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import psycopg
 import pytest
 import sqlalchemy as sa
 import trio
@@ -365,6 +366,21 @@ async def test_a_real_deadlock_with_another_program_is_outlived(base: Base) -> N
             await store.write(cross)
     assert len(runs) == 2
     assert base.lanes() == {"x": 1, "y": 1}
+
+
+async def test_a_connection_that_is_lost_in_the_middle_of_a_command_is_dropped_without_a_word(
+    base: Base, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lose(connection: sa.Connection) -> None:
+        raw: Any = connection.connection.driver_connection
+        raw.pgconn.send_query(b"SELECT pg_sleep(30)")
+        raise psycopg.OperationalError("the socket is closed")
+
+    answers = Answers()
+    with pytest.raises(BaseExceptionGroup):
+        await base.until_it_ends([lose], answers)
+    assert await answers.all(1) == [StoreFailedError]
+    assert [one.getMessage() for one in caplog.records if one.name.startswith("sqlalchemy")] == []
 
 
 async def test_a_disk_that_is_full_refuses_the_work_and_nothing_else(base: Base) -> None:
