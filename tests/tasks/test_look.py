@@ -184,6 +184,6 @@ def test_what_was_not_learned_of_is_known_or_may_be_any() -> None:
     one = asking(1, 2)
     one.pass_over("nothing")
     one.waiting = frozenset({5})
-    assert one.unlearned == {1, 5}
+    assert one.unlearned == frozenset({1, 5})
     one.is_complete = False
     assert one.unlearned is None
