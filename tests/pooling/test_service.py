@@ -1060,11 +1060,8 @@ async def test_a_balance_that_comes_when_the_round_waits_no_more_moves_nothing(
     assert world.balance(B) == "500.29"
 
 
-@pytest.mark.req("POOL-02")
-async def test_a_sweep_that_the_queue_has_and_can_not_send_for_an_hour_is_taken_back(
-    world: World, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else it would go out when the bank is resumed, by a balance of long ago."""
+def lose_the_key_at_its_sweep(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take CMB's key out when the body of a sweep from there is given: the queue has it and waits."""
     real = plan.sweep_body
 
     def body(item: plan.Item, target: Account) -> dict[str, Any]:
@@ -1073,6 +1070,14 @@ async def test_a_sweep_that_the_queue_has_and_can_not_send_for_an_hour_is_taken_
         return real(item, target)
 
     monkeypatch.setattr(plan, "sweep_body", body)
+
+
+@pytest.mark.req("POOL-02")
+async def test_a_sweep_that_the_queue_has_and_can_not_send_for_an_hour_is_taken_back(
+    world: World, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would go out when the bank is resumed, by a balance of long ago."""
+    lose_the_key_at_its_sweep(world, monkeypatch)
     clock = WallClock("2026-01-05T08:29:00")
     async with world.daemon(pool(A, B), clock=clock) as daemon:
         await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
@@ -1097,14 +1102,7 @@ async def test_a_sweep_that_waited_while_the_daemon_was_down_is_not_sent(
     world: World, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bank's lane runs before pooling does, and sends at once what has its body."""
-    real = plan.sweep_body
-
-    def body(item: plan.Item, target: Account) -> dict[str, Any]:
-        if item.account == B:
-            world.gates[CMB].close()
-        return real(item, target)
-
-    monkeypatch.setattr(plan, "sweep_body", body)
+    lose_the_key_at_its_sweep(world, monkeypatch)
     clock = WallClock("2026-01-05T08:29:00")
     async with world.daemon(pool(A, B), clock=clock) as daemon:
         await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
