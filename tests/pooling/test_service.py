@@ -1072,6 +1072,23 @@ def lose_the_key_at_its_sweep(world: World, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(plan, "sweep_body", body)
 
 
+async def a_sweep_that_waits(daemon: Daemon) -> tuple[str, str]:
+    """Start a round whose second sweep has its body and can't be sent; return both ids."""
+    await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
+    started = await daemon.pools.start_round("main", "operator op")
+    sweep_task = started["items"][1]["sweep_task"]
+    await daemon.until_task(sweep_task, "fetched")
+    return started["round_id"], sweep_task
+
+
+async def taken_back(daemon: Daemon, round_id: str, sweep_task: str) -> None:
+    """Wait until the second sweep of a round was cancelled for its balance's age."""
+    await daemon.until_task(sweep_task, "cancelled")
+    found = await daemon.finished(round_id)
+    assert [one["state"] for one in found["items"]] == ["swept", "failed"]
+    assert found["items"][1]["reason"] == "BALANCE_TOO_OLD"
+
+
 @pytest.mark.req("POOL-02")
 async def test_a_sweep_that_the_queue_has_and_can_not_send_for_an_hour_is_taken_back(
     world: World, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
@@ -1080,18 +1097,12 @@ async def test_a_sweep_that_the_queue_has_and_can_not_send_for_an_hour_is_taken_
     lose_the_key_at_its_sweep(world, monkeypatch)
     clock = WallClock("2026-01-05T08:29:00")
     async with world.daemon(pool(A, B), clock=clock) as daemon:
-        await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
-        started = await daemon.pools.start_round("main", "operator op")
-        round_id, sweep_task = started["round_id"], started["items"][1]["sweep_task"]
-        await daemon.until_task(sweep_task, "fetched")
+        round_id, sweep_task = await a_sweep_that_waits(daemon)
         await looked(jumping, daemon)
         assert (await daemon.task_states())[sweep_task] == "fetched"
         clock.set("2026-01-05T09:29:30")
         await looked(jumping, daemon)
-        await daemon.until_task(sweep_task, "cancelled")
-        found = await daemon.finished(round_id)
-        assert [one["state"] for one in found["items"]] == ["swept", "failed"]
-        assert found["items"][1]["reason"] == "BALANCE_TOO_OLD"
+        await taken_back(daemon, round_id, sweep_task)
         world.gates[CMB].open()
         await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
     assert world.balance(B) == "500.29"
@@ -1105,19 +1116,13 @@ async def test_a_sweep_that_waited_while_the_daemon_was_down_is_not_sent(
     lose_the_key_at_its_sweep(world, monkeypatch)
     clock = WallClock("2026-01-05T08:29:00")
     async with world.daemon(pool(A, B), clock=clock) as daemon:
-        await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
-        started = await daemon.pools.start_round("main", "operator op")
-        round_id, sweep_task = started["round_id"], started["items"][1]["sweep_task"]
-        await daemon.until_task(sweep_task, "fetched")
+        round_id, sweep_task = await a_sweep_that_waits(daemon)
         await daemon.until_items(round_id, "swept", "sweeping")
     world.queue_clock.by = dt.timedelta(hours=7)
     clock.set("2026-01-05T15:29:00")
     world.gates[CMB].open()
     async with world.daemon(pool(A, B), clock=clock) as daemon:
-        await daemon.until_task(sweep_task, "cancelled")
-        found = await daemon.finished(round_id)
-        assert [one["state"] for one in found["items"]] == ["swept", "failed"]
-        assert found["items"][1]["reason"] == "BALANCE_TOO_OLD"
+        await taken_back(daemon, round_id, sweep_task)
     assert world.balance(B) == "500.29"
 
 

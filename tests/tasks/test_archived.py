@@ -20,7 +20,7 @@ from fep.tasks import store
 from fep.tasks.state import State
 from fep.tasks.task import Admitted, Refused
 from tests.store.test_archive import over
-from tests.tasks.bench import ENTERPRISE, OTHER, World, balance, batch, money, until
+from tests.tasks.bench import ENTERPRISE, OTHER, Fep, Finance, World, balance, batch, money, until
 from tests.tasks.bench import PINGAN as BANK
 from tests.tasks.codecs import changed, says
 from tests.tasks.test_proofs import ID, Tap, framed
@@ -38,6 +38,22 @@ def move(world: World) -> dict[str, int]:
         return archive.move(store, world.path, over(soon, soon), now, "a test", lambda *_: None)
 
 
+async def acknowledged(world: World, count: int = 1) -> None:
+    """Wait until a client has taken the results of so many tasks."""
+    taken = "select count(*) from task where delivery = 2"
+    await until(lambda: world.on_disk(taken) == [(count,)])
+
+
+async def paid(world: World, fep: Fep, body: dict[str, Any]) -> Finance:
+    """Start, and let a client have the result of PAY."""
+    client = fep.client()
+    await fep.ready()
+    await fep.submit("PAY", body=body)
+    await client.result("PAY")
+    await acknowledged(world)
+    return client
+
+
 async def test_an_archived_task_is_shown_and_explained_as_before(world: World) -> None:
     async with world.fep(card=NO_WATCH) as fep:
         erp = fep.client(bodies={"PAY": money(BANK)})
@@ -46,7 +62,7 @@ async def test_an_archived_task_is_shown_and_explained_as_before(world: World) -
         await fep.submit("ASK", body=balance())
         for name in ("PAY", "ASK"):
             await erp.result(name)
-        await until(lambda: world.on_disk("select count(*) from task where delivery = 2") == [(2,)])
+        await acknowledged(world, 2)
         before = {name: await fep.service.why(None, TaskId(name)) for name in ("PAY", "ASK")}
         year = f"{SystemClock().now().astimezone(dt.timezone(dt.timedelta(hours=8))):%Y}"
         assert await trio.to_thread.run_sync(move, world) == {year: 2}
@@ -84,11 +100,7 @@ async def test_an_archived_task_is_shown_and_explained_as_before(world: World) -
 
 async def test_a_batch_in_the_archive_is_asked_after_and_its_bank_goes_on(world: World) -> None:
     async with world.fep(card=NO_WATCH) as fep:
-        erp = fep.client()
-        await fep.ready()
-        await fep.submit("PAY", body=batch(BANK, "1.00", "2.00"))
-        await erp.result("PAY")
-        await until(lambda: world.on_disk("select count(*) from task where delivery = 2") == [(1,)])
+        erp = await paid(world, fep, batch(BANK, "1.00", "2.00"))
         assert await trio.to_thread.run_sync(move, world)
         await fep.submit("ASK", body={"kind": "transfer_status", "params": {"task_id": "PAY"}})
         told = await erp.result("ASK")
@@ -104,11 +116,7 @@ async def test_what_comes_back_from_the_archive_is_told_and_stays_as_it_is(
 ) -> None:
     codec = changed(says(PaymentState.RETURNED))
     async with world.fep(card=NO_WATCH, codec=codec) as fep:
-        erp = fep.client()
-        await fep.ready()
-        await fep.submit("PAY", body=money(BANK))
-        await erp.result("PAY")
-        await until(lambda: world.on_disk("select count(*) from task where delivery = 2") == [(1,)])
+        erp = await paid(world, fep, money(BANK))
         result_of = store.result_of
 
         def moving(connection: sa.Connection, task_id: str) -> dict[str, Any]:
@@ -133,11 +141,7 @@ async def test_what_comes_back_from_the_archive_is_told_and_stays_as_it_is(
 
 async def test_an_archived_batch_with_a_refused_row_is_compared_row_by_row(world: World) -> None:
     async with world.fep(card=NO_WATCH) as fep:
-        erp = fep.client()
-        await fep.ready()
-        await fep.submit("PAY", body=batch(BANK, "1.00", "99999999.00"))
-        await erp.result("PAY")
-        await until(lambda: world.on_disk("select count(*) from task where delivery = 2") == [(1,)])
+        erp = await paid(world, fep, batch(BANK, "1.00", "99999999.00"))
         assert await trio.to_thread.run_sync(move, world)
         await fep.submit("ASK", body={"kind": "transfer_status", "params": {"task_id": "PAY"}})
         await erp.result("ASK")
@@ -153,7 +157,7 @@ async def test_an_answer_to_what_is_archived_is_compared_with_it(world: World) -
         tap = Tap(world, BANK, swallows=False)
         await fep.submit(ID, body=money(BANK))
         await erp.result(ID)
-        await until(lambda: world.on_disk("select count(*) from task where delivery = 2") == [(1,)])
+        await acknowledged(world)
         assert await trio.to_thread.run_sync(move, world)
         reply = framed(BANK, tap.answers[0])
         await fep.unmatched.send(UnmatchedReply(BANK, reply, told=True))
@@ -166,11 +170,7 @@ async def test_an_answer_to_what_is_archived_is_compared_with_it(world: World) -
 
 async def test_what_is_watched_is_not_archived(world: World) -> None:
     async with world.fep() as fep:
-        erp = fep.client()
-        await fep.ready()
-        await fep.submit("PAY", body=money(BANK))
-        await erp.result("PAY")
-        await until(lambda: world.on_disk("select count(*) from task where delivery = 2") == [(1,)])
+        await paid(world, fep, money(BANK))
         assert await trio.to_thread.run_sync(move, world) == {}
 
 
@@ -179,7 +179,7 @@ async def test_an_archived_task_outlives_a_restart(world: World) -> None:
         erp = fep.client()
         await fep.submit("ASK", body=balance())
         await erp.result("ASK")
-        await until(lambda: world.on_disk("select count(*) from task where delivery = 2") == [(1,)])
+        await acknowledged(world)
     assert sum((await trio.to_thread.run_sync(move, world)).values()) == 1
     async with world.fep(card=NO_WATCH) as fep:
         assert (await fep.get("ASK"))["result"]["account"]

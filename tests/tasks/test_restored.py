@@ -47,7 +47,7 @@ from tests.tasks.bench import (
 )
 from tests.tasks.bench import PINGAN as BANK
 from tests.tasks.codecs import changed, mute, nameless
-from tests.tasks.test_archived import move
+from tests.tasks.test_archived import acknowledged, move
 from tests.tasks.test_proofs import framed
 
 pytestmark = pytest.mark.req("FEP-23")
@@ -232,6 +232,12 @@ async def test_a_proposal_for_what_the_copy_knows_as_sent_outlives_the_release(
     world.banks[BANK].host.changes = lambda answers: answers
 
 
+def waiting(fep: Fep) -> list[str]:
+    """Return which functions' work waits for the disk, first to last."""
+    works: list[Any] = [one.work for one in fep.store._waiting]
+    return [getattr(one, "func", one).__qualname__.split(".<locals>")[0] for one in works]
+
+
 async def test_nothing_is_proposed_for_a_payment_whose_release_is_on_its_way_to_the_disk(
     world: World,
 ) -> None:
@@ -250,9 +256,10 @@ async def test_nothing_is_proposed_for_a_payment_whose_release_is_on_its_way_to_
             with held(fep.store):
                 await trio.testing.wait_all_tasks_blocked()
                 nursery.start_soon(fep.service.release, "wang", EVIDENCE)
-                await until(lambda: len(fep.store._waiting) == 1)
+                await until(lambda: "TaskService.release" in waiting(fep))
+                before = len(waiting(fep))
                 nursery.start_soon(propose)
-                await until(lambda: len(fep.store._waiting) == 2)
+                await until(lambda: "TaskService.resolve" in waiting(fep)[before:])
         assert [str(one) for one in refused] == [
             "the task was closed at this very moment, or released: there is nothing to resolve"
         ]
@@ -262,8 +269,9 @@ async def test_nothing_is_proposed_for_a_payment_whose_release_is_on_its_way_to_
 # -- what the bank tells of held payments by itself ---------------------------------------------
 
 
-def answers_of(world: World, bank: BankName) -> list[bytes]:
-    """Return a list into which goes all that a bank answers from now on."""
+async def answers_of(world: World, bank: BankName) -> list[bytes]:
+    """Start a bank; return a list into which goes all that it answers."""
+    await world.start_bank(bank)
     found: list[bytes] = []
 
     def note(answers: list[Answer]) -> list[Answer]:
@@ -276,6 +284,10 @@ def answers_of(world: World, bank: BankName) -> list[bytes]:
 
 def naming(answers: list[bytes], reference: str) -> bytes:
     return next(one for one in answers if reference.encode() in one)
+
+
+def answer_to(answers: list[bytes], task_id: str) -> bytes:
+    return naming(answers, client_ref(ENTERPRISE, TaskId(task_id)))
 
 
 async def told(fep: Fep, bank: BankName, answer: bytes, task_id: str) -> str:
@@ -295,10 +307,9 @@ def answers_kept(fep: Fep) -> int:
 
 
 async def test_what_the_bank_tells_of_a_held_payment_is_for_who_releases_it(world: World) -> None:
-    await world.start_bank(BANK)
-    answers = answers_of(world, BANK)
+    answers = await answers_of(world, BANK)
     await paid_after_the_backup(world, "PAY-1", "PAY-2")
-    done = naming(answers, client_ref(ENTERPRISE, TaskId("PAY-2")))
+    done = answer_to(answers, "PAY-2")
     async with world.fep() as fep:
         await fep.ready()
         cause = await told(fep, BANK, done, "PAY-2")
@@ -332,10 +343,9 @@ async def test_what_the_bank_tells_of_a_held_payment_is_for_who_releases_it(worl
 async def test_what_the_bank_answers_while_a_release_is_on_its_way_is_not_sent_again(
     world: World,
 ) -> None:
-    await world.start_bank(BANK)
-    answers = answers_of(world, BANK)
+    answers = await answers_of(world, BANK)
     await paid_after_the_backup(world, "PAY-1")
-    done = naming(answers, client_ref(ENTERPRISE, TaskId("PAY-1")))
+    done = answer_to(answers, "PAY-1")
     refusals: list[str] = []
     async with world.fep() as fep:
         await fep.ready()
@@ -363,22 +373,20 @@ async def test_of_too_many_held_payments_those_are_shown_that_the_bank_told_of(
 ) -> None:
     monkeypatch.setattr("fep.tasks.service.HELD_SHOWN_MAX", 2)
     monkeypatch.setattr("fep.tasks.lane.HELD_COMPARED_AT_ONCE", 2)
-    await world.start_bank(BANK)
-    answers = answers_of(world, BANK)
+    answers = await answers_of(world, BANK)
     await paid_after_the_backup(world, "PAY-1", "PAY-2", "PAY-3")
     async with world.fep() as fep:
-        last = naming(answers, client_ref(ENTERPRISE, TaskId("PAY-3")))
+        last = answer_to(answers, "PAY-3")
         await told(fep, BANK, last, "PAY-3")
         shown = await fep.service.restored()
         assert [one["task_id"] for one in shown["payments"]] == ["PAY-1", "PAY-3"]
 
 
 async def test_an_answer_to_a_held_payment_without_its_body_is_found_too(world: World) -> None:
-    await world.start_bank(BANK)
-    answers = answers_of(world, BANK)
+    answers = await answers_of(world, BANK)
     await sent_after_the_backup(world, BANK, {"PAY-1": money(BANK)}, bare=True)
     async with world.fep() as fep:
-        done = naming(answers, client_ref(ENTERPRISE, TaskId("PAY-1")))
+        done = answer_to(answers, "PAY-1")
         cause = await told(fep, BANK, done, "PAY-1")
         assert cause.endswith("the bank has it: an answer bears its reference")
         codec, card = fep.lane.parts.codec, fep.lane.parts.card
@@ -393,20 +401,18 @@ async def test_an_answer_to_a_held_payment_without_its_body_is_found_too(world: 
 async def test_an_answer_to_a_row_of_a_held_batch_is_found_by_the_row_s_reference(
     world: World,
 ) -> None:
-    await world.start_bank(BANK)
-    answers = answers_of(world, BANK)
+    answers = await answers_of(world, BANK)
     await sent_after_the_backup(world, BANK, {"B": batch(BANK, "1.00", "2.00")})
     async with world.fep() as fep:
         [held_batch] = fep.service.tasks_of(BANK)
         row = row_ref(client_ref(ENTERPRISE, TaskId("B")), 1)
         assert await fep.lane._held_under(row) == [held_batch]
-        taken = naming(answers, client_ref(ENTERPRISE, TaskId("B")))
+        taken = answer_to(answers, "B")
         assert "the bank has it: taken over" in await told(fep, BANK, taken, "B")
 
 
 async def test_an_answer_under_a_short_reference_may_be_to_a_held_payment(world: World) -> None:
-    await world.start_bank(CCB)
-    answers = answers_of(world, CCB)
+    answers = await answers_of(world, CCB)
     body = transfer("12.50", CCB_PAYER, CCB_PAYEE)
     await sent_after_the_backup(world, CCB, {"PAY-1": body})
     first, second = (short_ref(ENTERPRISE, TaskId("PAY-1"), 16, turn) for turn in range(2))
@@ -422,10 +428,9 @@ async def test_an_answer_under_a_short_reference_may_be_to_a_held_payment(world:
 
 async def test_an_answer_to_a_held_payment_is_no_answer_to_its_next_sending(world: World) -> None:
     """It is kept with its task, and a lane takes up such answers when it starts."""
-    await world.start_bank(BANK)
-    answers = answers_of(world, BANK)
+    answers = await answers_of(world, BANK)
     await paid_after_the_backup(world, "PAY-1")
-    done = naming(answers, client_ref(ENTERPRISE, TaskId("PAY-1")))
+    done = answer_to(answers, "PAY-1")
     async with world.fep(card=NEVER, reply_timeout_s=0.3) as fep:
         await fep.ready()
         await told(fep, BANK, done, "PAY-1")
@@ -443,8 +448,7 @@ async def test_an_answer_to_a_held_payment_is_no_answer_to_its_next_sending(worl
 
 
 async def test_what_names_no_held_payment_is_kept_as_nobody_s(world: World) -> None:
-    await world.start_bank(BANK)
-    answers = answers_of(world, BANK)
+    answers = await answers_of(world, BANK)
     await paid_after_the_backup(world, "PAY-1")
     ours, theirs = (client_ref(ENTERPRISE, TaskId(one)).encode() for one in ("PAY-1", "PAY-9"))
     strange = naming(answers, ours.decode()).replace(ours, theirs)
@@ -568,7 +572,7 @@ async def test_a_batch_without_its_body_that_two_persons_found_done_is_no_fault(
         await fep.service.confirm("wang", TaskId("B"))
         erp = fep.client()
         await erp.result("B")
-        await until(lambda: world.on_disk("select count(*) from task where delivery = 2") == [(1,)])
+        await acknowledged(world)
     assert verify(world.store_file, enterprise=ENTERPRISE).findings == []
     assert sum(move(world).values()) == 1
     assert verify(world.store_file, enterprise=ENTERPRISE).findings == []

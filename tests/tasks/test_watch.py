@@ -86,6 +86,13 @@ async def silent(fep: Fep, bank: BankName, *bodies: dict[str, Any]) -> None:
     faults.clear()
 
 
+async def one_succeeds(fep: Fep) -> None:
+    """Send T1, which the bank does."""
+    await fep.ready()
+    await fep.submit("T1", body=money(PINGAN))
+    await fep.becomes("T1", State.SUCCEEDED)
+
+
 # -- open payments ----------------------------------------------------------------------------
 
 
@@ -293,9 +300,7 @@ async def test_an_account_is_looked_at_once_for_all_its_successes(world: World) 
 async def test_a_line_that_could_be_a_return_lets_the_status_decide(world: World) -> None:
     """Two successes of one size, of which one comes back; the statement has no references."""
     async with world.fep(card=WATCH, codec=changed(nameless)) as fep:
-        await fep.ready()
-        await fep.submit("T1", body=money(PINGAN))
-        await fep.becomes("T1", State.SUCCEEDED)
+        await one_succeeds(fep)
         world.banks[PINGAN].faults[Fault.RETURNED] = 1.0
         await fep.submit("T2", body=money(PINGAN))
         await fep.submit("T3", body=money(PINGAN, "13.00"))
@@ -376,9 +381,7 @@ async def test_an_open_payment_that_came_back_is_returned_in_one_step(world: Wor
 async def test_the_watch_ends_and_costs_nothing_then(world: World) -> None:
     card = {"returned": {"watch_days": 0.5 / 86_400, "first_look_s": 0.05, "interval_s": 0.1}}
     async with world.fep(card=card) as fep:
-        await fep.ready()
-        await fep.submit("T1", body=money(PINGAN))
-        await fep.becomes("T1", State.SUCCEEDED)
+        await one_succeeds(fep)
         [(watched_s,)] = world.on_disk("select watched_s from payment")
         assert watched_s is not None
         began = trio.current_time()
@@ -601,9 +604,7 @@ async def test_a_success_that_is_never_learned_of_is_watched_twice_as_long_and_t
     async with world.fep(run=False) as fep:
         watched_by_status(fep, tells_nothing("refused", ["T1"]), WATCH | short_watch(1.0))
         await fep.start()
-        await fep.ready()
-        await fep.submit("T1", body=money(PINGAN))
-        await fep.becomes("T1", State.SUCCEEDED)
+        await one_succeeds(fep)
         await until(lambda: world.on_disk("select watched_s from payment") == [(None,)])
         assert watch_alarms(fep), "who could not be told stays with a person"
         await until(lambda: not fep.lane.watch._failures)
@@ -633,9 +634,7 @@ async def test_a_contradiction_that_was_acknowledged_does_not_come_again(world: 
     async with world.fep(run=False) as fep:
         watched_by_status(fep, changed(says(PaymentState.REJECTED)))
         await fep.start()
-        await fep.ready()
-        await fep.submit("T1", body=money(PINGAN))
-        await fep.becomes("T1", State.SUCCEEDED)
+        await one_succeeds(fep)
         await until(lambda: AlarmKind.EVIDENCE_CONFLICT in fep.alarm_kinds())
         [alarm] = [one for one in fep.alarms.active() if one.kind is AlarmKind.EVIDENCE_CONFLICT]
         await fep.alarms.acknowledge(alarm.id, "li")
@@ -658,9 +657,7 @@ async def test_a_statement_that_is_longer_than_what_is_read_is_told(
                 return outcome
 
     async with world.fep(card=WATCH, codec=changed(endless)) as fep:
-        await fep.ready()
-        await fep.submit("T1", body=money(PINGAN))
-        await fep.becomes("T1", State.SUCCEEDED)
+        await one_succeeds(fep)
         await until(lambda: watch_alarms(fep))
         assert "its statement has more than the" in watch_alarms(fep)[0]
 
@@ -708,9 +705,7 @@ async def test_looks_that_fail_one_after_another_are_an_alarm_until_one_does_not
         return outcome
 
     async with world.fep(card=WATCH, codec=changed(change)) as fep:
-        await fep.ready()
-        await fep.submit("T1", body=money(PINGAN))
-        await fep.becomes("T1", State.SUCCEEDED)
+        await one_succeeds(fep)
         await until(lambda: watch_alarms(fep))
         assert "X3 come back later" in watch_alarms(fep)[0]
         refuses = False
