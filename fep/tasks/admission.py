@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 import sqlalchemy as sa
 
+from fep.domain.clock import Clock
 from fep.domain.errors import FepError
 from fep.domain.ids import ClientName, TaskId
 from fep.store.database import Store, StoreBusyError, StoreFullError
@@ -40,7 +41,6 @@ class Arrival:
     submissions: Sequence[Submission]
     refusals: Sequence[Refused | None]
     """Why each can't be new; one that is stored already is known all the same."""
-    at: dt.datetime
     done: Callable[[list[Answer]], None]
     room: int = sys.maxsize
     """How many of them may be new."""
@@ -60,11 +60,26 @@ class _Group:
     fresh: list[Task] = attrs.Factory(list)
 
 
+class _Ages(dict[float | None, dt.datetime]):
+    """When tasks that are submitted at one moment expire, by what they say of it."""
+
+    def __init__(self, at: dt.datetime, age_max_s: float) -> None:
+        super().__init__()
+        self.at = at
+        self._age_max_s = age_max_s
+
+    def __missing__(self, age_s: float | None) -> dt.datetime:
+        seconds = self._age_max_s if age_s is None else age_s
+        found = self[age_s] = self.at + dt.timedelta(seconds=seconds)
+        return found
+
+
 class Admission:
     """Owns what waits to be admitted.
 
     Args:
         store: where tasks are kept.
+        clock: all of a group are submitted at the moment at which its turn comes.
         age_max_s: after so long a task that was never fetched expires.
         keep: called in the trio thread with the tasks that are on disk now, in order.
         full: called there when the disk had no room for a group.
@@ -73,11 +88,13 @@ class Admission:
     def __init__(
         self,
         store: Store,
+        clock: Clock,
         age_max_s: float,
         keep: Callable[[list[Task]], None],
         full: Callable[[], None],
     ) -> None:
         self._store = store
+        self._clock = clock
         self._age_max_s = age_max_s
         self._keep = keep
         self._full = full
@@ -119,7 +136,11 @@ class Admission:
             # Other machines give places too; nobody does until this group is stored.
             self._seq = rows.last_seq(connection)
         refusals = [_refusals(connection, arrival) for arrival in group.arrivals]
-        made = list(map(self._new, group.arrivals, refusals))
+        ages = _Ages(self._clock.now(), self._age_max_s)
+        made = [
+            self._new(arrival, refused, ages)
+            for arrival, refused in zip(group.arrivals, refusals, strict=True)
+        ]
         new = [one for several in made for one in several if one is not None]
         written = rows.insert(connection, new, group.configuration)
         if self.tell is not None and written:
@@ -148,19 +169,15 @@ class Admission:
             group.answers.append(answers)
 
     def _new(
-        self, arrival: Arrival, refusals: Sequence[Refused | None]
+        self, arrival: Arrival, refusals: Sequence[Refused | None], ages: _Ages
     ) -> list[rows.NewTask | None]:
         """Return the tasks of an arrival, None where one can't be new."""
         made: list[rows.NewTask | None] = []
-        expires: dict[float, dt.datetime] = {}
         for one, refused in zip(arrival.submissions, refusals, strict=True):
             if refused is not None:
                 made.append(None)
                 continue
             self._seq += 1
-            age = self._age_max_s if one.expires_s is None else one.expires_s
-            if (expires_at := expires.get(age)) is None:
-                expires_at = expires[age] = arrival.at + dt.timedelta(seconds=age)
             task = Task(
                 self._seq,
                 one.task_id,
@@ -169,8 +186,8 @@ class Admission:
                 one.kind,
                 one.priority,
                 State.QUEUED,
-                arrival.at,
-                expires_at,
+                ages.at,
+                ages[one.expires_s],
                 body=one.body,
             )
             body = None if one.body is None else body_bytes(one.kind, one.body)

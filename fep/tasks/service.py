@@ -151,7 +151,7 @@ class TaskService:
         self.figures = Figures()
         self.sharing: Sharing | None = None
         """None: this machine is the only one."""
-        self._admission = Admission(store, config.age_max_s, self._admitted, self.note_full)
+        self._admission = Admission(store, clock, config.age_max_s, self._admitted, self.note_full)
         self._changes = Changes(store)
         self._unanswered: set[object] = set()
         """One mark for each change that waits for the disk."""
@@ -442,7 +442,7 @@ class TaskService:
             done(answers)
 
         told = full() if wanted > room else None
-        arrival = Arrival(client, submissions, refusals, self.clock.now(), answered, room, told)
+        arrival = Arrival(client, submissions, refusals, answered, room, told)
         self._admission.submit(arrival, self.configuration)
 
     def _admitted(self, fresh: list[Task]) -> None:

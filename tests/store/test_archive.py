@@ -15,6 +15,7 @@ import sqlalchemy as sa
 import trio
 
 from fep.daemon.verify import Report, verify
+from fep.domain.clock import SystemClock
 from fep.domain.ids import BankName, ClientName, TaskId
 from fep.domain.order import MOVES_MONEY, Kind, parse_body
 from fep.store import archive, chain, files, schema
@@ -198,7 +199,7 @@ def test_an_archive_stands_by_itself(path: Path, year: Path, tmp_path: Path) -> 
 async def admitted(path: Path, *submissions: Submission, client: str = "erp-1") -> list[Answer]:
     answers: list[Answer] = []
     async with opened(path) as store:
-        admission = Admission(store, 1e6, lambda _fresh: None, lambda: None)
+        admission = Admission(store, SystemClock(), 1e6, lambda _fresh: None, lambda: None)
         admission.begin_after(await store.read(rows.last_seq))
         done = trio.Event()
 
@@ -207,7 +208,7 @@ async def admitted(path: Path, *submissions: Submission, client: str = "erp-1") 
             done.set()
 
         refusals = [None] * len(submissions)
-        admission.submit(Arrival(ClientName(client), submissions, refusals, NOW, told), "c")
+        admission.submit(Arrival(ClientName(client), submissions, refusals, told), "c")
         await done.wait()
     return answers
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from fep.domain.clock import SystemClock
 from fep.domain.ids import AccountNumber, BankName, ClientName, TaskId
 from fep.domain.order import BalanceQuery, Kind
 from fep.store.database import Store
@@ -20,7 +20,6 @@ from tests.store.held import held
 
 pytestmark = pytest.mark.req("FEP-22", "FEP-23")
 
-NOW = dt.datetime(2026, 3, 2, tzinfo=dt.UTC)
 BANK = BankName("pingan")
 BODY = BalanceQuery(AccountNumber("1"))
 NO_BANK = Refused("UNKNOWN_BANK", "no such bank")
@@ -34,7 +33,7 @@ class Desk:
         self.store = store
         self.kept: list[Task] = []
         self.full = 0
-        self.admission = Admission(store, 60.0, self.kept.extend, self.note_full)
+        self.admission = Admission(store, SystemClock(), 60.0, self.kept.extend, self.note_full)
         self.answers: dict[str, list[Answer]] = {}
 
     def note_full(self) -> None:
@@ -52,7 +51,7 @@ class Desk:
             assert name not in self.answers, "answered twice"
             self.answers[name] = answers
 
-        arrival = Arrival(ClientName(client), submissions, refusals, NOW, done)
+        arrival = Arrival(ClientName(client), submissions, refusals, done)
         self.admission.submit(arrival, "c")
 
     async def answered(self, *names: str) -> list[list[Answer]]:
@@ -62,8 +61,9 @@ class Desk:
         return [self.answers[name] for name in names]
 
 
-def one(task_id: str, *, body: bool = False) -> Submission:
-    return Submission(TaskId(task_id), BANK, Kind.BALANCE, body=BODY if body else None)
+def one(task_id: str, *, body: bool = False, expires_s: float | None = None) -> Submission:
+    given = BODY if body else None
+    return Submission(TaskId(task_id), BANK, Kind.BALANCE, body=given, expires_s=expires_s)
 
 
 def new(task_id: str) -> Admitted:
@@ -99,6 +99,22 @@ async def test_many_clients_are_one_group_and_each_gets_its_own_answers(desk: De
         assert same.code == "TASK_CONFLICT"
     assert [task.task_id for task in desk.kept] == ["T0", "SAME", *(f"T{n}" for n in range(1, 50))]
     assert [task.seq for task in desk.kept] == sorted(task.seq for task in desk.kept)
+
+
+async def test_a_group_has_one_moment_from_which_each_age_counts(desk: Desk) -> None:
+    before = SystemClock().now()
+    for group in ("1", "2"):
+        with held(desk.store):
+            await trio.testing.wait_all_tasks_blocked()
+            desk.submit(f"x{group}", "erp-1", one(f"A{group}"), one(f"B{group}", expires_s=5.0))
+            desk.submit(f"y{group}", "erp-2", one(f"C{group}", expires_s=5.0))
+        await desk.answered(f"x{group}", f"y{group}")
+    first, second = desk.kept[:3], desk.kept[3:]
+    assert len({task.submitted_at for task in first}) == len({t.submitted_at for t in second}) == 1
+    assert before < first[0].submitted_at < second[0].submitted_at < SystemClock().now()
+    for several in (first, second):
+        ages = [(task.expires_at - task.submitted_at).total_seconds() for task in several]
+        assert ages == [60.0, 5.0, 5.0]
 
 
 async def test_known_new_and_refused_ones_of_a_group_do_not_mix(desk: Desk) -> None:
