@@ -353,6 +353,7 @@ class World:
         *pools: PoolConfig,
         clock: Clock | None = None,
         cut_at: int = 0,
+        of: str = "",
         after: bool = False,
     ) -> AsyncIterator[Daemon]:
         """Start the daemon over the store; it dies when the block is left, or at a cut."""
@@ -379,7 +380,8 @@ class World:
             await tasks.load()
             async with trio.open_nursery() as nursery:
                 daemon = Daemon(store, alarms, tasks, pooling, trio.CancelScope(), nursery)
-                store.cut_at, store.after, store.dying = cut_at, after, daemon.end
+                store.cut_at, store.of = cut_at, of
+                store.after, store.dying = after, daemon.end
                 await nursery.start(tasks.run)
                 for bank, link in zip(self.banks, links, strict=True):
                     await nursery.start(run_link, link, self.gates[bank])
