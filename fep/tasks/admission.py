@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from fep.domain.errors import FepError
 from fep.domain.ids import ClientName, TaskId
 from fep.store.database import Store, StoreBusyError, StoreFullError
 from fep.tasks import store as rows
+from fep.tasks.joining import Joining
 from fep.tasks.state import State
 from fep.tasks.task import (
     Admitted,
@@ -50,12 +50,10 @@ class Arrival:
 
 @attrs.define(eq=False, slots=True)
 class _Group:
-    """What one commit admits; filled in the writer's thread when its turn comes."""
+    """What one commit admits."""
 
     configuration: str
-    is_taken: bool = False
-    """True once its turn came: later arrivals belong to another group."""
-    arrivals: list[Arrival] = attrs.Factory(list)
+    arrivals: list[Arrival]
     answers: list[list[Answer]] = attrs.Factory(list)
     fresh: list[Task] = attrs.Factory(list)
 
@@ -102,9 +100,7 @@ class Admission:
         """Called in the commit with the new tasks, in order, where other machines share the queue.
         """
         self._seq = 0
-        self._arrivals: deque[Arrival] = deque()
-        self._is_queued = False
-        """True while a group waits for its turn: what arrives joins it."""
+        self._joining = Joining[Arrival]()
 
     def begin_after(self, last_seq: int) -> None:
         """Give places above this one: the highest that is stored."""
@@ -112,25 +108,18 @@ class Admission:
 
     def submit(self, arrival: Arrival, configuration: str) -> None:
         """Put an arrival into the next group; its ``done`` is called once it is on disk."""
-        self._arrivals.append(arrival)
-        if self._is_queued:
+        arrivals = self._joining.join(arrival)
+        if arrivals is None:
             return
-        self._is_queued = True
-        group = _Group(configuration)
+        group = _Group(configuration, arrivals)
         try:
             self._store.submit(partial(self._admit, group), partial(self._committed, group))
         except FepError as error:
             self._committed(group, None, error)
 
-    def _take(self, group: _Group) -> None:
-        # In this order: what arrives from here on either joins now or queues another group.
-        self._is_queued = False
-        group.is_taken = True
-        group.arrivals += _drained(self._arrivals)
-
     def _admit(self, group: _Group, connection: sa.Connection) -> None:
         """Write the group (writer thread); once more where the first time was undone."""
-        self._take(group)
+        self._joining.close(group.arrivals)
         group.answers, group.fresh = [], []
         if self.tell is not None:
             # Other machines give places too; nobody does until this group is stored.
@@ -220,8 +209,8 @@ class Admission:
 
     def _refuse(self, group: _Group, error: Exception) -> None:
         refused = _not_stored(error)
-        if not group.is_taken:
-            self._take(group)
+        # The store may have refused it before its turn came.
+        self._joining.close(group.arrivals)
 
         def looked(_result: Any, failure: Exception | None) -> None:  # noqa: ANN401
             if failure is not None:
@@ -265,15 +254,6 @@ def _refusals(connection: sa.Connection, arrival: Arrival) -> Sequence[Refused |
             is_new = False
         found.append(arrival.full if is_new else why)
     return found
-
-
-def _drained(arrivals: deque[Arrival]) -> Any:  # noqa: ANN401 - an iterator
-    """Yield and remove what is there; safe beside an append in another thread."""
-    while True:
-        try:
-            yield arrivals.popleft()
-        except IndexError:
-            return
 
 
 def _repeated(client: ClientName, one: Submission, earlier: rows.Known) -> Answer:

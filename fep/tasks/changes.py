@@ -6,7 +6,6 @@ Each submitter's changes stand or fall alone, and are answered when the group is
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from fep.domain.errors import FepError
 from fep.machines.service import PlaceLostError
 from fep.store.database import Store, Work
 from fep.tasks import store as rows
+from fep.tasks.joining import Joining
 
 Done = Callable[[Exception | None], None]
 """Called in the trio thread once it is on disk, or with why it is not."""
@@ -44,9 +44,7 @@ class Changes:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waiting: deque[_Entry] = deque()
-        self._is_queued = False
-        """True while a group waits for its turn: what comes joins it."""
+        self._joining = Joining[_Entry]()
 
     def submit(
         self,
@@ -77,36 +75,23 @@ class Changes:
         self._put(_Entry("", (), given, done))
 
     def _put(self, entry: _Entry) -> None:
-        self._waiting.append(entry)
-        if self._is_queued:
+        group = self._joining.join(entry)
+        if group is None:
             return
-        self._is_queued = True
-        group: list[_Entry] = []
         try:
             self._store.submit(partial(self._write, group), partial(self._written, group))
         except FepError:
-            self._is_queued = False
-            self._waiting.remove(entry)
+            self._joining.close(group)
             raise
 
-    def _take(self, group: list[_Entry]) -> None:
-        # In this order: what comes from here on either joins now or queues another group.
-        self._is_queued = False
-        while True:
-            try:
-                group.append(self._waiting.popleft())
-            except IndexError:
-                return
-
     def _write(self, group: list[_Entry], connection: sa.Connection) -> None:
-        """Write the group (writer thread)."""
-        self._take(group)
+        """Write the group (writer thread); once more where the first time was undone."""
+        self._joining.close(group)
         _write(group, connection)
 
     def _written(self, group: list[_Entry], _result: Any, error: Exception | None) -> None:  # noqa: ANN401
-        if not group:
-            # The store refused it before its turn came.
-            self._take(group)
+        # The store may have refused it before its turn came.
+        self._joining.close(group)
         alone = isinstance(error, (rows.StaleTaskError, PlaceLostError)) and len(group) > 1
         self._answer(iter(group), error, alone=alone)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import trio.testing
 
 from fep.domain.ids import BankName, ClientName, TaskId
 from fep.domain.order import Kind
-from fep.store.database import Store, StoreFailedError
+from fep.sandbox.postgres import PostgresServer
+from fep.store.database import Store, StoreFailedError, Work
+from fep.store.postgres import Postgres
 from fep.tasks import store as rows
 from fep.tasks.changes import Changes
 from fep.tasks.state import Event, State
@@ -48,8 +51,10 @@ class Desk:
         self.changes = Changes(store)
         self.told: dict[str, Exception | None] = {}
 
-    def submit(self, name: str, *changes: Change, configuration: str = "c") -> None:
-        self.changes.submit(changes, configuration, partial(self.done, name))
+    def submit(
+        self, name: str, *changes: Change, configuration: str = "c", also: Work | None = None
+    ) -> None:
+        self.changes.submit(changes, configuration, partial(self.done, name), also)
 
     def done(self, name: str, error: Exception | None) -> None:
         assert name not in self.told, "told twice"
@@ -70,9 +75,8 @@ class Desk:
         return state
 
 
-@pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    store = Store.at(tmp_path / "fep.db")
+@asynccontextmanager
+async def opened(store: Store) -> AsyncIterator[Desk]:
     tasks = [
         NewTask(
             Task(
@@ -95,6 +99,12 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
         await store.write(lambda c: rows.insert(c, tasks, "c"))
         yield Desk(store)
         nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with opened(Store.at(tmp_path / "fep.db")) as made:
+        yield made
 
 
 async def test_what_waits_for_the_disk_is_one_group(desk: Desk) -> None:
@@ -244,3 +254,45 @@ async def test_a_store_that_fails_tells_all_that_wait(tmp_path: Path) -> None:
                 desk.submit("b", offer(2))
             await trio.sleep_forever()
     assert [type(one) for one in desk.told.values()] == [StoreFailedError] * 2
+
+
+async def test_what_comes_while_a_group_is_done_again_is_told_when_it_is_on_disk(
+    postgres: PostgresServer, database: str
+) -> None:
+    """The server takes back the first group, in which another one was put and queued."""
+    store = Store(Postgres(database, postgres.password, "FEP-01"))
+    async with opened(store) as desk:
+        stored: dict[str, set[int]] = {}
+        done = desk.done
+
+        def noting(name: str, error: Exception | None) -> None:
+            with postgres.connect(database.rpartition("/")[2]) as other:
+                found = other.execute("select seq from task where state = 'offered'").fetchall()
+            stored[name] = {seq for (seq,) in found}
+            done(name, error)
+
+        desk.done = noting  # type: ignore[method-assign]
+        times = 0
+
+        def later(_connection: sa.Connection) -> None:
+            trio.from_thread.run_sync(desk.submit, "C", offer(3))
+
+        def put() -> None:
+            desk.submit("B", offer(2))
+            # Behind B's group, in one transaction with it.
+            store.submit(later, lambda _result, _error: None)
+
+        def undone_once(connection: sa.Connection) -> None:
+            nonlocal times
+            times += 1
+            if times == 1:
+                trio.from_thread.run_sync(put)
+                connection.exec_driver_sql(
+                    "DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$"
+                )
+
+        desk.submit("A", offer(1), also=undone_once)
+        assert await desk.until_told("A", "B", "C") == [None] * 3
+        assert times == 2
+        for seq, name in enumerate("ABC", 1):
+            assert seq in stored[name], name

@@ -880,7 +880,9 @@ async def test_a_body_in_the_instant_in_which_its_offer_lapses_is_taken(world: W
             lapsed.enter_context(held(fep.store))
             before.close()
             # In the writer's hands: what comes now belongs to the next group.
-            await until(lambda: not fep.store._waiting and not fep.service._changes._is_queued)
+            await until(
+                lambda: not fep.store._waiting and fep.service._changes._joining._open is None
+            )
             await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(fep.service.fetched, ERP, [(TaskId(other), balance())])
             await until(lambda: fep.store._waiting)
