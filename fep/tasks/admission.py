@@ -268,7 +268,7 @@ def _repeated(client: ClientName, one: Submission, earlier: rows.Known) -> Answe
         and earlier.body_digest is not None
         and digest(body_bytes(one.kind, one.body)) != earlier.body_digest
     ):
-        msg = "another body is recorded for this task_id; take a new id"
+        msg = "another body is recorded for this task_id: two orders have one id (task.why)"
         return Refused("TASK_CONFLICT", msg)
     return Admitted(TaskId(one.task_id), earlier.state, known=True)
 

@@ -60,7 +60,7 @@ from fep.tasks.lane import Lane, LaneParts
 from fep.tasks.mailbox import ClientBox, Mailbox
 from fep.tasks.register import Register
 from fep.tasks.sharing import Sharing
-from fep.tasks.state import BEFORE_SENDING, FINAL, OPEN_AT_BANK, Event, State, step
+from fep.tasks.state import BEFORE_SENDING, DONE, FINAL, OPEN_AT_BANK, Event, State, step
 from fep.tasks.task import (
     Answer,
     Delivery,
@@ -981,7 +981,11 @@ class TaskService:
             raise TaskRefusedError(Refused("BAD_STATE", msg))
         event = Event.PROVED_DONE if proposal.outcome is State.SUCCEEDED else Event.PROVED_REFUSED
         cause = f"two persons: {proposal.by} proposed, {who} confirmed: {proposal.evidence}"
-        columns: dict[str, Any] = {"bank_code": "RESOLVED", "bank_message": cause}
+        columns: dict[str, Any] = {
+            "bank_code": "RESOLVED",
+            "bank_message": cause,
+            "inquire_at": None,
+        }
         sent = None
         if self.is_held(task):
             event = Event.FOUND_DONE
@@ -1248,6 +1252,10 @@ class TaskService:
             self._open.turn(task, after)
             if after is State.UNKNOWN:
                 task.wait_from(trio.current_time())
+            if isinstance(task.body, Order) and not DONE.isdisjoint(events):
+                # Also where it came back since: a batch of which one payment did took all others.
+                payer = task.body.payer
+                self._paid[payer] = self.paid(payer) + task.body.amount
             if after in FINAL:
                 self._end(task, values, now, cause)
             if change.watched:
@@ -1503,8 +1511,6 @@ class TaskService:
 
     def _end(self, task: Task, values: Mapping[str, Any], now: Any, cause: str) -> None:  # noqa: ANN401
         self._open.drop(task)
-        if isinstance(task.body, Order) and task.state is State.SUCCEEDED:
-            self._paid[task.body.payer] = self.paid(task.body.payer) + task.body.amount
         self._box(task.client).forget_fetch(task.task_id)
         self._forget_offer(task)
         for kind in (AlarmKind.UNKNOWN_OVERDUE, AlarmKind.EVIDENCE_AMBIGUOUS):

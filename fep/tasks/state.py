@@ -67,6 +67,10 @@ class Event(StrEnum):
     """Two persons saw it at the bank: it was sent after the copy was made that is the store now."""
 
 
+DONE: Final = frozenset({Event.BANK_DONE, Event.PROVED_DONE, Event.FOUND_DONE})
+"""At these a payment took its money, whatever came back later or in that same moment."""
+
+
 class IllegalTransitionError(LocalProtocolError):
     """An event came in a state that has no row for it: a defect of ours, nothing was changed."""
 

@@ -41,7 +41,7 @@ from fep.store.schema import (
 )
 from fep.tasks.matching import DAYS_AFTER_MAX, Payment, Watched
 from fep.tasks.replay import Ended, Recorded
-from fep.tasks.state import BEFORE_SENDING, FINAL, OPEN_AT_BANK, Event, State
+from fep.tasks.state import BEFORE_SENDING, DONE, FINAL, OPEN_AT_BANK, Event, State
 from fep.tasks.task import Delivery, Task, body_bytes, body_told, digest, end_told
 from fep.tasks.tracing import Step
 
@@ -730,9 +730,6 @@ def _acknowledge_sql(paramstyle: str, rows: int) -> str:
     )
 
 
-_DONE: Final = (Event.BANK_DONE.value, Event.PROVED_DONE.value)
-
-
 def spent(
     connection: sa.Connection, balances: Mapping[TaskId, AccountNumber], but: ClientName
 ) -> dict[AccountNumber, Cny]:
@@ -770,7 +767,7 @@ def spent(
         .join(task, task.c.seq == task_event.c.task_seq)
         .where(
             task_event.c.seq > min(since.values(), default=0),
-            task_event.c.event.in_(_DONE),
+            task_event.c.event.in_([event.value for event in DONE]),
             payments,
         )
     )
@@ -803,7 +800,11 @@ def _view(row: Any) -> dict[str, Any]:  # noqa: ANN401
     }
     if row.archived is not None:
         view["archived"] = archive_name(row.archived)
-    for name in ("client_ref", "sent_at", "inquire_at"):
+    names = ["client_ref", "sent_at"]
+    if row.state in OPEN_STATES:
+        # What persons closed may bear it still, by an earlier release.
+        names.append("inquire_at")
+    for name in names:
         if (value := getattr(row, name)) is not None:
             view[name] = value
     if row.bank_ref:

@@ -712,9 +712,8 @@ def _row(**more: Any) -> Any:
 
 def test_a_task_has_the_members_that_are_shown() -> None:
     at = "2026-01-05T09:00:00.000+00:00"
-    full = _row(
-        client_ref=REF, sent_at=at, inquire_at=at, bank_ref="R", result=b"{}", archived="2025"
-    )
+    sent = {"client_ref": REF, "sent_at": at, "bank_ref": "R", "result": b"{}", "archived": "2025"}
+    full = _row(state="unknown", inquire_at=at, **sent)
     check_object(SUBS["A task"], "task", store._view(_row()), store._view(full))
 
 

@@ -16,7 +16,7 @@ from fep.adapters.host import BookedState, Fault
 from fep.alarms.state import AlarmKind
 from fep.daemon.verify import verify
 from fep.domain.clock import SystemClock
-from fep.domain.ids import AccountNumber, BankName, TaskId, client_ref, row_ref
+from fep.domain.ids import AccountNumber, BankName, ClientName, TaskId, client_ref, row_ref
 from fep.domain.money import Cny
 from fep.domain.order import BatchQuery, BatchStatus, Kind, PaymentState, PaymentStatus
 from fep.tasks import replay, store
@@ -24,6 +24,7 @@ from fep.tasks.state import State
 from tests.tasks.bench import (
     ACCOUNTS,
     CMB,
+    CMB_PAYER,
     ENTERPRISE,
     OPENING,
     PAYEE,
@@ -466,3 +467,25 @@ async def test_what_a_batch_may_take_counts_as_under_way(world: World) -> None:
         await fep.submit("B1", body=batch(PINGAN, "1.00", "2.50"))
         assert fep.service._open.under_way() == {PAYER: Cny(350)}
         assert ACCOUNTS[PAYEE].bank == PINGAN
+
+
+async def test_a_batch_of_which_one_payment_came_back_took_the_money_of_all(world: World) -> None:
+    """What is taken off a balance asked for before: rather too much than too little."""
+
+    def back(_query: BatchQuery, outcome: Outcome) -> Outcome:
+        match outcome:
+            case Accepted(result=BatchStatus(rows=rows) as page) if 1 in rows:
+                row = attrs.evolve(rows[1], state=PaymentState.RETURNED)
+                return attrs.evolve(outcome, result=attrs.evolve(page, rows={**rows, 1: row}))
+            case _:
+                return outcome
+
+    async with world.fep(banks=[CMB], codec=told(back)) as fep:
+        await fep.ready(CMB)
+        await fep.submit("B1", bank=CMB, body=batch(CMB, "9000.00", "2.00"))
+        found = await fep.becomes("B1", State.RETURNED)
+        assert [row["state"] for row in found["result"]["rows"]] == ["succeeded", "returned"]
+        total = Cny.parse("9002.00")
+        assert fep.service.paid(CMB_PAYER) == total
+        earlier = {TaskId("none"): CMB_PAYER}
+        assert await fep.service.spent(earlier, ClientName("pool")) == {CMB_PAYER: total}

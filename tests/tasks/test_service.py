@@ -707,7 +707,7 @@ async def test_an_unknown_is_closed_by_two_persons(world: World, outcome: State)
     async with world.fep(card={"inquiry": {"accepted_interval_s": 60.0}}) as fep:
         service, client = fep.service, fep.client()
         await fep.submit("T1", body=transfer("1.00", payee=STRANGER))
-        await fep.becomes("T1", State.ACCEPTED)
+        assert (await fep.becomes("T1", State.ACCEPTED))["inquire_at"]
         assert await refused(service.confirm("wang", ID)) == "BAD_STATE"
         assert await refused(service.resolve("li", ID, outcome, "  seen   ")) == "BAD_STATE"
         await service.resolve("li", ID, outcome, "statement of 2 March, line 7")
@@ -715,6 +715,10 @@ async def test_an_unknown_is_closed_by_two_persons(world: World, outcome: State)
         assert await service.confirm("wang", ID) is outcome
         told = await client.result("T1")
         assert (told.state, told.bank_code) == (outcome, "RESOLVED")
+        assert "inquire_at" not in await fep.get("T1"), "nobody asks the bank any more"
+        assert world.on_disk("select inquire_at from task") == [(None,)]
+        await fep.store.write(lambda c: c.exec_driver_sql("update task set inquire_at = 'once'"))
+        assert "inquire_at" not in await fep.get("T1"), "nor after an update of this program"
         assert "li proposed, wang confirmed" in told.bank_message
         assert await refused(service.confirm("wang", ID)) == "BAD_STATE"
         assert await refused(service.resolve("li", ID, outcome, "once more, with feeling")) == (
