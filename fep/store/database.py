@@ -213,10 +213,15 @@ class Store:
         self._waiting.append(_Item(work, done))
         self._wake.set()
 
-    async def write(self, work: Callable[[sa.Connection], Any]) -> Any:  # noqa: ANN401
+    async def write(
+        self,
+        work: Callable[[sa.Connection], Any],
+        known: Callable[[Any], None] | None = None,
+    ) -> Any:  # noqa: ANN401
         """Run the work in the next group and return its result once it is on disk.
 
-        A cancelled caller does not undo it: the work may still be committed.
+        A cancelled caller does not undo it: the work may still be committed. What must be known of
+        it then is for ``known``, which is called with the result in that moment, whoever waits.
 
         Raises:
             StoreFullError, StoreFailedError, StoreBusyError: nothing of this work is stored.
@@ -228,6 +233,8 @@ class Store:
         def done(result: Any, error: Exception | None) -> None:  # noqa: ANN401
             box.append((result, error))
             finished.set()
+            if known is not None and error is None:
+                known(result)
 
         self.submit(work, done)
         await finished.wait()

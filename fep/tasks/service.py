@@ -317,10 +317,13 @@ class TaskService:
                 self.sharing.tell_released(connection)
             return []
 
+        def known(answered: list[TaskId]) -> None:
+            if not answered:
+                self.know_released()
+
         held = await self._held()
-        if answered := await self.store.write(write):
+        if answered := await self.store.write(write, known):
             raise TaskRefusedError(Refused("BAD_STATE", _close_first(answered)))
-        self.know_released()
         log.warning("payments.released", who=who, count=len(held))
         return len(held)
 
@@ -1060,8 +1063,7 @@ class TaskService:
             if self.sharing is not None:
                 self.sharing.tell_drained(connection, bank, value=value)
 
-        await self.store.write(write)
-        self.know_drained(bank, value=value)
+        await self.store.write(write, lambda _: self.know_drained(bank, value=value))
         log.warning("lane.drained" if value else "lane.resumed", bank=bank)
 
     def know_drained(self, bank: BankName, *, value: bool) -> None:

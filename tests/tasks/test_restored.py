@@ -266,6 +266,21 @@ async def test_nothing_is_proposed_for_a_payment_whose_release_is_on_its_way_to_
         assert world.on_disk("select count(*) from resolution") == [(0,)]
 
 
+async def test_a_release_whose_caller_goes_is_known_when_it_is_stored(world: World) -> None:
+    await paid_after_the_backup(world, "PAY-1")
+    async with world.fep(run=False) as fep:
+        async with trio.open_nursery() as nursery:
+            with held(fep.store):
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(fep.service.release, "wang", EVIDENCE)
+                await until(lambda: "TaskService.release" in waiting(fep))
+                nursery.cancel_scope.cancel()
+        held_by = "select count(*) from restored where released_at is null"
+        await until(lambda: world.on_disk(held_by) == [(0,)])
+        await until(lambda: fep.service.held_since is None)
+        assert AlarmKind.STORE_RESTORED not in fep.alarm_kinds()
+
+
 # -- what the bank tells of held payments by itself ---------------------------------------------
 
 
