@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 
 import attrs
 import orjson
-import sqlalchemy as sa
 import structlog
 import trio
 
@@ -443,7 +442,7 @@ class Watch:
         service = self._service
         now = service.clock.now()
 
-        def write(connection: sa.Connection) -> None:
+        def write(connection: Any) -> None:  # noqa: ANN401
             store.note(
                 connection, task.seq, task.state, "searched", cause, now, service.configuration
             )
@@ -501,7 +500,7 @@ class Watch:
         at = self._service.clock.now()
         keep = partial(store.add_message, seq=task.seq, bank=task.bank, wire=wire, at=at)
 
-        def write(connection: sa.Connection) -> None:
+        def write(connection: Any) -> None:  # noqa: ANN401
             # What is archived stays as it is.
             if store.archive_of(connection, task.task_id) is None:
                 keep(connection)
