@@ -32,6 +32,7 @@ from fep.store.database import (
 )
 from fep.store.dialect import BUSY_TIMEOUT_MS
 from fep.store.pace import LOST_SECONDS_MAX, Pace
+from tests.rights import without_rights
 from tests.store.child import EXIT_FAILED, put, whole_numbers
 from tests.store.held import WAIT_SECONDS_MAX, InThread, held
 
@@ -525,12 +526,6 @@ def child(
         stdout=stdout,
         stderr=subprocess.PIPE,
     )
-
-
-def without_rights() -> list[str]:
-    """Return what to run a command with, so that a file's mode holds for root too."""
-    drop = "-dac_override,-dac_read_search"
-    return ["setpriv", f"--bounding-set={drop}"] if os.geteuid() == 0 else []
 
 
 def numbers(lines: list[bytes], word: bytes) -> list[int]:
