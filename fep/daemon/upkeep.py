@@ -471,6 +471,8 @@ Tell = Callable[[str, int, int], None]
 
 
 def _there(place: Path) -> Path:
+    if place.is_dir():
+        raise UnreadableStoreError(files.told_of_folder(place))
     if not place.is_file():
         msg = f"there is no store {place}"
         raise UnreadableStoreError(msg)

@@ -90,6 +90,8 @@ def restore(source: Path, directory: Path, now: dt.datetime, check: Check, tell:
         sqlalchemy.exc.DBAPIError, sqlite3.Error, OSError: a file can't be read or written.
         FepError: the copy is not sound, by ``check``.
     """
+    if source.is_dir():
+        raise BackupRefusedError(files.told_of_folder(source))
     if not source.is_file():
         msg = f"there is no file {source}"
         raise BackupRefusedError(msg)

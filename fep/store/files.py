@@ -37,6 +37,11 @@ def is_own(name: str) -> bool:
     return name in own or ARCHIVE.fullmatch(name) is not None
 
 
+def told_of_folder(path: Path) -> str:
+    """Return what is said of a folder where a file is asked for; SQLite says that a disk failed."""
+    return f"{path} is a folder, not a store's file"
+
+
 def archives(directory: Path) -> dict[str, Path]:
     """Return the archives of a state directory by year, in order."""
     found = ((ARCHIVE.fullmatch(path.name), path) for path in sorted(directory.iterdir()))
