@@ -183,7 +183,8 @@ class Daemon:
     ) -> None:
         """Live until stopped."""
         config = self.config
-        config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _telling_of(config.state_dir):
+            config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _only_one(config):
             self._store = self._outside.open_store(config)
             self._assemble()
@@ -763,13 +764,32 @@ def _instance_before(path: Path, instance: str) -> str:
 
 
 @contextmanager
+def _telling_of(state_dir: Path) -> Iterator[None]:
+    """Tell why the state directory can't be used.
+
+    Raises:
+        ConfigError: the block met the system's refusal.
+    """
+    try:
+        yield
+    except FileExistsError as error:
+        msg = f"{state_dir}: the state directory can't be used: it is no folder"
+        raise ConfigError(msg) from error
+    except OSError as error:
+        where = "" if error.filename in (None, str(state_dir)) else f" ({error.filename})"
+        msg = f"{state_dir}: the state directory can't be used: {error.strerror}{where}"
+        raise ConfigError(msg) from error
+
+
+@contextmanager
 def _only_one(config: Config) -> Iterator[None]:
     """Hold the state directory: two daemons on one store could both send.
 
     Raises:
-        ConfigError: another daemon holds it, or half a restore is in it.
+        ConfigError: another daemon holds it, half a restore is in it, or it can't be written.
     """
-    fd = os.open(config.state_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with _telling_of(config.state_dir):
+        fd = os.open(config.state_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -202,6 +202,9 @@ def _head(text: str) -> str:
 
 def _target(text: str) -> Path:
     """Return where a copy goes; a name that ends like a folder's must be one."""
+    if not text:
+        # The path of no name is the present folder, and nobody asked for a copy there.
+        raise argparse.ArgumentTypeError("give a new file, or a folder for one")
     path = Path(text)
     if text.endswith("/") and not path.is_dir():
         msg = f"there is no folder {text}"

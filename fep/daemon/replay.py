@@ -279,7 +279,8 @@ class Replay:
             found: called with each difference.
 
         Raises:
-            NoReplayError: the tape's bank is not configured, or has another adapter.
+            NoReplayError: the tape's bank is not configured, or has another adapter, or no answer
+                to this task is on it.
         """
         bank = self._banks.get(BankName(tape.bank))
         if bank is None or bank.config.adapter.name != tape.adapter:
@@ -303,6 +304,9 @@ class Replay:
             if reading.differs:
                 state = "" if task is None else task.state.value
                 self._note(Difference(bank.config.name, whose, state, reading), found)
+        if task_id and not readings:
+            msg = f"no answer of task {task_id} is on this tape"
+            raise NoReplayError(msg)
         self.report.tasks = len(kept)
         return readings
 

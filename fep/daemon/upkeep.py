@@ -26,7 +26,7 @@ import sqlalchemy as sa
 from fep.adapters import tape as tapes
 from fep.control import show
 from fep.daemon.config import Config, ConfigFaultsError, load
-from fep.daemon.replay import Difference, Replay
+from fep.daemon.replay import Difference, NoReplayError, Replay
 from fep.daemon.replay import Report as ReplayReport
 from fep.daemon.replay import opened as opened_replay
 from fep.daemon.store_section import StoreConfig, database_of
@@ -403,7 +403,11 @@ def _replay_all(given: argparse.Namespace) -> int:
 
 
 def _replay_tape(given: argparse.Namespace) -> int:
-    tape = tapes.read(given.tape.read_bytes())
+    data = given.tape.read_bytes()
+    if not tapes.is_tape(data):
+        msg = f"{given.tape} is no wire tape"
+        raise NoReplayError(msg)
+    tape = tapes.read(data)
     with _replayed(given) as made:
 
         def found(one: Difference) -> None:
@@ -471,6 +475,8 @@ Tell = Callable[[str, int, int], None]
 
 
 def _there(place: Path) -> Path:
+    if place.is_dir():
+        raise UnreadableStoreError(files.told_of_folder(place))
     if not place.is_file():
         msg = f"there is no store {place}"
         raise UnreadableStoreError(msg)

@@ -145,6 +145,8 @@ def verify(
     """
     began = time.monotonic()
     report = Report(path)
+    if path.is_dir():
+        raise UnreadableStoreError(files.told_of_folder(path))
     with ExitStack() as stack:
         try:
             main = stack.enter_context(files.reading(path, any_text=True))

@@ -400,6 +400,20 @@ def _accounts(text: str) -> int:
     return int(text)
 
 
+def _made(directory: Path) -> str:
+    """Make the demo's folder; returns why it can't be used, empty if it can."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        return "is no folder; choose another"
+    except OSError as error:
+        return f"can't be made: {error.strerror}"
+    try:
+        return "is not empty; choose another" if any(directory.iterdir()) else ""
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run ``fep demo``; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -425,13 +439,8 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 110)
     directory = given.directory or Path(tempfile.mkdtemp(prefix="fep-demo-"))
-    if given.directory is not None and directory.exists() and any(directory.iterdir()):
-        console.print(f"fep demo: {directory} is not empty; choose another", style="red")
-        return 2
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        console.print(f"fep demo: {directory} can't be made: {error.strerror}", style="red")
+    if refusal := _made(directory):
+        console.print(f"fep demo: {directory} {refusal}", style="red")
         return 2
     demo = Demo(
         directory.absolute(),

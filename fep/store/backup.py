@@ -8,6 +8,7 @@ looked. So it does not matter how the file came back.
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import os
 import sqlite3
 from collections.abc import Callable
@@ -89,6 +90,8 @@ def restore(source: Path, directory: Path, now: dt.datetime, check: Check, tell:
         sqlalchemy.exc.DBAPIError, sqlite3.Error, OSError: a file can't be read or written.
         FepError: the copy is not sound, by ``check``.
     """
+    if source.is_dir():
+        raise BackupRefusedError(files.told_of_folder(source))
     if not source.is_file():
         msg = f"there is no file {source}"
         raise BackupRefusedError(msg)
@@ -132,10 +135,10 @@ def _exchange(new: Path, place: Path, now: dt.datetime) -> Path:
     The flag says under which name the old file goes: its log must go with it then.
     """
     flag = place.with_name(files.RESTORING_FILE)
-    former = place.with_name(f"{place.name}.before-{now:%Y%m%dT%H%M%SZ}")
     if begun := _begun(flag, place):
         former = begun
     else:
+        former = _free(place.with_name(f"{place.name}.before-{now:%Y%m%dT%H%M%SZ}"))
         flag.write_text(former.name, "utf-8")
         files.sync_file(flag)
     files.give_to_owner(flag, place.parent)
@@ -150,6 +153,20 @@ def _exchange(new: Path, place: Path, now: dt.datetime) -> Path:
     flag.unlink()
     files.sync_directory(place.parent)
     return former
+
+
+def _free(wanted: Path) -> Path:
+    """Return the first of this name, ``NAME-2``, ``NAME-3``, … under which nothing is kept yet.
+
+    A side file that was left under a name would meet the file that gets it.
+    """
+    names = itertools.chain([wanted.name], (f"{wanted.name}-{n}" for n in itertools.count(2)))
+    ends = ("", *files.SIDE_FILES)
+    return next(
+        wanted.with_name(name)
+        for name in names
+        if not any(os.path.lexists(wanted.with_name(name + end)) for end in ends)
+    )
 
 
 def _begun(flag: Path, place: Path) -> Path | None:
@@ -222,5 +239,5 @@ def _finish(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    for end in ("", "-journal", *files.SIDE_FILES):
+    for end in ("", *files.SIDE_FILES):
         path.with_name(path.name + end).unlink(missing_ok=True)

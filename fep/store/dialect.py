@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import Enum
 from typing import Any, Final, Protocol
 
@@ -19,7 +20,12 @@ from fep.domain.errors import FepError
 BUSY_TIMEOUT_MS: Final = 5000
 """How long another program, such as a backup, may hold what is to be written before it is refused.
 """
-SQLITE_FATAL: Final = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+SQLITE_FATAL: Final = (
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_READONLY,
+)
 """What no work can be blamed for, even where SQLite would go on with the next statement."""
 
 
@@ -147,11 +153,30 @@ class Sqlite:
         return engine
 
     def check(self, connection: sa.Connection) -> None:
-        """Trust it: what is no database says so at the first statement.
+        """Look whether the file can be written: one of another owner's is opened all the same.
 
-        A reader may have been here before the start: a pooled connection keeps its pragmas.
+        What is no database says so at the first statement. A reader may have been here before the
+        start: a pooled connection keeps its pragmas.
         """
         connection.exec_driver_sql("PRAGMA query_only=OFF")
+        # Who holds the file keeps nobody from the start, and it is not waited for.
+        connection.exec_driver_sql("PRAGMA busy_timeout=0")
+        try:
+            self._write_nothing(connection)
+        except sa.exc.DBAPIError as error:
+            if self.trouble(error) is not Trouble.BUSY:
+                raise
+        finally:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+
+    def _write_nothing(self, connection: sa.Connection) -> None:
+        """Write what is there, and take it back: a transaction alone asks for no right to write."""
+        connection.exec_driver_sql(self.begin)
+        try:
+            self.set_version(connection, self.version(connection))
+        finally:
+            with suppress(sa.exc.DBAPIError):
+                connection.exec_driver_sql("ROLLBACK")
 
     def begin_read(self, connection: sa.Connection) -> None:
         """Begin a transaction that sees one moment and can't write."""

@@ -18,8 +18,9 @@ LOCK_FILE: Final = "fep.lock"
 """Held by the one daemon of a state directory, and by who needs that none runs."""
 RESTORING_FILE: Final = "fep.restoring"
 """There while ``fep restore`` changes files: the daemon does not start on half a restore."""
-SIDE_FILES: Final = ("-wal", "-shm")
-"""SQLite's own beside a store's file. The first holds commits: it belongs to that file alone."""
+SIDE_FILES: Final = ("-wal", "-shm", "-journal")
+"""SQLite's own beside a store's file. The first holds commits, the last what a cut-off commit is
+undone with: they belong to that file alone."""
 ARCHIVE: Final = re.compile(r"archive-(\d{4})\.sqlite")
 BUSY_SECONDS: Final = 10.0
 """How long a command waits for the daemon's writer; the daemon's commits are short."""
@@ -34,6 +35,11 @@ def is_own(name: str) -> bool:
     """Say whether a file of this name in a state directory is the store's, or an archive."""
     own = {STORE_FILE, LOCK_FILE, RESTORING_FILE, *(STORE_FILE + end for end in SIDE_FILES)}
     return name in own or ARCHIVE.fullmatch(name) is not None
+
+
+def told_of_folder(path: Path) -> str:
+    """Return what is said of a folder where a file is asked for; SQLite says that a disk failed."""
+    return f"{path} is a folder, not a store's file"
 
 
 def archives(directory: Path) -> dict[str, Path]:

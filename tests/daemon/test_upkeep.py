@@ -172,6 +172,37 @@ def test_a_folder_that_is_not_there_is_no_files_name(
     assert not (desk.directory / "backups").exists()
 
 
+def test_no_name_is_no_place_for_a_backup(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a script's variable is empty: the copy would lie where the script was run."""
+    monkeypatch.chdir(desk.directory)
+    before = sorted(desk.directory.iterdir())
+    with pytest.raises(SystemExit, match="2"):
+        desk.run("backup", "")
+    assert "give a new file, or a folder for one" in capsys.readouterr().err
+    assert sorted(desk.directory.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("verify-store", "FOLDER"),
+        ("verify-store", ""),
+        ("restore", "FOLDER"),
+        ("replay", "--all", "--store", "FOLDER"),
+    ],
+)
+def test_a_folder_is_told_to_be_one(
+    desk: Desk, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no disk to have failed."""
+    monkeypatch.chdir(desk.directory)
+    given = [str(desk.store.parent) if word == "FOLDER" else word for word in words]
+    told = desk.run(*given, status=2 if words[0] == "replay" else 1)
+    assert told.endswith(f": {Path(given[-1])} is a folder, not a store's file\n")
+
+
 @pytest.mark.parametrize(
     "name", ["fep.sqlite", "fep.sqlite-wal", "archive-2025.sqlite", "fep.lock"]
 )

@@ -196,6 +196,39 @@ def test_a_copy_takes_the_place_of_the_store_and_that_is_kept(path: Path, target
     ]
 
 
+def kept(path: Path) -> list[tuple[str, list[str]]]:
+    """Return the former stores by name, each with the task that came after the backup, if it has it."""
+    tasks = "SELECT task_id FROM task WHERE task_id = 'LATER'"
+    return [
+        (one.name, [task_id for (task_id,) in query(one, tasks)])
+        for one in sorted(path.parent.glob("*.before-*"))
+        if not one.name.endswith(files.SIDE_FILES)
+    ]
+
+
+def test_what_is_kept_outlives_a_restore_in_the_same_second(path: Path, target: Path) -> None:
+    back_up(path, target)
+    grown(path)
+    former = restore(target, path.parent)
+    # As a kill leaves it beside a file: commits that are another's.
+    log = former.with_name(f"{former.name}-2-wal")
+    log.write_bytes(b"of another file")
+    assert restore(target, path.parent) == former.with_name(f"{former.name}-3")
+    assert log.read_bytes() == b"of another file"
+    assert kept(path) == [(former.name, ["LATER"]), (f"{former.name}-3", [])]
+
+
+def test_the_new_file_meets_nothing_of_the_old_one(path: Path, target: Path) -> None:
+    back_up(path, target)
+    sides = {end: path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal")}
+    for end, side in sides.items():
+        side.write_text(end)
+    former = restore(target, path.parent)
+    assert [side for side in sides.values() if side.exists()] == []
+    for end in sides:
+        assert former.with_name(former.name + end).read_text() == end
+
+
 def test_a_file_that_was_copied_by_other_means_is_marked_too(path: Path, target: Path) -> None:
     grown(path)
     for end in ("", "-wal"):
@@ -332,8 +365,9 @@ def test_a_restore_that_is_cut_off_anywhere_leaves_a_store_or_a_flag(
     former = restore(target, path.parent)
     assert content(path) == content(target)
     assert not path.with_name(files.RESTORING_FILE).exists()
-    kept = {str(content(one)) for one in path.parent.glob("*.before-*Z")}
-    assert str(old) in kept or str(content(former)) == str(old)
+    keeps = [path.with_name(name) for name, _ in kept(path)]
+    assert former in keeps
+    assert old in [content(one) for one in keeps]
 
 
 def test_the_chain_goes_on_from_the_copy(path: Path, target: Path) -> None:

@@ -30,7 +30,9 @@ from fep.store.database import (
     StoreFailedError,
     StoreFullError,
 )
+from fep.store.dialect import BUSY_TIMEOUT_MS
 from fep.store.pace import LOST_SECONDS_MAX, Pace
+from tests.rights import without_rights
 from tests.store.child import EXIT_FAILED, put, whole_numbers
 from tests.store.held import WAIT_SECONDS_MAX, InThread, held
 
@@ -376,6 +378,51 @@ async def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
     assert [type(error) for error in waiting] == [StoreFailedError]
     assert store.failed
     assert path.read_bytes() == b"no database " * 1000
+
+
+def test_a_file_that_can_not_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
+    """Not by the first client that submits: to open and to read it is allowed."""
+    path = tmp_path / "fep.db"
+    trio.run(found, path)
+    before = path.read_bytes()
+    path.chmod(0o444)
+    process = child("write", path, *without_rights())
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == EXIT_FAILED, err.decode()
+    assert b"can't be opened: attempt to write a readonly database (SQLITE_READONLY)" in out
+    assert numbers(out.splitlines(), b"begin") == [], "it never said that it was ready"
+    assert path.read_bytes() == before
+
+
+async def test_who_holds_the_file_does_not_hold_up_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "fep.db"
+    async with opened(path):
+        pass
+    with closing(sqlite3.connect(path, timeout=0)) as other:
+        other.execute("begin immediate")
+        began = trio.current_time()
+        async with opened(path) as store:
+            assert trio.current_time() - began < BUSY_TIMEOUT_MS / 2000
+            assert await store.read(banks) == []
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(store.write, insert("a"))
+                await trio.testing.wait_all_tasks_blocked()
+                # The writer has its patience all the same.
+                other.rollback()
+    assert on_disk(path) == ["a"]
+
+
+async def test_a_file_that_can_not_be_written_any_more_is_fail_stop(tmp_path: Path) -> None:
+    store = Store.at(tmp_path / "fep.db")
+    answers: list[Any] = []
+    with pytest.RaisesGroup(StoreFailedError):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+            await store.write(lambda c: c.exec_driver_sql("pragma query_only=1"))
+            store.submit(insert("a"), lambda _result, error: answers.append(error))
+            await trio.sleep_forever()
+    assert [type(error) for error in answers] == [StoreFailedError]
+    assert "SQLITE_READONLY" in str(answers[0])
 
 
 async def test_a_damaged_page_is_fail_stop(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx2
@@ -13,7 +15,8 @@ import pytest
 from fep.client import BlockingClient
 from fep.sandbox.demo import ACCOUNTS_PER_BANK, PAYMENTS
 from fep.sandbox.scene import BANKS
-from tests.system.demo_run import DemoRun, demo
+from tests.rights import without_rights
+from tests.system.demo_run import ROOT, DemoRun, demo
 
 FIGURES = {"slots", "banks", "accounts", "tasks", "swept", "seconds"}
 
@@ -61,6 +64,30 @@ def test_the_demo_refuses_a_directory_that_holds_something(directory: Path) -> N
         assert run.process.returncode == 2
         assert run.output == f"fep demo: {directory} is not empty; choose another\n"
     assert [path.name for path in directory.iterdir()] == ["mine"]
+
+
+def test_the_demo_refuses_a_file_in_the_place_of_its_directory(directory: Path) -> None:
+    mine = directory / "mine"
+    mine.write_text("keep")
+    with demo("--software", "--directory", str(mine)) as run:
+        run.watch()
+        assert run.process.returncode == 2
+        assert run.output == f"fep demo: {mine} is no folder; choose another\n"
+    assert mine.read_text() == "keep"
+
+
+def test_the_demo_refuses_a_directory_that_it_can_not_read(directory: Path) -> None:
+    mine = directory / "mine"
+    mine.mkdir(mode=0)
+    done = subprocess.run(
+        [*without_rights(), sys.executable, "-m", "fep.daemon.main", "demo", "--directory", mine],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    told = (done.stdout + done.stderr).decode()
+    assert told == f"fep demo: {mine} can't be read: Permission denied\n"
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize("how", ["ctrl-c", "kill"])

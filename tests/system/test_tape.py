@@ -132,6 +132,32 @@ def test_another_bank_s_tape_and_a_wrong_use_are_told(
     assert "has adapter icbc_nc" in capsys.readouterr().err
 
 
+def test_what_is_not_on_a_tape_is_no_answer_that_reads_as_it_did(
+    taped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = taped / "state/tape" / "cmb-cdc.tape"
+    command = ["replay", "--config", str(taped / "fep.toml"), "--tape"]
+    assert main.main([*command, str(file), "cmb-cdc-0"]) == 0
+    assert "nothing differs" in capsys.readouterr().out
+    # Of another bank's tape, and of none.
+    for task_id in ("icbc-nc-0", "NOBODY"):
+        assert main.main([*command, str(file), task_id]) == 2
+        told = capsys.readouterr()
+        assert told.err == f"fep: NO_REPLAY: no answer of task {task_id} is on this tape\n"
+        assert told.out == ""
+
+
+@pytest.mark.parametrize("data", [b"", b"<bare>capture</bare>", b'{"what": "frame"}\n'])
+def test_a_file_that_is_no_tape_is_told(
+    taped: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, data: bytes
+) -> None:
+    file = tmp_path / "capture"
+    file.write_bytes(data)
+    config = ["--config", str(taped / "fep.toml")]
+    assert main.main(["replay", *config, "--tape", str(file)]) == 2
+    assert capsys.readouterr().err == f"fep: NO_REPLAY: {file} is no wire tape\n"
+
+
 def test_only_its_owner_can_read_a_tape(taped: Path) -> None:
     for file in (taped / "state/tape").iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
