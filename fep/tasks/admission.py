@@ -19,8 +19,8 @@ from fep.domain.clock import Clock
 from fep.domain.errors import FepError
 from fep.domain.ids import ClientName, TaskId
 from fep.store.database import Store, StoreBusyError, StoreFullError
+from fep.store.joining import Joining
 from fep.tasks import store as rows
-from fep.tasks.joining import Joining
 from fep.tasks.state import State
 from fep.tasks.task import (
     Admitted,

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from fep.domain.errors import FepError
 from fep.machines.service import PlaceLostError
 from fep.store.database import Store, Work
+from fep.store.joining import Joining
 from fep.tasks import store as rows
-from fep.tasks.joining import Joining
 
 Done = Callable[[Exception | None], None]
 """Called in the trio thread once it is on disk, or with why it is not."""

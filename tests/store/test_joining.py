@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fep.tasks.joining import Joining
+from fep.store.joining import Joining
 
 pytestmark = pytest.mark.req("FEP-23")
 

@@ -8,7 +8,7 @@ it a second time.
 
 from __future__ import annotations
 
-import threading  # noqa: TID251 - for a lock, not for a thread
+import threading
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
