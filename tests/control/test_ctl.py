@@ -925,6 +925,65 @@ def test_a_reader_that_goes_away_ends_it_quietly(scene: Scene, ctl: Ctl):
         assert (process.returncode, process.stderr.read()) == (141, b"")
 
 
+LOST = b"what was to be said could not be written: No space left on device\n"
+
+
+def test_a_task_that_was_taken_is_not_called_refused_where_nobody_can_be_told(
+    scene: Scene, ctl: Ctl
+):
+    def told_nobody(
+        number: int, *more: str, shell: str = ">/dev/full", bank: str = "pingan"
+    ) -> tuple[int, bytes]:
+        words = ["submit", f"untold-{number}", bank, "balance", balance(scene), *more]
+        command = [sys.executable, "-m", "fep.control.ctl", "--address", f"unix:{scene.socket}"]
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'exec "$@" {shell}', "-", *command, *words],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=SECONDS_MAX,
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    assert told_nobody(0) == (3, b"fepctl: NOT_WRITTEN: done, but " + LOST)
+    assert told_nobody(1, "--wait") == (3, b"fepctl: NOT_WRITTEN: done, but " + LOST)
+    status, err = told_nobody(2, "--json")
+    assert (status, json.loads(err)["code"]) == (3, "NOT_WRITTEN")
+    assert told_nobody(3, shell=">/dev/full 2>&1") == (3, b"")
+    assert told_nobody(3, "--wait", shell=">/dev/full 2>&1") == (3, b"")
+    assert told_nobody(4, shell=">&-") == (0, b"")
+    assert told_nobody(5, shell=">&- 2>&-") == (0, b"")
+    for number in range(6):
+        assert ctl("task", f"untold-{number}").status == 0
+    status, err = told_nobody(6, bank="nowhere")
+    assert (status, b"written" in err) == (1, False)
+    assert told_nobody(6, bank="nowhere", shell=">/dev/full 2>&1") == (1, b"")
+    assert ctl("task", "untold-6").status == 1
+
+
+def test_an_end_that_was_not_wished_stays_status_1_where_nobody_can_be_told(scene: Scene, ctl: Ctl):
+    gone = json.dumps({"account": NO_SUCH_ACCOUNT})
+    words = ["submit", "untold-bad", "pingan", "balance", gone, "--wait"]
+    with Path("/dev/full").open("wb") as full, started(scene, *words, stdout=full) as process:
+        assert process.stderr is not None
+        assert (process.wait(SECONDS_MAX), process.stderr.read()) == (
+            1,
+            b"fepctl: NOT_WRITTEN: " + LOST,
+        )
+    assert json.loads(ctl("task", "untold-bad", "--json").out)["state"] == "rejected"
+
+
+def test_events_end_where_nobody_can_be_told(scene: Scene, ctl: Ctl):
+    with Path("/dev/full").open("wb") as full, started(scene, "events", stdout=full) as process:
+
+        def ended() -> bool:
+            ctl("submit", "event-0", "pingan", "balance", balance(scene))
+            return process.poll() is not None
+
+        until(ended, "events ended")
+        assert process.returncode == 3
+
+
 def test_ctrl_c_while_waiting_exits_130(scene: Scene, ctl: Ctl):
     words = ["submit", "land-2", "cmb", "transfer", landing(scene, "56.78"), "--wait"]
     with started(scene, *words) as process:
