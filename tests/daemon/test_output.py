@@ -81,6 +81,34 @@ def test_what_failed_stays_failed_without_room_for_words(directory: Path) -> Non
     assert ran(directory, "2>/dev/full", *words) == (1, "")
 
 
+def test_without_a_reader_it_ends_quietly_with_141(directory: Path) -> None:
+    assert ran(directory, "", "backup", "--config", "fep.toml", "copy.sqlite")[0] == 0
+    for words in (
+        ("adapters",),
+        ("--help",),
+        ("verify-store", "--config", "fep.toml"),
+        ("replay", "--config", "fep.toml", "--all"),
+        ("restore", "--config", "fep.toml", "copy.sqlite"),
+    ):
+        read, write = os.pipe()
+        os.close(read)
+        try:
+            command = [sys.executable, "-m", "fep.daemon.main", *words]
+            done = subprocess.run(
+                command,
+                cwd=directory,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                stdout=write,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=SECONDS_MAX,
+                check=False,
+            )
+        finally:
+            os.close(write)
+        assert (done.returncode, done.stderr) == (141, ""), words
+
+
 @pytest.mark.parametrize("shell", [">&- 2>&-", ">/dev/full 2>&1"])
 def test_a_daemon_whose_log_goes_nowhere_serves_and_ends_well(shell: str) -> None:
     def launch(
