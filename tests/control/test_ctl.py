@@ -372,6 +372,41 @@ def test_tables_fit_their_terminal_and_are_whole_in_a_pipe(
         assert max(cell_len(line) for line in narrow.splitlines()) <= 80, narrow
 
 
+@pytest.mark.parametrize("columns", [1, 20, 40, 60, 79])
+def test_a_narrow_terminal_loses_no_column(ctl: Ctl, monkeypatch: pytest.MonkeyPatch, columns: int):
+    params = json.dumps({"account": NO_SUCH_ACCOUNT})
+    task_id = f"narrow-{columns}-of-a-house-with-long-names"
+    ctl("submit", task_id, "pingan", "balance", params, "--wait")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    ran = ctl("tasks", "--limit", "1")
+    words = ("task", "bank", "kind", "state", "submitted", "code", "message")
+    for word in (*words, "rejected", "pingan", "balance"):
+        assert re.search(rf"\b{word}\b", ran.out), word
+    lines = [line for line in ran.out.splitlines() if not line.startswith("…")]
+    at = next(at for at, line in enumerate(lines) if "rejected" in line)
+    assert lines[at].startswith(task_id[: show.NAME_COLUMNS_MIN])
+    # What is folded goes on in the same place of the next lines.
+    parts = [line[: lines[at].index(" ")].strip() for line in lines[at:]]
+    assert "".join(parts) == task_id
+    for command in ("links", "slots", "status", "alarms"):
+        assert ctl(command).status == 0
+
+
+@pytest.mark.parametrize(
+    ("room", "widths"),
+    [(100, [20, 8, 30]), (58, [20, 8, 30]), (50, [20, 8, 22]), (40, [16, 8, 16]), (23, [8, 8, 7])],
+)
+def test_the_widest_column_gives_room_first(room: int, widths: list[int]):
+    assert show.fitted([20, 8, 30], [8, 8, 6], room) == widths
+
+
+def test_columns_of_which_not_the_least_fits_stay_whole():
+    assert show.fitted([20, 8, 30], [8, 8, 6], 21) == [20, 8, 30]
+    assert show.fitted([2000, 8], [12, 8], 19) == [show.PIPE_COLUMNS - 8, 8]
+    assert show.fitted([2000], [2000], 40) == [2000]
+    assert show.fitted([], [], 40) == []
+
+
 def test_ready_says_what_is_not(scene: Scene, ctl: Ctl):
     assert ctl("ready") == Ran(0, "ready 就绪\n", "")
     assert ctl("ready", "--json").value == {"ready": True, "not_ready": []}
