@@ -289,7 +289,9 @@ def _user_log_out(desk: Desk) -> int:
 
 def _audit(desk: Desk) -> int:
     limit = desk.given.limit or LIST_LIMIT_DEFAULT
-    return desk.answer(desk.call("audit.list", who=desk.given.who, limit=limit), show.acts)
+    who = desk.given.who
+    value = desk.call("audit.list", who=who, limit=limit)
+    return desk.answer(value, lambda one: show.acts(one, who))
 
 
 def _config_show(desk: Desk) -> int:

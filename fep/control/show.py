@@ -404,13 +404,16 @@ ACTS: Final = (
 )
 
 
-def acts(value: Value) -> None:
-    """Print what people did."""
+def acts(value: Value, who: str) -> None:
+    """Print what people did, or one of them where a name is given."""
     rows = [
         one | {"told": " ".join(f"{name}={told}" for name, told in one["about"].items())}
         for one in value["acts"]
     ]
-    _list(ACTS, rows, "nobody did anything yet 没有操作记录")
+    none = (
+        f"no acts of {who} 没有该用户的操作记录" if who else "nobody did anything yet 没有操作记录"
+    )
+    _list(ACTS, rows, none)
 
 
 # -- tasks ------------------------------------------------------------------------------------

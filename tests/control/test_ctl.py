@@ -567,6 +567,14 @@ def test_unlock_reads_the_pin_and_never_takes_it_as_an_argument(
     assert "86420975" not in screen
 
 
+def test_of_whom_there_are_no_acts_is_said(ctl: Ctl):
+    ctl("drain", "cmb")
+    ctl("resume", "cmb")
+    assert "link.resume" in ctl("audit").out
+    ran = ctl("audit", "nosuch name")
+    assert (ran.status, ran.out) == (0, "no acts of nosuch name 没有该用户的操作记录\n")
+
+
 def test_config_show_is_the_file_without_its_secrets(scene: Scene, ctl: Ctl):
     ran = ctl("config", "show")
     assert ran.status == 0
