@@ -1,7 +1,7 @@
 """``fepctl``: the operators' command, a thin table of commands over the control protocol.
 
 Every command is one call, its answer as a table or, with ``--json``, as one JSON line. Exit status:
-0 done, 1 refused or not done, 2 wrong usage, 130 interrupted.
+0 done, 1 refused or not done, 2 wrong usage, 3 done but nobody could be told, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fep.client import (
     parse_address,
     parse_keys,
 )
-from fep.control import show
+from fep.control import output, show
 from fep.domain.errors import FepError
 from fep.domain.order import PRIORITY_MAX, Kind
 from fep.domain.words import counted
@@ -44,7 +44,6 @@ CONNECT_SECONDS_MAX: Final = 10.0
 POLL_FIRST_SECONDS, POLL_SECONDS_MAX = 0.1, 2.0
 LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX = 50, 500
 INTERRUPTED: Final = 130
-BROKEN_PIPE: Final = 141
 
 Value = dict[str, Any]
 
@@ -290,7 +289,9 @@ def _user_log_out(desk: Desk) -> int:
 
 def _audit(desk: Desk) -> int:
     limit = desk.given.limit or LIST_LIMIT_DEFAULT
-    return desk.answer(desk.call("audit.list", who=desk.given.who, limit=limit), show.acts)
+    who = desk.given.who
+    value = desk.call("audit.list", who=who, limit=limit)
+    return desk.answer(value, lambda one: show.acts(one, who))
 
 
 def _config_show(desk: Desk) -> int:
@@ -345,6 +346,8 @@ def _events(desk: Desk) -> int:
         while not isinstance(record := desk.told.get(), str):
             desk.answer(record, show.event)
             sys.stdout.flush()
+            if output.is_lost():
+                return 0
     except KeyboardInterrupt:
         return 0
     raise DisconnectedError(record)
@@ -786,7 +789,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fepctl",
         description="Operate a running fep, the enterprise bank front-end processor.",
-        epilog="Exit status: 0 done, 1 refused or not done, 2 wrong usage.",
+        epilog="Exit status: 0 done, 1 refused or not done, 2 wrong usage, 3 done but what was to "
+        "be said could not be written.",
         parents=[common],
         allow_abbrev=False,
     )
@@ -813,30 +817,37 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 1 not, 2 wrong usage, 130 interrupted."""
+    """Run one command; returns the exit status.
+
+    0 done, 1 not, 2 wrong usage, 3 done but nobody could be told, 130 interrupted, 141 whoever
+    read along has read enough.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return output.run(
+        lambda: _main(words),
+        lambda told: _fail(told, "NOT_WRITTEN", as_json="--json" in words),
+    )
+
+
+def _main(words: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         # A terminal that can't show Chinese gets escapes, not a traceback.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        given = _parse(sys.argv[1:] if arguments is None else arguments)
+        given = _parse(words)
     except SystemExit as end:
         return int(end.code or 0)
     if given is None:
         return 0
     try:
-        status = _run_patiently(given)
-        sys.stdout.flush()
+        return _run_patiently(given)
     except (CallError, DisconnectedError, NotDoneError, LocalFileError) as error:
-        return _fail(given, error.code, _explained(error, given.address))
+        return _fail(_explained(error, given.address), error.code, as_json=given.json)
     except KeyboardInterrupt:
-        _fail(given, "INTERRUPTED", "Ctrl-C; what the daemon has begun goes on")
+        told = "Ctrl-C; what the daemon has begun goes on"
+        _fail(told, "INTERRUPTED", as_json=given.json)
         return INTERRUPTED
-    except BrokenPipeError:
-        # Who read us has seen enough; the interpreter must not flush into the pipe once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
-    return status
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace | None:
@@ -970,8 +981,8 @@ def _explained(error: FepError, address: Address) -> str:
             return str(error)
 
 
-def _fail(given: argparse.Namespace, code: str, message: str) -> int:
-    if given.json:
+def _fail(message: str, code: str, *, as_json: bool) -> int:
+    if as_json:
         print(_json({"code": code, "message": message}), file=sys.stderr)
     else:
         print(show.clean(f"fepctl: {code}: {message}"), file=sys.stderr)

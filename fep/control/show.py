@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
@@ -25,8 +25,13 @@ Value = dict[str, Any]
 
 PIPE_COLUMNS: Final = 1000
 """Width where no terminal is: a table takes what it needs, and a row stays a line for grep."""
+GAP_COLUMNS: Final = 2
+"""Between two columns of a table: a cell's padding, and the line of the box that is not drawn."""
 WIDE_COLUMNS: Final = 120
 """From here on there is room for all columns."""
+NAME_COLUMNS_MIN: Final = 12
+"""So much of a name stays on one line; the rest is folded under it."""
+TEXT_COLUMNS_MIN, NUMBER_COLUMNS_MIN = 6, 4
 DIGEST_CHARS: Final = 12
 ALIKE_MAX: Final = 3
 """More events in a row that say the same are shown as the first and the last."""
@@ -118,8 +123,23 @@ class Column:
     coloured: bool = False
     whole: bool = False
     """Never broken over lines."""
+    names: bool = False
+    """Says which one the row is of."""
     wide: bool | None = None
     """Only where there is room (True), or only where there is none (False)."""
+
+    def least(self, heading: int, cells: int) -> int:
+        """Return the width below which it tells nothing, of what its heading and cells take."""
+        if self.whole:
+            return max(heading, cells)
+        if self.right:
+            # A number that is cut is another number.
+            return max(cells, min(heading, NUMBER_COLUMNS_MIN))
+        return min(max(heading, cells), NAME_COLUMNS_MIN if self.names else TEXT_COLUMNS_MIN)
+
+
+def _name(heading: str, member: str, *, wide: bool | None = None) -> Column:
+    return Column(heading, member, names=True, wide=wide)
 
 
 def _state(heading: str, member: str) -> Column:
@@ -153,33 +173,76 @@ def _console() -> Console:
 
 def _table(console: Console, columns: Sequence[Column], rows: Sequence[Value]) -> Table:
     from rich import box  # noqa: PLC0415
+    from rich.cells import cell_len  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
+
+    def taken(texts: Iterable[str]) -> int:
+        return max((cell_len(line) for text in texts for line in text.split("\n")), default=0)
 
     wide = console.width >= WIDE_COLUMNS
     columns = [column for column in columns if column.wide in (None, wide)]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for column in columns:
+    headings = [column.heading.replace(", ", "\n") for column in columns]
+    cells = [[column.form(row.get(column.member)) for column in columns] for row in rows]
+    sizes = [
+        (taken([heading]), taken(row[number] for row in cells))
+        for number, heading in enumerate(headings)
+    ]
+    widths = fitted(
+        [max(size) for size in sizes],
+        [column.least(*size) for column, size in zip(columns, sizes, strict=True)],
+        console.width - GAP_COLUMNS * (len(columns) - 1),
+    )
+    for column, heading, width in zip(columns, headings, widths, strict=True):
         table.add_column(
-            column.heading.replace(", ", "\n"),
+            heading,
             justify="right" if column.right else "left",
             no_wrap=column.whole,
             overflow="fold",
+            width=width,
         )
-    for row in rows:
-        cells = []
-        for column in columns:
-            value = row.get(column.member)
-            style = STYLES.get(str(value), "yellow") if column.coloured else ""
-            cells.append(Text(column.form(value), style))
-        table.add_row(*cells)
+    for row, texts in zip(rows, cells, strict=True):
+        styles = [
+            STYLES.get(str(row.get(column.member)), "yellow") if column.coloured else ""
+            for column in columns
+        ]
+        table.add_row(*map(Text, texts, styles))
     return table
 
 
+def fitted(full: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """Return the widths of a table's columns: the widest are the first to give room.
+
+    Where not even the least of each fits, none gives any: a terminal that folds whole lines is
+    harder to read than a table, and still shows all of it.
+
+    Args:
+        full: what each column takes unbroken.
+        least: what it needs to tell anything.
+        room: what there is for all of them.
+    """
+    if sum(least) > room:
+        room = max(PIPE_COLUMNS, sum(least))
+    highest = min(max(full, default=0), room)
+    while True:
+        widths = [max(low, min(high, highest)) for low, high in zip(least, full, strict=True)]
+        if sum(widths) <= room:
+            return widths
+        highest -= 1
+
+
 def _print(console: Console, *parts: Table | str) -> None:
+    terminal = console.width
     with console.capture() as capture:
         for part in parts:
-            console.print(part, soft_wrap=isinstance(part, str))
+            if isinstance(part, str):
+                console.print(part, soft_wrap=True)
+                continue
+            taken = sum((column.width or 0) + GAP_COLUMNS for column in part.columns)
+            console.width = max(terminal, taken)
+            console.print(part)
+            console.width = terminal
     # Rich fills each line to the table's width, which nobody wants in a file.
     lines = [line.rstrip() for line in capture.get().splitlines()]
     sys.stdout.write("\n".join(lines) + "\n")
@@ -201,13 +264,13 @@ def line(text: str) -> None:
 # -- the daemon -------------------------------------------------------------------------------
 
 BANKS: Final = (
-    Column("bank, 银行", "bank"),
+    _name("bank, 银行", "bank"),
     _state("link, 连接", "link"),
     Column("drained, 暂停", "drained"),
     _number("in flight, 在途", "in_flight"),
     Column("open tasks, 未完成任务", "open", counts),
 )
-KEYS: Final = (Column("slot, 卡槽", "slot"), _state("state, 状态", "state"))
+KEYS: Final = (_name("slot, 卡槽", "slot"), _state("state, 状态", "state"))
 
 
 def status(value: Value) -> None:
@@ -237,7 +300,7 @@ def status(value: Value) -> None:
 
 
 SLOTS: Final = (
-    Column("slot, 卡槽", "name"),
+    _name("slot, 卡槽", "name"),
     _state("state, 状态", "state"),
     Column("backend, 方式", "backend"),
     Column("reader, 读卡器", "reader"),
@@ -253,7 +316,7 @@ def slots(value: Value) -> None:
 
 
 LINKS: Final = (
-    Column("bank, 银行", "bank"),
+    _name("bank, 银行", "bank"),
     _state("state, 状态", "state"),
     Column("drained, 暂停", "drained"),
     Column("peer, 银行前置机", "peer"),
@@ -274,10 +337,10 @@ def links(value: Value) -> None:
 
 
 ALARMS: Final = (
-    Column("id, 编号", "alarm_id"),
+    _name("id, 编号", "alarm_id"),
     _state("severity, 级别", "severity"),
     _state("state, 状态", "state"),
-    Column("subject, 对象", "subject"),
+    _name("subject, 对象", "subject"),
     _time("since, 开始时间", "raised_at", wide=True),
     _number("count, 次数", "count", wide=True),
     Column("alarm, 告警", "name", wide=True),
@@ -297,7 +360,7 @@ def alarms(value: Value) -> None:
 
 
 CHANNELS: Final = (
-    Column("channel, 通道", "channel"),
+    _name("channel, 通道", "channel"),
     Column("kind, 类型", "kind"),
     _state("state, 状态", "state"),
     _number("waiting, 待发", "waiting"),
@@ -315,7 +378,7 @@ def channels(value: Value) -> None:
 
 
 USERS: Final = (
-    Column("user, 用户", "name"),
+    _name("user, 用户", "name"),
     _state("role, 角色", "role"),
     Column("disabled, 停用", "disabled"),
     Column("one-time codes, 动态口令", "totp"),
@@ -331,7 +394,7 @@ def users(value: Value) -> None:
 
 ACTS: Final = (
     Column("time, 时间", "at", moment, whole=True),
-    Column("who, 用户", "name"),
+    _name("who, 用户", "name"),
     Column("role, 角色", "role", wide=True),
     Column("from, 来源", "origin", wide=True),
     Column("what, 操作", "what", whole=True),
@@ -341,22 +404,25 @@ ACTS: Final = (
 )
 
 
-def acts(value: Value) -> None:
-    """Print what people did."""
+def acts(value: Value, who: str) -> None:
+    """Print what people did, or one of them where a name is given."""
     rows = [
         one | {"told": " ".join(f"{name}={told}" for name, told in one["about"].items())}
         for one in value["acts"]
     ]
-    _list(ACTS, rows, "nobody did anything yet 没有操作记录")
+    none = (
+        f"no acts of {who} 没有该用户的操作记录" if who else "nobody did anything yet 没有操作记录"
+    )
+    _list(ACTS, rows, none)
 
 
 # -- tasks ------------------------------------------------------------------------------------
 
 TASKS: Final = (
-    Column("task, 任务", "task_id"),
-    Column("client, 财务系统", "client", wide=True),
-    Column("bank, 银行", "bank"),
-    Column("kind, 交易", "kind"),
+    _name("task, 任务", "task_id"),
+    _name("client, 财务系统", "client", wide=True),
+    _name("bank, 银行", "bank"),
+    _name("kind, 交易", "kind"),
     _state("state, 状态", "state"),
     _time("submitted, 提交", "submitted_at"),
     _time("changed, 变更", "updated_at", wide=True),
@@ -416,7 +482,7 @@ ROWS: Final = (
     _state("state, 状态", "state"),
     _money("amount, 金额", "amount"),
     Column("our reference, 我方流水号", "client_ref", whole=True),
-    Column("bank's reference, 银行流水号", "bank_ref"),
+    _name("bank's reference, 银行流水号", "bank_ref"),
     Column("bank's code, 银行代码", "bank_code"),
     Column("bank's message, 银行信息", "bank_message", wide=True),
 )
@@ -427,9 +493,9 @@ ENTRIES: Final = (
     Column("in or out, 借贷", "direction"),
     _money("amount, 金额", "amount"),
     _money("balance, 余额", "balance_after"),
-    Column("account, 对方账号", "account"),
+    _name("account, 对方账号", "account"),
     Column("name, 对方户名", "name"),
-    Column("bank's reference, 银行流水号", "bank_ref"),
+    _name("bank's reference, 银行流水号", "bank_ref"),
     Column("our reference, 我方流水号", "client_ref", wide=True),
     Column("purpose, 用途", "purpose", wide=True),
     Column("fee, 手续费", "fee", wide=True),
@@ -437,15 +503,15 @@ ENTRIES: Final = (
 )
 RETURNED: Final = (
     Column("our reference, 我方流水号", "client_ref", whole=True),
-    Column("bank's reference, 银行流水号", "bank_ref"),
+    _name("bank's reference, 银行流水号", "bank_ref"),
     _money("amount, 金额", "amount"),
     Column("submitted, 提交", "submitted_on"),
     Column("returned, 退回", "returned_on"),
-    Column("account, 收款账号", "account"),
+    _name("account, 收款账号", "account"),
     Column("name, 收款户名", "name"),
     Column("reason, 原因", "reason"),
 )
-CODES: Final = (Column("code, 行号", "code"), Column("name, 行名", "name"))
+CODES: Final = (_name("code, 行号", "code"), Column("name, 行名", "name"))
 LISTED: Final[dict[str, tuple[str, Sequence[Column]]]] = {
     "statement": ("counterparty", ENTRIES),
     "returned_payments": ("payee", RETURNED),
@@ -508,13 +574,13 @@ def why(value: Value) -> None:
 
 
 HELD: Final = (
-    Column("task, 任务", "task_id"),
-    Column("client, 财务系统", "client"),
-    Column("bank, 银行", "bank"),
+    _name("task, 任务", "task_id"),
+    _name("client, 财务系统", "client"),
+    _name("bank, 银行", "bank"),
     _state("state, 状态", "state"),
     Column("our reference, 我方流水号", "client_ref", whole=True),
-    Column("payer, 付款账号", "payer"),
-    Column("payee, 收款账号", "payee"),
+    _name("payer, 付款账号", "payer"),
+    _name("payee, 收款账号", "payee"),
     _money("amount, 金额", "amount"),
     _time("submitted, 提交", "submitted_at"),
 )
@@ -540,12 +606,12 @@ def restored(value: Value) -> None:
 # -- pools ------------------------------------------------------------------------------------
 
 POOLS: Final = (
-    Column("pool, 归集", "pool"),
-    Column("target, 归集账户", "target"),
+    _name("pool, 归集", "pool"),
+    _name("target, 归集账户", "target"),
     _number("members, 成员", "members"),
     Column("schedule, 计划", "schedule"),
     _time("next, 下次", "next_at"),
-    Column("last round, 最近一轮", "round_id"),
+    _name("last round, 最近一轮", "round_id"),
     _state("state, 状态", "state"),
     _money("swept, 已归集", "swept"),
 )
@@ -559,7 +625,7 @@ def pools(value: Value) -> None:
 
 ITEMS: Final = (
     Column("account, 账号", "account", whole=True),
-    Column("bank, 银行", "bank"),
+    _name("bank, 银行", "bank"),
     _money("balance, 余额", "balance"),
     _money("threshold, 阈值", "threshold"),
     _money("amount, 归集金额", "amount"),

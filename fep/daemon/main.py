@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from fep.control import output
+
 if TYPE_CHECKING:
     from fep.daemon.app import Daemon
 
@@ -27,19 +29,29 @@ log = structlog.get_logger()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 well, 1 not, 2 wrong usage."""
+    """Run one command; returns the exit status.
+
+    0 well, 1 not, 2 wrong usage, 3 well but nobody could be told, 130 interrupted, 141 whoever
+    read along, such as head, has read enough.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["run"]:
+        # Its standard output is the log, which counts by itself what it could not write.
+        output.open_closed()
+        status = _interruptible(words)
+        output.close_log()
+        return status
+    return output.run(
+        lambda: _interruptible(words), lambda told: print(f"fep: {told}", file=sys.stderr)
+    )
+
+
+def _interruptible(words: Sequence[str]) -> int:
     try:
-        status = _command(words)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read along, such as head, has read enough; what is left has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return _command(words)
     except KeyboardInterrupt:
         print("fep: interrupted", file=sys.stderr)
         return INTERRUPTED
-    return status
 
 
 def _command(words: Sequence[str]) -> int:
@@ -79,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fep",
         description="Enterprise bank front-end processor (企业端前置机, 银企直联).",
-        epilog="Operators' commands to a running daemon: fepctl --help",
+        epilog="Exit status: 0 well, 1 not, 2 wrong usage, 3 well but what was to be said could "
+        "not be written. Operators' commands to a running daemon: fepctl --help",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the release")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

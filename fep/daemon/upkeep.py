@@ -108,6 +108,9 @@ def _run(
         told = f"fep: {error.code}: {error}"
     except (sa.exc.DBAPIError, sqlite3.Error) as error:
         told = f"fep: {_told(error)}"
+    except BrokenPipeError:
+        # Of who reads what is printed, which is no matter of the store.
+        raise
     except OSError as error:
         full = "; free space and run it again" if error.errno == errno.ENOSPC else ""
         told = f"fep: {error.strerror}: {error.filename or ''}{full}"

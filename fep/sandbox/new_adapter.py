@@ -7,6 +7,7 @@ its own: once it is installed, ``fep`` finds it by its entry points.
 from __future__ import annotations
 
 import argparse
+import keyword
 import re
 import sys
 from collections.abc import Sequence
@@ -91,6 +92,9 @@ def make(name: str, into: Path) -> list[Path]:
     """
     if not NAME.fullmatch(name) or len(name) > NAME_CHARS_MAX:
         msg = f"{name!r} is no name: small letters, digits and _, such as abc_ict"
+        raise NewAdapterError(msg)
+    if keyword.iskeyword(name):
+        msg = f"{name!r} is no name: it is a word of Python, which could not import the package"
         raise NewAdapterError(msg)
     if name in registry.names():
         msg = f"an adapter named {name!r} is installed already"

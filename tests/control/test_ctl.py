@@ -372,6 +372,41 @@ def test_tables_fit_their_terminal_and_are_whole_in_a_pipe(
         assert max(cell_len(line) for line in narrow.splitlines()) <= 80, narrow
 
 
+@pytest.mark.parametrize("columns", [1, 20, 40, 60, 79])
+def test_a_narrow_terminal_loses_no_column(ctl: Ctl, monkeypatch: pytest.MonkeyPatch, columns: int):
+    params = json.dumps({"account": NO_SUCH_ACCOUNT})
+    task_id = f"narrow-{columns}-of-a-house-with-long-names"
+    ctl("submit", task_id, "pingan", "balance", params, "--wait")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    ran = ctl("tasks", "--limit", "1")
+    words = ("task", "bank", "kind", "state", "submitted", "code", "message")
+    for word in (*words, "rejected", "pingan", "balance"):
+        assert re.search(rf"\b{word}\b", ran.out), word
+    lines = [line for line in ran.out.splitlines() if not line.startswith("…")]
+    at = next(at for at, line in enumerate(lines) if "rejected" in line)
+    assert lines[at].startswith(task_id[: show.NAME_COLUMNS_MIN])
+    # What is folded goes on in the same place of the next lines.
+    parts = [line[: lines[at].index(" ")].strip() for line in lines[at:]]
+    assert "".join(parts) == task_id
+    for command in ("links", "slots", "status", "alarms"):
+        assert ctl(command).status == 0
+
+
+@pytest.mark.parametrize(
+    ("room", "widths"),
+    [(100, [20, 8, 30]), (58, [20, 8, 30]), (50, [20, 8, 22]), (40, [16, 8, 16]), (23, [8, 8, 7])],
+)
+def test_the_widest_column_gives_room_first(room: int, widths: list[int]):
+    assert show.fitted([20, 8, 30], [8, 8, 6], room) == widths
+
+
+def test_columns_of_which_not_the_least_fits_stay_whole():
+    assert show.fitted([20, 8, 30], [8, 8, 6], 21) == [20, 8, 30]
+    assert show.fitted([2000, 8], [12, 8], 19) == [show.PIPE_COLUMNS - 8, 8]
+    assert show.fitted([2000], [2000], 40) == [2000]
+    assert show.fitted([], [], 40) == []
+
+
 def test_ready_says_what_is_not(scene: Scene, ctl: Ctl):
     assert ctl("ready") == Ran(0, "ready 就绪\n", "")
     assert ctl("ready", "--json").value == {"ready": True, "not_ready": []}
@@ -530,6 +565,14 @@ def test_unlock_reads_the_pin_and_never_takes_it_as_an_argument(
     assert "PIN of ukey-cmb: " in screen
     assert "it waits for no PIN" in screen
     assert "86420975" not in screen
+
+
+def test_of_whom_there_are_no_acts_is_said(ctl: Ctl):
+    ctl("drain", "cmb")
+    ctl("resume", "cmb")
+    assert "link.resume" in ctl("audit").out
+    ran = ctl("audit", "nosuch name")
+    assert (ran.status, ran.out) == (0, "no acts of nosuch name 没有该用户的操作记录\n")
 
 
 def test_config_show_is_the_file_without_its_secrets(scene: Scene, ctl: Ctl):
@@ -923,6 +966,65 @@ def test_a_reader_that_goes_away_ends_it_quietly(scene: Scene, ctl: Ctl):
         until(ended, "events ended")
         assert process.stderr is not None
         assert (process.returncode, process.stderr.read()) == (141, b"")
+
+
+LOST = b"what was to be said could not be written: No space left on device\n"
+
+
+def test_a_task_that_was_taken_is_not_called_refused_where_nobody_can_be_told(
+    scene: Scene, ctl: Ctl
+):
+    def told_nobody(
+        number: int, *more: str, shell: str = ">/dev/full", bank: str = "pingan"
+    ) -> tuple[int, bytes]:
+        words = ["submit", f"untold-{number}", bank, "balance", balance(scene), *more]
+        command = [sys.executable, "-m", "fep.control.ctl", "--address", f"unix:{scene.socket}"]
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'exec "$@" {shell}', "-", *command, *words],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=SECONDS_MAX,
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    assert told_nobody(0) == (3, b"fepctl: NOT_WRITTEN: done, but " + LOST)
+    assert told_nobody(1, "--wait") == (3, b"fepctl: NOT_WRITTEN: done, but " + LOST)
+    status, err = told_nobody(2, "--json")
+    assert (status, json.loads(err)["code"]) == (3, "NOT_WRITTEN")
+    assert told_nobody(3, shell=">/dev/full 2>&1") == (3, b"")
+    assert told_nobody(3, "--wait", shell=">/dev/full 2>&1") == (3, b"")
+    assert told_nobody(4, shell=">&-") == (0, b"")
+    assert told_nobody(5, shell=">&- 2>&-") == (0, b"")
+    for number in range(6):
+        assert ctl("task", f"untold-{number}").status == 0
+    status, err = told_nobody(6, bank="nowhere")
+    assert (status, b"written" in err) == (1, False)
+    assert told_nobody(6, bank="nowhere", shell=">/dev/full 2>&1") == (1, b"")
+    assert ctl("task", "untold-6").status == 1
+
+
+def test_an_end_that_was_not_wished_stays_status_1_where_nobody_can_be_told(scene: Scene, ctl: Ctl):
+    gone = json.dumps({"account": NO_SUCH_ACCOUNT})
+    words = ["submit", "untold-bad", "pingan", "balance", gone, "--wait"]
+    with Path("/dev/full").open("wb") as full, started(scene, *words, stdout=full) as process:
+        assert process.stderr is not None
+        assert (process.wait(SECONDS_MAX), process.stderr.read()) == (
+            1,
+            b"fepctl: NOT_WRITTEN: " + LOST,
+        )
+    assert json.loads(ctl("task", "untold-bad", "--json").out)["state"] == "rejected"
+
+
+def test_events_end_where_nobody_can_be_told(scene: Scene, ctl: Ctl):
+    with Path("/dev/full").open("wb") as full, started(scene, "events", stdout=full) as process:
+
+        def ended() -> bool:
+            ctl("submit", "event-0", "pingan", "balance", balance(scene))
+            return process.poll() is not None
+
+        until(ended, "events ended")
+        assert process.returncode == 3
 
 
 def test_ctrl_c_while_waiting_exits_130(scene: Scene, ctl: Ctl):

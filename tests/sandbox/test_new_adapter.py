@@ -51,7 +51,9 @@ def test_a_new_adapter_is_installed_and_conforms(tmp_path: Path) -> None:
     assert tests.returncode == 0, tests.stdout
 
 
-@pytest.mark.parametrize("name", ["", "Abc", "abc-ict", "1abc", "abc__x", "a" * 33, "../abc"])
+@pytest.mark.parametrize(
+    "name", ["", "Abc", "abc-ict", "1abc", "abc__x", "a" * 33, "../abc", "class", "async"]
+)
 def test_a_name_that_is_none_makes_nothing(tmp_path: Path, name: str) -> None:
     with pytest.raises(NewAdapterError, match="no name"):
         make(name, tmp_path)
