@@ -44,10 +44,7 @@ from fep.tasks.matching import (
     Found,
     Payment,
     Watched,
-    comes_back,
     find_payment,
-    find_return,
-    may_be_returned,
 )
 from fep.tasks.result import with_returned
 from fep.tasks.state import OPEN_AT_BANK, Event, State
@@ -63,6 +60,8 @@ ASKED_AT_ONCE_MAX: Final = 100
 """Successes read from the store at a time, where each is asked after."""
 SUSPECTS_MAX: Final = 50
 """Successes of one look whose status is asked because a line could be their return."""
+JUDGED_AT_ONCE_MAX: Final = 200
+"""Successes of one look that are judged before others have their turn."""
 FAILED_LOOKS_MAX: Final = 3
 """Looks at an account in a row that did not learn all, then a person must know."""
 LOST_RETRY_SECONDS: Final = 1.0
@@ -308,7 +307,8 @@ class Watch:
                 one.losses = 0
                 one.pass_over(untold)
                 return
-            self._service.alarms.clear(AlarmKind.EVIDENCE_AMBIGUOUS, task.task_id)
+        # Also where its end changed while the statement was judged: whether it came back is known.
+        self._service.alarms.clear(AlarmKind.EVIDENCE_AMBIGUOUS, task.task_id)
         one.take_told()
 
     async def _end(self, one: Look) -> None:
@@ -354,22 +354,25 @@ class Watch:
     async def _judge(self, one: Look) -> None:
         one.is_judged = True
         for task in sorted(self._open.pop(one.payer, ()), key=lambda task: task.seq):
+            # Each may walk all lines, and wait for nothing.
+            await trio.lowlevel.checkpoint()
             if task.state not in OPEN_AT_BANK:
                 self._noted.pop(task, None)
             elif task.claimed:
                 self._open.setdefault(one.payer, set()).add(task)
             else:
                 await self._judge_open(task, one)
-        coming = [entry for entry in one.entries if comes_back(entry)]
-        if not coming:
+        if not (amounts := one.returns.amounts):
             return
-        amounts = sorted({entry.amount for entry in coming})
         lane = self._lane
         suspects: dict[int, Watched] = {}
-        for watched in await self._service.store.read(
+        found: list[Watched] = await self._service.store.read(
             lambda c: store.watched_alike(c, lane.bank, one.payer, amounts)
-        ):
-            match find_return(watched.payment, coming):
+        )
+        for number, watched in enumerate(found, 1):
+            if number % JUDGED_AT_ONCE_MAX == 0:
+                await trio.lowlevel.checkpoint()
+            match one.returns.find(watched.payment):
                 case Found(entry=entry, by=by):
                     cause = f"the payer's statement says: returned (退票), found by {by}"
                     day = business_date(entry.booked_at)
@@ -381,7 +384,7 @@ class Watch:
                     self._alarm(watched.task_id, f"whether it came back: {why}")
                     suspects[watched.seq] = watched
                 case Absent():
-                    if may_be_returned(watched.payment, coming):
+                    if one.returns.may_hold(watched.payment):
                         suspects[watched.seq] = watched
         self._suspect(one, [suspects[seq] for seq in sorted(suspects)])
 
@@ -415,7 +418,7 @@ class Watch:
                 cause = f"a line of the payer's statement says: done, found by {by}"
                 finding = evidence.of_line(entry)
                 known = attrs.evolve(payment, bank_ref=entry.bank_ref or payment.bank_ref)
-                match find_return(known, one.entries):
+                match one.returns.find(known):
                     case Found(entry=back):
                         events = (*events, Event.PROVED_RETURNED)
                         cause += "; another line says: returned (退票)"
