@@ -95,8 +95,6 @@ class Watch:
         """What was told last of payments whose status contradicts their end."""
         self._failures: dict[AccountNumber, int] = {}
         """Looks in a row that did not learn all."""
-        self._is_unlearned = False
-        """A watch ended without having learned all: a person clears the alarm of that."""
         self._ready: deque[Look] = deque()
         self._reopening = trio.Lock()
         """Held while a success is read and written as returned: two may find that at once."""
@@ -227,10 +225,23 @@ class Watch:
                 cause += f"; so it is with {failing} accounts" if failing > 1 else ""
                 alarms.raise_alarm(AlarmKind.WATCH_FAILED, bank, cause)
             return
+        self._forget_failures(payer)
+
+    def _forget_failures(self, payer: AccountNumber) -> None:
         self._failures.pop(payer, None)
-        failing = max(self._failures.values(), default=0) >= FAILED_LOOKS_MAX
-        if not failing and not self._is_unlearned:
-            alarms.clear(AlarmKind.WATCH_FAILED, bank)
+        if max(self._failures.values(), default=0) < FAILED_LOOKS_MAX:
+            self._service.alarms.clear(AlarmKind.WATCH_FAILED, self._lane.bank)
+
+    def _tell_ended(self, one: Look, count: int) -> None:
+        """Tell a person of successes whose watch ends, and which were not learned of.
+
+        As an alarm of its own, which no later look clears: nobody looks at these any more.
+        """
+        if count:
+            bank, account = self._lane.bank, mask(one.payer)
+            cause = f"{account} has payments that are watched no more and were not learned of"
+            cause = f"{cause}, {count} of them: {one.missed}"
+            self._service.alarms.raise_alarm(AlarmKind.WATCH_FAILED, f"{bank} {account}", cause)
 
     async def _begin(self, one: Look) -> None:
         lane = self._lane
@@ -316,17 +327,16 @@ class Watch:
         returned = lane.parts.card.returned
         passed_s = one.began - self._looked.get(one.payer, one.began)
         span_s = returned.watch_days * SECONDS_PER_DAY
-        left: list[int] = []
+        facts = lane.bank, one.payer, passed_s, span_s, one.unlearned
+        if one.unlearned != frozenset():
+            # Told first: the process may end behind the note.
+            untold: int = await self._service.store.read(lambda c: store.ends_untold(c, *facts))
+            self._tell_ended(one, untold)
+        left = 0
 
         async def write() -> None:
-            left[:] = [
-                await self._service.write_at(
-                    lane.bank,
-                    lambda c: store.note_look(
-                        c, lane.bank, one.payer, passed_s, span_s, one.unlearned
-                    ),
-                )
-            ]
+            nonlocal left
+            left = await self._service.write_at(lane.bank, lambda c: store.note_look(c, *facts))
 
         await self._service.patiently(write)
         self._looked[one.payer] = one.began
@@ -334,19 +344,19 @@ class Watch:
         if one.missed:
             log.warning("watch.look_incomplete", account=mask(one.payer), reason=one.missed)
         self._count_failure(one.payer, one.missed)
-        log.debug("watch.looked", account=mask(one.payer), watched=left[0])
+        log.debug("watch.looked", account=mask(one.payer), watched=left)
         self._due.pop(one.payer, None)
-        if left[0]:
+        if left:
             # Soon again, but not for ever: a bank may never tell of what it has forgotten.
             is_soon = 0 < self._failures.get(one.payer, 0) <= FAILED_LOOKS_MAX
             soon = min(returned.interval_s, FAILED_RETRY_SECONDS_MAX)
             self._want(one.payer, soon if is_soon else returned.interval_s)
         if self._open.get(one.payer):
             self._want(one.payer, lane.parts.card.inquiry.interval_max_s)
-        elif not left[0]:
+        elif not left:
             self._looked.pop(one.payer, None)
-            self._is_unlearned |= self._failures.get(one.payer, 0) >= FAILED_LOOKS_MAX
-            for known in (self._bad, self._suspected, self._failures):
+            self._forget_failures(one.payer)
+            for known in (self._bad, self._suspected):
                 known.pop(one.payer, None)
 
     # -- what it proves -----------------------------------------------------------------------

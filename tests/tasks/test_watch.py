@@ -32,7 +32,7 @@ from fep.domain.order import (
 )
 from fep.tasks.look import Look
 from fep.tasks.state import Event, State
-from fep.tasks.store import NOT_LOOKED_AT, text_of
+from fep.tasks.store import NOT_LOOKED_AT, ends_untold, note_look, text_of
 from fep.tasks.store import one as one_of
 from fep.tasks.task import Task
 from fep.tasks.watch import SECONDS_PER_DAY
@@ -618,6 +618,49 @@ async def test_a_success_that_is_never_learned_of_is_watched_twice_as_long_and_t
         await until(lambda: not fep.lane.watch._failures)
 
 
+async def test_what_a_watch_never_learned_stays_told_until_a_person_acknowledges_it(
+    world: World,
+) -> None:
+    async with world.fep(run=False) as fep:
+        watched_by_status(fep, tells_nothing("refused", ["T1"]), WATCH | short_watch(1.0))
+        await fep.start()
+        await one_succeeds(fep)
+        await until(lambda: world.on_disk("select watched_s from payment") == [(None,)])
+        await until(lambda: PAYER not in fep.lane.watch._due, "its last look is done")
+    async with world.fep(run=False) as fep:
+        watched_by_status(fep, same)
+        await fep.start()
+        await fep.ready()
+        await fep.submit("T2", body=money(PINGAN))
+        await fep.becomes("T2", State.SUCCEEDED)
+        await until(lambda: PAYER in fep.lane.watch._looked, "a look that learned all is done")
+        [alarm] = [one for one in fep.alarms.active() if one.kind is AlarmKind.WATCH_FAILED]
+        assert alarm.subject == f"{PINGAN} {mask(PAYER)}"
+        assert alarm.cause.startswith(f"{mask(PAYER)} has payments that are watched no more and ")
+        await fep.alarms.acknowledge(alarm.id, "li")
+        assert watch_alarms(fep) == []
+
+
+async def test_a_watch_that_ends_untold_is_counted_also_where_others_are_watched_on(
+    world: World,
+) -> None:
+    ages = {1: 1.5, 2: 1.0, 3: 1.0, 4: NOT_LOOKED_AT}
+    async with world.fep(run=False) as fep:
+
+        def look(missed: set[int] | None, connection: sa.Connection) -> tuple[int, int]:
+            facts = PINGAN, PAYER, 0.5, 1.0, missed
+            return ends_untold(connection, *facts), note_look(connection, *facts)
+
+        def fill(connection: sa.Connection) -> None:
+            for seq, watched_s in ages.items():
+                put_watched(connection, seq, watched_s=watched_s)
+
+        await fep.store.write(fill)
+        assert await fep.store.write(partial(look, {1, 2})) == (1, 2)
+        assert await fep.store.write(partial(look, None)) == (1, 1)
+        assert await fep.store.write(partial(look, set())) == (0, 0)
+
+
 async def test_a_bank_that_tells_nothing_is_one_alarm_until_all_its_accounts_are_learned_of(
     world: World,
 ) -> None:
@@ -779,6 +822,24 @@ def begun(*entries: StatementEntry) -> Look:
     return look
 
 
+def put_watched(
+    connection: sa.Connection, seq: int, *, watched_s: float = 0.0, payee: str = PAYEE
+) -> None:
+    """Write a success of 1.00 yuan that is watched."""
+    at = text_of(SystemClock().now())
+    connection.exec_driver_sql(
+        "insert into task (seq, task_id, client, bank, kind, priority, state, submitted_at,"
+        " expires_at, updated_at, client_ref, sent_at)"
+        " values (?, ?, 'erp-1', 'pingan', 'transfer', 5, 'succeeded', ?, ?, ?, ?, ?)",
+        (seq, f"T{seq}", at, at, at, f"F{seq}", at),
+    )
+    connection.exec_driver_sql(
+        "insert into payment (task_seq, bank, payer, payee, amount_fen, sent_at, waited_s,"
+        " watched_s) values (?, 'pingan', ?, ?, 100, ?, 0, ?)",
+        (seq, PAYER, payee, at, watched_s),
+    )
+
+
 async def test_all_lines_are_read_once_for_all_successes_and_others_have_their_turn_between(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -788,17 +849,7 @@ async def test_all_lines_are_read_once_for_all_successes_and_others_have_their_t
 
     def fill(connection: sa.Connection) -> None:
         for seq in range(1, singles + 2):
-            connection.exec_driver_sql(
-                "insert into task (seq, task_id, client, bank, kind, priority, state,"
-                " submitted_at, expires_at, updated_at, client_ref, sent_at)"
-                " values (?, ?, 'erp-1', 'pingan', 'transfer', 5, 'succeeded', ?, ?, ?, ?, ?)",
-                (seq, f"T{seq}", at, at, at, f"F{seq}", at),
-            )
-            connection.exec_driver_sql(
-                "insert into payment (task_seq, bank, payer, payee, amount_fen, sent_at, waited_s,"
-                " watched_s) values (?, 'pingan', ?, ?, 100, ?, 0, 0)",
-                (seq, PAYER, "" if seq > singles else PAYEE, at),
-            )
+            put_watched(connection, seq, payee="" if seq > singles else PAYEE)
         for place in range(row_of):
             connection.exec_driver_sql(
                 "insert into payment_row (task_seq, place, payer, payee, amount_fen, sent_at,"
