@@ -164,6 +164,8 @@ class Daemon:
         self._accounts: dict[AccountNumber, Account] = dict(config.accounts)
         self._rng = self._outside.rng
         self._units: dict[BankName, _Unit] = {}
+        self._ending: list[_Unit] = []
+        """Taken out of force and not ended yet."""
         self.links: dict[BankName, BankLink] = {}
         self._stop = trio.Event()
         self._lanes_nursery: trio.Nursery | None = None
@@ -592,9 +594,18 @@ class Daemon:
     async def _end_unit(self, name: BankName) -> None:
         """Take a bank out of force: nothing new leaves, answers come home, then it ends."""
         unit = self._units.pop(name)
-        await self._empty(self.tasks.lanes[name])
-        unit.scope.cancel()
-        await unit.ended.wait()
+        self._ending.append(unit)
+        try:
+            await self._empty(self.tasks.lanes[name])
+        finally:
+            # Also where that is cut off: another apply does not know it any more.
+            unit.scope.cancel()
+        await self._wait_ended()
+
+    async def _wait_ended(self) -> None:
+        while self._ending:
+            await self._ending[0].ended.wait()
+            del self._ending[0]
 
     # -- configuration ------------------------------------------------------------------------
 
@@ -645,13 +656,16 @@ class Daemon:
                 applied.update(await self._take_into_force(new, who))
 
             # Half a change would leave a bank ended and not begun.
+            why = f"not done within {APPLY_SECONDS_MAX:g} s"
             with trio.CancelScope(shield=True, relative_deadline=APPLY_SECONDS_MAX):
-                if why := await attempted(f"apply by {who}", take):
-                    msg = f"not all of it is in force, an apply tries it again: {why}"
-                    raise ProtocolRefusal("BAD_STATE", msg)
+                why = await attempted(f"apply by {who}", take)
+            if why:
+                msg = f"not all of it is in force, an apply tries it again: {why}"
+                raise ProtocolRefusal("BAD_STATE", msg)
             return applied
 
     async def _take_into_force(self, new: Config, who: str) -> dict[str, Any]:
+        await self._wait_ended()
         found = self._difference(new)
         after = {bank.name: bank for bank in new.banks}
         _try_secrets(new, [after[name] for name in found.changed])
@@ -669,8 +683,8 @@ class Daemon:
             self.links.pop(name, None)
             if self.tasks.sharing is not None:
                 self.tasks.sharing.forget_foreign(name)
-            if name in self.tasks.lanes:
-                await self.tasks.remove_lane(name)
+            # Also where an earlier apply began with it: what was cut off then is finished now.
+            await self.tasks.remove_lane(name)
         assert self._lanes_nursery is not None
         for name in found.changed:
             self._make(after[name])

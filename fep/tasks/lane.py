@@ -332,7 +332,8 @@ class Lane:
             assert fresh is not None
             self._service.refresh(task, fresh)
             task.claimed = False
-        self._in_hands.clear()
+            # At once: where this is cut off and done again, somebody else may have claimed it.
+            self._in_hands.discard(task)
         self._looking.clear()
         self._held.clear()
         self._idle_now.set()

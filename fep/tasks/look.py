@@ -17,7 +17,7 @@ from fep.adapters.api import Reply
 from fep.domain.clock import BusinessDate, business_date
 from fep.domain.ids import AccountNumber
 from fep.domain.order import STATEMENT_DAYS_MAX, Statement, StatementEntry, StatementQuery
-from fep.tasks.matching import Watched
+from fep.tasks.matching import Returns, Watched
 
 PAGES_MAX: Final = 1000
 ENTRIES_MAX: Final = 50_000
@@ -39,6 +39,8 @@ class Look:
     parts: deque[StatementQuery] = attrs.Factory(deque)
     """What of the statement is still to be asked; the first may be under way."""
     entries: list[StatementEntry] = attrs.Factory(list)
+    returns: Returns = attrs.Factory(Returns)
+    """Those of ``entries`` that may be returns."""
     pages: list[tuple[int, Reply, str]] = attrs.Factory(list)
     """Each page, with how many entries there were before it, and the cursor it was asked by."""
     is_complete: bool = True
@@ -124,6 +126,7 @@ class Look:
         part = self.parts.popleft()
         self.pages.append((len(self.entries), reply, part.cursor))
         self.entries.extend(page.entries)
+        self.returns.add(page.entries)
         if page.cursor:
             self.parts.appendleft(attrs.evolve(part, cursor=page.cursor))
         if self.parts and (len(self.pages) >= PAGES_MAX or len(self.entries) >= ENTRIES_MAX):

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, Self
 
 import attrs
 
-from fep.domain.clock import business_date, to_shanghai
+from fep.domain.clock import BusinessDate, business_date, to_shanghai
 from fep.domain.ids import AccountNumber, ClientRef, TaskId
 from fep.domain.money import Cny
 from fep.domain.order import Direction, StatementEntry
@@ -133,31 +133,72 @@ def _inferred(
     return _only(unnamed, "amount, counterparty and time")
 
 
-def find_return(payment: Payment, entries: Iterable[StatementEntry]) -> Match:
-    """Return which line says that a payment that was done has come back (退票, 冲账).
+@attrs.frozen(eq=False)
+class Returns:
+    """The lines of a statement that put money back or in, laid out by what a return is found by.
 
-    Only a line with the payment's own reference counts: money that comes in from a payee may as
-    well be a payment to us. A fee line is never one, whether the fee is kept or given back.
-
-    Args:
-        payment: a payment that was done.
-        entries: lines of the payer's account from the day of the payment on.
+    Looked into for each success in turn: to walk all lines for each takes too long where both are
+    many.
     """
-    mine = [entry for entry in entries if _takes_back(payment, entry) and _is_named(payment, entry)]
-    return _only(mine, "its reference on a line that takes it back") if mine else Absent()
 
+    _by_ours: dict[tuple[Cny, str], list[StatementEntry]] = attrs.Factory(dict)
+    """By our reference."""
+    _by_banks: dict[tuple[Cny, str, str], list[StatementEntry]] = attrs.Factory(dict)
+    """By the bank's reference and the other account, of lines without ours."""
+    _latest: dict[tuple[Cny, str], BusinessDate] = attrs.Factory(dict)
+    """The latest day of the lines that bear this reference of ours, or none."""
 
-def may_be_returned(payment: Payment, entries: Iterable[StatementEntry]) -> bool:
-    """Say whether a line could be this payment's return though it bears no reference of ours.
+    @classmethod
+    def among(cls, entries: Iterable[StatementEntry]) -> Self:
+        """Lay out those of these lines that may be returns."""
+        laid = cls()
+        laid.add(entries)
+        return laid
 
-    It proves nothing; the bank's status query does.
-    """
-    return any(
-        _takes_back(payment, entry)
-        and entry.client_ref in ("", payment.client_ref)
-        and business_date(entry.booked_at) >= business_date(payment.sent_at - EARLIER_MAX)
-        for entry in entries
-    )
+    def add(self, entries: Iterable[StatementEntry]) -> None:
+        """Lay out more lines."""
+        for entry in entries:
+            if comes_back(entry):
+                self._add(entry)
+
+    def _add(self, entry: StatementEntry) -> None:
+        named = entry.amount, entry.client_ref
+        if entry.client_ref:
+            self._by_ours.setdefault(named, []).append(entry)
+        elif entry.bank_ref:
+            key = entry.amount, entry.bank_ref, entry.counterparty_account
+            self._by_banks.setdefault(key, []).append(entry)
+        day = business_date(entry.booked_at)
+        self._latest[named] = max(day, self._latest.get(named, day))
+
+    @property
+    def amounts(self) -> list[Cny]:
+        """The amounts of the lines, each once, the smallest first."""
+        return sorted({amount for amount, _ in self._latest})
+
+    def find(self, payment: Payment) -> Match:
+        """Return which line says that a payment that was done has come back (退票, 冲账).
+
+        Only a line with the payment's own reference counts: money that comes in from a payee may as
+        well be a payment to us. A fee line is never one, whether the fee is kept or given back. The
+        bank's reference alone, on a line from somebody else, may be a number that came round again.
+
+        Args:
+            payment: a payment that was done; the lines are from its day on.
+        """
+        mine = list(self._by_ours.get((payment.amount, payment.client_ref), ()))
+        for other in {"", payment.payee}:
+            mine += self._by_banks.get((payment.amount, payment.bank_ref, other), ())
+        return _only(mine, "its reference on a line that takes it back") if mine else Absent()
+
+    def may_hold(self, payment: Payment) -> bool:
+        """Say whether a line could be this payment's return though it bears no reference of ours.
+
+        It proves nothing; the bank's status query does.
+        """
+        since = business_date(payment.sent_at - EARLIER_MAX)
+        days = (self._latest.get((payment.amount, ref)) for ref in {"", payment.client_ref})
+        return any(day is not None and day >= since for day in days)
 
 
 def comes_back(entry: StatementEntry) -> bool:
@@ -179,21 +220,6 @@ def _may_be(payment: Payment, entry: StatementEntry) -> bool:
         and not entry.reversal
         and entry.amount == payment.amount
     )
-
-
-def _takes_back(payment: Payment, entry: StatementEntry) -> bool:
-    return comes_back(entry) and entry.amount == payment.amount
-
-
-def _is_named(payment: Payment, entry: StatementEntry) -> bool:
-    """Say whether a line that takes money back is named as this payment's.
-
-    The bank's reference alone, on a line from somebody else, may be a number that came round again.
-    """
-    if entry.client_ref:
-        return entry.client_ref == payment.client_ref
-    ours = bool(payment.bank_ref) and entry.bank_ref == payment.bank_ref
-    return ours and entry.counterparty_account in ("", payment.payee)
 
 
 def _fits(payment: Payment, entry: StatementEntry) -> bool:

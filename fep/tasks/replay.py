@@ -45,7 +45,7 @@ from fep.domain.order import (
 )
 from fep.tasks import evidence
 from fep.tasks.asking import prepared, understood
-from fep.tasks.matching import Absent, Ambiguous, Found, Payment, find_payment, find_return
+from fep.tasks.matching import Absent, Ambiguous, Found, Payment, Returns, find_payment
 from fep.tasks.result import end_columns
 from fep.tasks.state import Event, State
 from fep.tasks.task import Task, batch_query, digest, first_query, payment_of, status_query
@@ -320,7 +320,7 @@ def _read_page(
         return evidence.told(outcome), None
     lines = outcome.result.entries
     if row is not None:
-        match find_return(payment, lines):
+        match Returns.among(lines).find(payment):
             case Found():
                 return one.taken_for, None
             case Ambiguous(why=why):
@@ -349,7 +349,7 @@ def _row_of(task: Task, row: int, ended: Ended) -> Payment:
 def _returned_on(one: Recorded, payment: Payment, page: Statement) -> BusinessDate | None:
     if Event.PROVED_RETURNED not in one.events:
         return None
-    match find_return(payment, page.entries):
+    match Returns.among(page.entries).find(payment):
         case Found(entry=entry):
             return business_date(entry.booked_at)
         case _:

@@ -191,10 +191,16 @@ class TaskService:
         """Take nothing more for a bank whose lane has ended.
 
         Its open tasks wait for its return, with an alarm; what may have left the machine can be
-        closed by two persons meanwhile.
+        closed by two persons meanwhile. What was cut off is finished by another call; a bank that
+        has no lane here is none to remove.
         """
-        lane = self._retired[bank] = self.lanes.pop(bank)
+        lane = self.lanes.pop(bank, None) or self._retired.get(bank)
+        if lane is None:
+            return
+        self._retired[bank] = lane
         await lane.let_go()
+        # Also of a call that was cut off a change may still be with the store.
+        await self.settled()
         await self._settle_orphans()
         await lane.use_all_late()
 

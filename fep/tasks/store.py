@@ -1306,6 +1306,23 @@ def note_look(
     return int(connection.execute(count).scalar_one())
 
 
+def ends_untold(
+    connection: sa.Connection,
+    bank: str,
+    payer: str,
+    passed_s: float,
+    span_s: float,
+    missed: Collection[int] | None,
+) -> int:
+    """Return of how many successes :func:`note_look` will end the watch though they were missed."""
+    over = sa.select(payment.c.task_seq).where(
+        *_watched_of(bank, payer),
+        payment.c.watched_s >= 0,
+        payment.c.watched_s + passed_s >= 2 * span_s,
+    )
+    return sum(missed is None or row[0] in missed for row in connection.execute(over))
+
+
 def result_of(connection: sa.Connection, task_id: str) -> dict[str, Any]:
     """Return the result that a task has, empty for none."""
     query = sa.select(task.c.result).where(task.c.task_id == task_id)

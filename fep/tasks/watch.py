@@ -44,10 +44,7 @@ from fep.tasks.matching import (
     Found,
     Payment,
     Watched,
-    comes_back,
     find_payment,
-    find_return,
-    may_be_returned,
 )
 from fep.tasks.result import with_returned
 from fep.tasks.state import OPEN_AT_BANK, Event, State
@@ -63,6 +60,8 @@ ASKED_AT_ONCE_MAX: Final = 100
 """Successes read from the store at a time, where each is asked after."""
 SUSPECTS_MAX: Final = 50
 """Successes of one look whose status is asked because a line could be their return."""
+JUDGED_AT_ONCE_MAX: Final = 200
+"""Successes of one look that are judged before others have their turn."""
 FAILED_LOOKS_MAX: Final = 3
 """Looks at an account in a row that did not learn all, then a person must know."""
 LOST_RETRY_SECONDS: Final = 1.0
@@ -96,8 +95,6 @@ class Watch:
         """What was told last of payments whose status contradicts their end."""
         self._failures: dict[AccountNumber, int] = {}
         """Looks in a row that did not learn all."""
-        self._is_unlearned = False
-        """A watch ended without having learned all: a person clears the alarm of that."""
         self._ready: deque[Look] = deque()
         self._reopening = trio.Lock()
         """Held while a success is read and written as returned: two may find that at once."""
@@ -228,10 +225,23 @@ class Watch:
                 cause += f"; so it is with {failing} accounts" if failing > 1 else ""
                 alarms.raise_alarm(AlarmKind.WATCH_FAILED, bank, cause)
             return
+        self._forget_failures(payer)
+
+    def _forget_failures(self, payer: AccountNumber) -> None:
         self._failures.pop(payer, None)
-        failing = max(self._failures.values(), default=0) >= FAILED_LOOKS_MAX
-        if not failing and not self._is_unlearned:
-            alarms.clear(AlarmKind.WATCH_FAILED, bank)
+        if max(self._failures.values(), default=0) < FAILED_LOOKS_MAX:
+            self._service.alarms.clear(AlarmKind.WATCH_FAILED, self._lane.bank)
+
+    def _tell_ended(self, one: Look, count: int) -> None:
+        """Tell a person of successes whose watch ends, and which were not learned of.
+
+        As an alarm of its own, which no later look clears: nobody looks at these any more.
+        """
+        if count:
+            bank, account = self._lane.bank, mask(one.payer)
+            cause = f"{account} has payments that are watched no more and were not learned of"
+            cause = f"{cause}, {count} of them: {one.missed}"
+            self._service.alarms.raise_alarm(AlarmKind.WATCH_FAILED, f"{bank} {account}", cause)
 
     async def _begin(self, one: Look) -> None:
         lane = self._lane
@@ -308,7 +318,8 @@ class Watch:
                 one.losses = 0
                 one.pass_over(untold)
                 return
-            self._service.alarms.clear(AlarmKind.EVIDENCE_AMBIGUOUS, task.task_id)
+        # Also where its end changed while the statement was judged: whether it came back is known.
+        self._service.alarms.clear(AlarmKind.EVIDENCE_AMBIGUOUS, task.task_id)
         one.take_told()
 
     async def _end(self, one: Look) -> None:
@@ -316,17 +327,16 @@ class Watch:
         returned = lane.parts.card.returned
         passed_s = one.began - self._looked.get(one.payer, one.began)
         span_s = returned.watch_days * SECONDS_PER_DAY
-        left: list[int] = []
+        facts = lane.bank, one.payer, passed_s, span_s, one.unlearned
+        if one.unlearned != frozenset():
+            # Told first: the process may end behind the note.
+            untold: int = await self._service.store.read(lambda c: store.ends_untold(c, *facts))
+            self._tell_ended(one, untold)
+        left = 0
 
         async def write() -> None:
-            left[:] = [
-                await self._service.write_at(
-                    lane.bank,
-                    lambda c: store.note_look(
-                        c, lane.bank, one.payer, passed_s, span_s, one.unlearned
-                    ),
-                )
-            ]
+            nonlocal left
+            left = await self._service.write_at(lane.bank, lambda c: store.note_look(c, *facts))
 
         await self._service.patiently(write)
         self._looked[one.payer] = one.began
@@ -334,19 +344,19 @@ class Watch:
         if one.missed:
             log.warning("watch.look_incomplete", account=mask(one.payer), reason=one.missed)
         self._count_failure(one.payer, one.missed)
-        log.debug("watch.looked", account=mask(one.payer), watched=left[0])
+        log.debug("watch.looked", account=mask(one.payer), watched=left)
         self._due.pop(one.payer, None)
-        if left[0]:
+        if left:
             # Soon again, but not for ever: a bank may never tell of what it has forgotten.
             is_soon = 0 < self._failures.get(one.payer, 0) <= FAILED_LOOKS_MAX
             soon = min(returned.interval_s, FAILED_RETRY_SECONDS_MAX)
             self._want(one.payer, soon if is_soon else returned.interval_s)
         if self._open.get(one.payer):
             self._want(one.payer, lane.parts.card.inquiry.interval_max_s)
-        elif not left[0]:
+        elif not left:
             self._looked.pop(one.payer, None)
-            self._is_unlearned |= self._failures.get(one.payer, 0) >= FAILED_LOOKS_MAX
-            for known in (self._bad, self._suspected, self._failures):
+            self._forget_failures(one.payer)
+            for known in (self._bad, self._suspected):
                 known.pop(one.payer, None)
 
     # -- what it proves -----------------------------------------------------------------------
@@ -354,22 +364,25 @@ class Watch:
     async def _judge(self, one: Look) -> None:
         one.is_judged = True
         for task in sorted(self._open.pop(one.payer, ()), key=lambda task: task.seq):
+            # Each may walk all lines, and wait for nothing.
+            await trio.lowlevel.checkpoint()
             if task.state not in OPEN_AT_BANK:
                 self._noted.pop(task, None)
             elif task.claimed:
                 self._open.setdefault(one.payer, set()).add(task)
             else:
                 await self._judge_open(task, one)
-        coming = [entry for entry in one.entries if comes_back(entry)]
-        if not coming:
+        if not (amounts := one.returns.amounts):
             return
-        amounts = sorted({entry.amount for entry in coming})
         lane = self._lane
         suspects: dict[int, Watched] = {}
-        for watched in await self._service.store.read(
+        found: list[Watched] = await self._service.store.read(
             lambda c: store.watched_alike(c, lane.bank, one.payer, amounts)
-        ):
-            match find_return(watched.payment, coming):
+        )
+        for number, watched in enumerate(found, 1):
+            if number % JUDGED_AT_ONCE_MAX == 0:
+                await trio.lowlevel.checkpoint()
+            match one.returns.find(watched.payment):
                 case Found(entry=entry, by=by):
                     cause = f"the payer's statement says: returned (退票), found by {by}"
                     day = business_date(entry.booked_at)
@@ -381,7 +394,7 @@ class Watch:
                     self._alarm(watched.task_id, f"whether it came back: {why}")
                     suspects[watched.seq] = watched
                 case Absent():
-                    if may_be_returned(watched.payment, coming):
+                    if one.returns.may_hold(watched.payment):
                         suspects[watched.seq] = watched
         self._suspect(one, [suspects[seq] for seq in sorted(suspects)])
 
@@ -415,7 +428,7 @@ class Watch:
                 cause = f"a line of the payer's statement says: done, found by {by}"
                 finding = evidence.of_line(entry)
                 known = attrs.evolve(payment, bank_ref=entry.bank_ref or payment.bank_ref)
-                match find_return(known, one.entries):
+                match one.returns.find(known):
                     case Found(entry=back):
                         events = (*events, Event.PROVED_RETURNED)
                         cause += "; another line says: returned (退票)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import tomllib
 from contextlib import closing
 from enum import StrEnum
 from typing import Any
@@ -12,13 +13,14 @@ import pytest
 import tomli_w
 
 from fep.alarms.state import MEANINGS, About, AlarmKind
-from fep.control.commands import METHODS, PROTOCOL_VERSION, Role, plain
+from fep.control.commands import METHODS, PROTOCOL_VERSION, ProtocolRefusal, Role, plain
 from fep.domain.clock import SystemClock
-from fep.domain.ids import SlotName
+from fep.domain.ids import BankName, SlotName
 from fep.domain.order import Kind
 from fep.store.files import STORE_FILE
 from tests.control.conftest import Start
 from tests.control.rig import BANK, Config, Rig, Wire
+from tests.tasks.bench import empty_disk, fill_disk
 
 EVERYBODY = "finance viewer operator admin"
 PEOPLE = "viewer operator admin"
@@ -529,6 +531,38 @@ async def test_the_configuration_is_shown_checked_and_applied(start: Start) -> N
         assert applied["changed"] == [BANK.name]
         assert applied["configuration"] != shown["digest"]
         assert (await admin.result("config.show"))["digest"] == applied["configuration"]
+
+
+@pytest.mark.parametrize("cut", ["while answers come home", "while the disk is full"])
+async def test_a_bank_whose_taking_out_was_cut_off_is_taken_out_by_the_next_apply(
+    start: Start, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    async with start(bank=True, faults="silent_after_booking=1") as rig:
+        await rig.ready()
+        admin, finance = await rig.admin(), await rig.finance()
+        link = rig.daemon.links[BankName(BANK.name)]
+        paid = {"task_id": "SENT", "bank": BANK.name, "kind": "transfer", "body": rig.transfer()}
+        await finance.result("task.submit", paid)
+        state = "select state from task where task_id = 'SENT'"
+        await rig.until(lambda: rig.stored(state) == [("sending",)], "the payment is sent")
+        table = tomllib.loads(rig.scene.config.read_text("utf-8"))
+        del table["bank"], table["account"], table["pool"]
+        rig.scene.config.write_text(tomli_w.dumps(table), "utf-8")
+        monkeypatch.setattr("fep.daemon.app.APPLY_SECONDS_MAX", 0.5)
+        store = rig.daemon._store
+        if cut == "while the disk is full":
+            monkeypatch.setattr("fep.daemon.app.DRAIN_SECONDS_MAX", 0.01)
+            await fill_disk(store)
+        with pytest.raises(ProtocolRefusal, match="an apply tries it again: not done"):
+            await rig.daemon.apply("SIGHUP")
+        assert rig.stored(state) == [("sending",)]
+        await empty_disk(store)
+        assert (await admin.result("config.apply"))["removed"] == [BANK.name]
+        assert rig.stored(state) == [("unknown",)]
+        assert ("LANE_FAILED", BANK.name) in rig.alarms()
+        assert not link.is_open
+        evidence = {"task_id": "SENT", "outcome": "succeeded", "evidence": "line 4 of today"}
+        await admin.result("task.resolve", evidence)
 
 
 def test_a_snapshot_is_plain_json() -> None:

@@ -610,20 +610,30 @@ class Fep:
 
     async def fill_disk(self) -> None:
         """Make the disk full, as SQLite sees it: not one more event fits."""
-        await self.store.write(lambda c: c.exec_driver_sql("PRAGMA max_page_count=1"))
-        filler = (
-            "insert into task_event (task_seq, at, event, state, cause, configuration)"
-            " values (0, '', '', '', ?, '')"
-        )
-        for size in (2000, 200, 1):
-            row = ("x" * size,)
-            with suppress(StoreFullError):
-                while True:
-                    await self.store.write(partial(_execute, filler, row))
+        await fill_disk(self.store)
 
     async def empty_disk(self) -> None:
         """Make room again."""
-        await self.store.write(lambda c: c.exec_driver_sql("PRAGMA max_page_count=1000000"))
+        await empty_disk(self.store)
+
+
+async def fill_disk(store: Store) -> None:
+    """Make a store's disk full, as SQLite sees it: not one more event fits."""
+    await store.write(lambda c: c.exec_driver_sql("PRAGMA max_page_count=1"))
+    filler = (
+        "insert into task_event (task_seq, at, event, state, cause, configuration)"
+        " values (0, '', '', '', ?, '')"
+    )
+    for size in (2000, 200, 1):
+        row = ("x" * size,)
+        with suppress(StoreFullError):
+            while True:
+                await store.write(partial(_execute, filler, row))
+
+
+async def empty_disk(store: Store) -> None:
+    """Make room again."""
+    await store.write(lambda c: c.exec_driver_sql("PRAGMA max_page_count=1000000"))
 
 
 def _execute(statement: str, row: tuple[Any, ...], connection: sa.Connection) -> None:

@@ -23,10 +23,9 @@ from fep.tasks.matching import (
     Found,
     Match,
     Payment,
+    Returns,
     comes_back,
     find_payment,
-    find_return,
-    may_be_returned,
 )
 
 pytestmark = pytest.mark.req("LAND-51", "FEP-25")
@@ -59,6 +58,14 @@ def find(
     payment: Payment, entries: Sequence[StatementEntry], others: Sequence[Payment] = ()
 ) -> Match:
     return find_payment(payment, entries, others)
+
+
+def returned(payment: Payment, entries: Sequence[StatementEntry]) -> Match:
+    return Returns.among(entries).find(payment)
+
+
+def may_be_back(payment: Payment, entries: Sequence[StatementEntry]) -> bool:
+    return Returns.among(entries).may_hold(payment)
 
 
 # -- what is found ----------------------------------------------------------------------------
@@ -236,7 +243,7 @@ def test_a_line_with_its_reference_that_puts_money_back_is_its_return(
     changes: dict[str, Any],
 ) -> None:
     entry = back(**changes)
-    assert find_return(KNOWN, [line(bank_ref="B1"), entry]) == Found(
+    assert returned(KNOWN, [line(bank_ref="B1"), entry]) == Found(
         entry, "its reference on a line that takes it back"
     )
 
@@ -255,20 +262,20 @@ def test_a_line_with_its_reference_that_puts_money_back_is_its_return(
     ids=["fee", "amount", "debit", "no reference", "another", "named as another", "a stranger's"],
 )
 def test_any_other_line_is_not_its_return(changes: dict[str, Any]) -> None:
-    assert find_return(KNOWN, [back(**changes)]) == Absent()
+    assert returned(KNOWN, [back(**changes)]) == Absent()
 
 
 def test_without_a_bank_reference_an_empty_one_is_not_it() -> None:
-    assert find_return(MINE, [back(bank_ref="")]) == Absent()
+    assert returned(MINE, [back(bank_ref="")]) == Absent()
 
 
 def test_two_lines_that_take_it_back_are_for_a_person() -> None:
-    assert isinstance(find_return(KNOWN, [back(), back()]), Ambiguous)
+    assert isinstance(returned(KNOWN, [back(), back()]), Ambiguous)
 
 
 def test_a_line_that_only_could_be_its_return_lets_the_bank_be_asked() -> None:
-    assert may_be_returned(MINE, [back(bank_ref="")])
-    assert may_be_returned(MINE, [back(bank_ref="X", counterparty_account=OTHER)])
+    assert may_be_back(MINE, [back(bank_ref="")])
+    assert may_be_back(MINE, [back(bank_ref="X", counterparty_account=OTHER)])
     for changes in (
         {"client_ref": "F2"},
         {"fee": True},
@@ -276,7 +283,7 @@ def test_a_line_that_only_could_be_its_return_lets_the_bank_be_asked() -> None:
         {"booked_at": SENT - 2 * DAY},
         {"direction": Direction.DEBIT},
     ):
-        assert not may_be_returned(MINE, [back(**changes)])
+        assert not may_be_back(MINE, [back(**changes)])
 
 
 # -- whatever stands in a statement -----------------------------------------------------------
@@ -300,6 +307,10 @@ ENTRIES = st.lists(
     ),
     max_size=6,
 )
+COMING = ENTRIES.map(
+    lambda lines: [attrs.evolve(one, direction=Direction.CREDIT, fee=False) for one in lines]
+)
+"""Such lines that all may be returns."""
 PAYMENTS = st.builds(
     Payment,
     client_ref=st.sampled_from([ClientRef("F1"), ClientRef("F2"), ClientRef("F3")]),
@@ -317,12 +328,12 @@ def test_the_order_of_lines_and_payments_changes_nothing(
     payment: Payment, entries: list[StatementEntry], others: list[Payment], only: bool, rng: Any
 ) -> None:
     first = find_payment(payment, entries, others, by_reference_only=only)
-    returned = find_return(payment, entries)
+    back_by = returned(payment, entries)
     shuffled, mixed = list(entries), list(others)
     rng.shuffle(shuffled)
     rng.shuffle(mixed)
     assert find_payment(payment, shuffled, mixed, by_reference_only=only) == first
-    assert find_return(payment, shuffled) == returned
+    assert returned(payment, shuffled) == back_by
 
 
 @given(PAYMENTS, ENTRIES, RIVALS, st.booleans())
@@ -380,7 +391,7 @@ def test_the_banks_reference_beats_everything(
 def test_a_return_bears_the_payments_own_reference(
     payment: Payment, entries: list[StatementEntry]
 ) -> None:
-    match = find_return(payment, entries)
+    match = returned(payment, entries)
     if isinstance(match, Found):
         entry = match.entry
         assert comes_back(entry)
@@ -388,6 +399,50 @@ def test_a_return_bears_the_payments_own_reference(
         assert entry.amount == payment.amount
         by_bank = bool(payment.bank_ref) and entry.bank_ref == payment.bank_ref
         assert by_bank or entry.client_ref == payment.client_ref
-        assert may_be_returned(payment, entries) or entry.booked_at < payment.sent_at
-    if find_return(payment, entries) != Absent():
+        assert may_be_back(payment, entries) or entry.booked_at < payment.sent_at
+    if returned(payment, entries) != Absent():
         assert any(comes_back(entry) for entry in entries)
+
+
+def walked(payment: Payment, entries: Sequence[StatementEntry]) -> tuple[int, bool]:
+    """Return how many lines take a payment back, and whether one might, by reading them all."""
+    named, might = 0, False
+    since = business_date(payment.sent_at - EARLIER_MAX)
+    for entry in entries:
+        if entry.fee or entry.amount != payment.amount:
+            continue
+        if not entry.reversal and entry.direction is not Direction.CREDIT:
+            continue
+        if entry.client_ref:
+            named += entry.client_ref == payment.client_ref
+        elif payment.bank_ref and entry.bank_ref == payment.bank_ref:
+            named += entry.counterparty_account in ("", payment.payee)
+        is_ours = entry.client_ref in ("", payment.client_ref)
+        might |= is_ours and business_date(entry.booked_at) >= since
+    return named, might
+
+
+NAMELESS = PAYMENTS.map(
+    lambda one: attrs.evolve(one, client_ref=ClientRef(""), payee=AccountNumber(""))
+)
+
+
+@given(st.lists(PAYMENTS | NAMELESS, min_size=1, max_size=4), ENTRIES | COMING)
+def test_lines_that_are_laid_out_tell_what_reading_them_all_tells(
+    payments: list[Payment], entries: list[StatementEntry]
+) -> None:
+    returns = Returns.among(entries)
+    assert returns.amounts == sorted({one.amount for one in entries if comes_back(one)})
+    for payment in payments:
+        named, might = walked(payment, entries)
+        assert returns.may_hold(payment) == might
+        match returns.find(payment):
+            case Found(entry=entry):
+                assert named == 1
+                assert walked(payment, [entry])[0] == 1
+                assert any(entry is one for one in entries)
+            case Ambiguous(why=why):
+                assert named > 1
+                assert why.startswith(f"{named} lines fit ")
+            case Absent():
+                assert named == 0

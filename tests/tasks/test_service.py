@@ -20,7 +20,7 @@ from fep.tasks import store
 from fep.tasks.config import TasksConfig
 from fep.tasks.service import EXPIRED_AT_ONCE_MAX, TIMER_SECONDS, TaskRefusedError
 from fep.tasks.state import FINAL, Event, State
-from fep.tasks.task import Admitted, Answer, Delivery, Refused
+from fep.tasks.task import Admitted, Answer, Delivery, Refused, Task
 from tests.store.held import held
 from tests.tasks.bench import (
     CMB,
@@ -1007,6 +1007,57 @@ async def test_tasks_of_a_bank_that_is_not_configured_wait_for_it_or_for_two_per
     async with world.fep(banks=[PINGAN, CMB]) as fep:
         assert AlarmKind.LANE_FAILED not in fep.alarm_kinds()
         await fep.becomes("QUEUED", State.SUCCEEDED)
+
+
+async def test_a_bank_whose_taking_out_was_cut_off_by_a_full_disk_is_taken_out_by_another_try(
+    world: World,
+) -> None:
+    async with world.fep(banks=[PINGAN, CMB]) as fep:
+        await fep.ready(CMB)
+        world.banks[CMB].faults[Fault.SILENT_AFTER_BOOKING] = 1.0
+        await fep.submit("SENT", bank=CMB, body=money(CMB))
+        await world.until_booked("SENT")
+        await fep.fill_disk()
+        await fep.end(CMB)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fep.service.remove_lane, CMB)
+            await until(lambda: AlarmKind.STORE_FULL in fep.alarm_kinds())
+            nursery.cancel_scope.cancel()
+        assert fep.task("SENT").state is State.SENDING
+        await fep.empty_disk()
+        for _ in range(2):
+            await fep.service.remove_lane(CMB)
+        assert (await fep.get("SENT"))["state"] == "unknown"
+        assert (await fep.events("SENT")).count("outcome_lost") == 1
+        await fep.service.resolve("li", TaskId("SENT"), State.SUCCEEDED, "line 4 of the statement")
+        assert await fep.service.confirm("wang", TaskId("SENT")) is State.SUCCEEDED
+        await fep.service.remove_lane(BankName("never-there"))
+        fep.agrees()
+
+
+async def test_what_a_lane_let_go_of_is_not_taken_from_who_claimed_it_then(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.fep(run=False) as fep:
+        for name in ("T1", "T2"):
+            await fep.submit(name, body=money(PINGAN))
+            fep.lane.hold(fep.task(name))
+        refresh = fep.service.refresh
+        let_go: list[Task] = []
+        with trio.CancelScope() as scope:
+
+            def first_only(task: Task, fresh: Task) -> None:
+                refresh(task, fresh)
+                let_go.append(task)
+                scope.cancel()
+
+            monkeypatch.setattr(fep.service, "refresh", first_only)
+            await fep.lane.let_go()
+        (first,) = let_go
+        assert not first.claimed
+        first.claimed = True
+        await fep.lane.let_go()
+        assert [task for task in map(fep.task, ("T1", "T2")) if task.claimed] == [first]
 
 
 async def test_a_bank_that_is_taken_out_of_force_while_tasks_are_under_way(world: World) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import attrs
 import pytest
+import sqlalchemy as sa
 import trio
 
 from fep.adapters.api import Accepted, Outcome, Rejected, Reply, Unclear
@@ -17,22 +19,28 @@ from fep.domain.account import mask
 from fep.domain.clock import SystemClock, business_date
 from fep.domain.errors import BodyError
 from fep.domain.ids import AccountNumber, BankName, TaskId, client_ref
+from fep.domain.money import Cny
 from fep.domain.order import (
+    Direction,
     Kind,
     Operation,
     PaymentState,
     Statement,
+    StatementEntry,
     StatementQuery,
     StatusQuery,
 )
-from fep.tasks.state import State
-from fep.tasks.store import NOT_LOOKED_AT
+from fep.tasks.look import Look
+from fep.tasks.state import Event, State
+from fep.tasks.store import NOT_LOOKED_AT, ends_untold, note_look, text_of
+from fep.tasks.store import one as one_of
 from fep.tasks.task import Task
 from fep.tasks.watch import SECONDS_PER_DAY
 from tests.tasks.bench import (
     CMB,
     ENTERPRISE,
     ERP,
+    PAYEE,
     PAYER,
     PINGAN,
     Codec,
@@ -610,6 +618,49 @@ async def test_a_success_that_is_never_learned_of_is_watched_twice_as_long_and_t
         await until(lambda: not fep.lane.watch._failures)
 
 
+async def test_what_a_watch_never_learned_stays_told_until_a_person_acknowledges_it(
+    world: World,
+) -> None:
+    async with world.fep(run=False) as fep:
+        watched_by_status(fep, tells_nothing("refused", ["T1"]), WATCH | short_watch(1.0))
+        await fep.start()
+        await one_succeeds(fep)
+        await until(lambda: world.on_disk("select watched_s from payment") == [(None,)])
+        await until(lambda: PAYER not in fep.lane.watch._due, "its last look is done")
+    async with world.fep(run=False) as fep:
+        watched_by_status(fep, same)
+        await fep.start()
+        await fep.ready()
+        await fep.submit("T2", body=money(PINGAN))
+        await fep.becomes("T2", State.SUCCEEDED)
+        await until(lambda: PAYER in fep.lane.watch._looked, "a look that learned all is done")
+        [alarm] = [one for one in fep.alarms.active() if one.kind is AlarmKind.WATCH_FAILED]
+        assert alarm.subject == f"{PINGAN} {mask(PAYER)}"
+        assert alarm.cause.startswith(f"{mask(PAYER)} has payments that are watched no more and ")
+        await fep.alarms.acknowledge(alarm.id, "li")
+        assert watch_alarms(fep) == []
+
+
+async def test_a_watch_that_ends_untold_is_counted_also_where_others_are_watched_on(
+    world: World,
+) -> None:
+    ages = {1: 1.5, 2: 1.0, 3: 1.0, 4: NOT_LOOKED_AT}
+    async with world.fep(run=False) as fep:
+
+        def look(missed: set[int] | None, connection: sa.Connection) -> tuple[int, int]:
+            facts = PINGAN, PAYER, 0.5, 1.0, missed
+            return ends_untold(connection, *facts), note_look(connection, *facts)
+
+        def fill(connection: sa.Connection) -> None:
+            for seq, watched_s in ages.items():
+                put_watched(connection, seq, watched_s=watched_s)
+
+        await fep.store.write(fill)
+        assert await fep.store.write(partial(look, {1, 2})) == (1, 2)
+        assert await fep.store.write(partial(look, None)) == (1, 1)
+        assert await fep.store.write(partial(look, set())) == (0, 0)
+
+
 async def test_a_bank_that_tells_nothing_is_one_alarm_until_all_its_accounts_are_learned_of(
     world: World,
 ) -> None:
@@ -729,3 +780,124 @@ async def test_two_may_find_at_once_that_a_payment_came_back(world: World) -> No
             for which in "ab":
                 await fep.becomes(f"ASK-{name}-{which}", State.SUCCEEDED)
             assert (await fep.events(name)).count("proved_returned") == 1
+
+
+# -- many of both -----------------------------------------------------------------------------
+
+
+class CountedEntry(StatementEntry):
+    """A line that counts how often the amount of any is read."""
+
+    reads = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        CountedEntry.reads += name == "amount"
+        return super().__getattribute__(name)
+
+
+class Steps(trio.abc.Instrument):
+    """Counts how often this task goes on after others had their turn."""
+
+    def __init__(self) -> None:
+        self._task = trio.lowlevel.current_task()
+        self.count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += task is self._task
+
+
+def coming_in(line: type[StatementEntry] = StatementEntry, **what: Any) -> StatementEntry:
+    """Return a line of 1.00 yuan that puts money in now."""
+    plain: dict[str, Any] = {"amount": Cny(100), "bank_ref": "", "counterparty_account": PAYEE}
+    now = SystemClock().now()
+    return line(booked_at=now, direction=Direction.CREDIT, **(plain | what))
+
+
+def begun(*entries: StatementEntry) -> Look:
+    """Return a look that has read these lines, and judged nothing yet."""
+    now = SystemClock().now()
+    look = Look(PAYER, is_begun=True)
+    look.ask_statement([StatementQuery(PAYER, business_date(now), business_date(now))])
+    look.take_page(Statement(entries), Reply("", "4013", "000000", "", b"<>"))
+    return look
+
+
+def put_watched(
+    connection: sa.Connection, seq: int, *, watched_s: float = 0.0, payee: str = PAYEE
+) -> None:
+    """Write a success of 1.00 yuan that is watched."""
+    at = text_of(SystemClock().now())
+    connection.exec_driver_sql(
+        "insert into task (seq, task_id, client, bank, kind, priority, state, submitted_at,"
+        " expires_at, updated_at, client_ref, sent_at)"
+        " values (?, ?, 'erp-1', 'pingan', 'transfer', 5, 'succeeded', ?, ?, ?, ?, ?)",
+        (seq, f"T{seq}", at, at, at, f"F{seq}", at),
+    )
+    connection.exec_driver_sql(
+        "insert into payment (task_seq, bank, payer, payee, amount_fen, sent_at, waited_s,"
+        " watched_s) values (?, 'pingan', ?, ?, 100, ?, 0, ?)",
+        (seq, PAYER, payee, at, watched_s),
+    )
+
+
+async def test_all_lines_are_read_once_for_all_successes_and_others_have_their_turn_between(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    singles, row_of, lines, reads_of_each_max = 40, 20, 300, 8
+    monkeypatch.setattr("fep.tasks.watch.JUDGED_AT_ONCE_MAX", 2)
+    at = text_of(SystemClock().now())
+
+    def fill(connection: sa.Connection) -> None:
+        for seq in range(1, singles + 2):
+            put_watched(connection, seq, payee="" if seq > singles else PAYEE)
+        for place in range(row_of):
+            connection.exec_driver_sql(
+                "insert into payment_row (task_seq, place, payer, payee, amount_fen, sent_at,"
+                " client_ref, bank_ref) values (?, ?, ?, ?, 100, ?, ?, '')",
+                (singles + 1, place, PAYER, PAYEE, at, f"R{place}"),
+            )
+
+    async with world.fep(run=False) as fep:
+        await fep.store.write(fill)
+        CountedEntry.reads = 0
+        look = begun(*(coming_in(CountedEntry, bank_ref=f"B{at}") for at in range(lines)))
+        steps = Steps()
+        trio.lowlevel.add_instrument(steps)
+        try:
+            await fep.lane.watch._judge(look)
+        finally:
+            trio.lowlevel.remove_instrument(steps)
+        assert CountedEntry.reads <= reads_of_each_max * lines
+        assert steps.count > (singles + row_of) // 2
+        # Any line may be any one's return: all are asked after.
+        assert len(look.asks) == singles + 1
+
+
+async def test_what_comes_back_otherwise_while_a_statement_is_judged_is_left_as_it_is(
+    world: World,
+) -> None:
+    async with world.fep(card={"returned": {"first_look_s": 600.0}}) as fep:
+        await fep.ready()
+        refs = {}
+        for name in ("T1", "T2", "T3"):
+            await fep.submit(name, body=money(PINGAN, "1.00"))
+            await fep.becomes(name, State.SUCCEEDED)
+            refs[name] = client_ref(ENTERPRISE, TaskId(name))
+        watch = fep.lane.watch
+        # Two lines that T3 may have come back by.
+        look = begun(*(coming_in(client_ref=refs[name]) for name in ("T1", "T2", "T3", "T3")))
+        async with trio.open_nursery() as nursery, watch._reopening:
+            nursery.start_soon(watch._judge, look)
+            await until(lambda: watch._reopening.statistics().tasks_waiting)
+            for name in ("T2", "T3"):
+                task = await fep.store.read(partial(one_of, task_id=TaskId(name)))
+                assert task is not None
+                await fep.service.change(task, (Event.PROVED_RETURNED,), "told otherwise")
+        while look.asks:
+            await watch._ask_status(look)
+        for name, cause in (("T1", "found by"), ("T2", "told otherwise"), ("T3", "told otherwise")):
+            chain = (await fep.service.why(None, TaskId(name)))["events"]
+            told = [one["cause"] for one in chain if one["event"] == "proved_returned"]
+            assert len(told) == 1
+            assert cause in told[0]
+        assert fep.alarm_kinds() == {AlarmKind.PAYMENT_RETURNED}

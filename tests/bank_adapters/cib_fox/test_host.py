@@ -39,7 +39,7 @@ from fep.domain.order import (
     StatementEntry,
     StatusQuery,
 )
-from fep.tasks.matching import Absent, Found, Payment, find_payment, find_return
+from fep.tasks.matching import Absent, Found, Payment, Returns, find_payment
 from fep.wire.http import request_bytes
 from tests.bank_adapters.book import MemoryBook
 from tests.bank_adapters.cib_fox.samples import (
@@ -218,10 +218,9 @@ def test_what_comes_back_is_a_negative_line_and_a_refund_of_the_payments_own_num
     payment = Payment(
         REFERENCE, PAYER, ORDER.payee.account, ORDER.amount, NOW, told.result.bank_ref
     )
-    assert find_return(payment, entries) == Found(
-        entries[1], "its reference on a line that takes it back"
-    )
-    assert find_return(attrs.evolve(payment, bank_ref="other"), entries) == Absent()
+    returns = Returns.among(entries)
+    assert returns.find(payment) == Found(entries[1], "its reference on a line that takes it back")
+    assert returns.find(attrs.evolve(payment, bank_ref="other")) == Absent()
     assert isinstance(find_payment(payment, entries, ()), Found)
     # The bank has no state for it.
     assert bank.state() is PaymentState.SUCCEEDED
