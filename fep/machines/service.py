@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import attrs
 import msgspec
@@ -47,6 +47,8 @@ from fep.store.database import (
 )
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 WATCH_SECONDS: Final = 0.1
 """Between two looks at what changes without being told: keys, links, leases."""
@@ -376,8 +378,9 @@ class Machines:
         while True:
             await self._post.wait()
             self._post = trio.Event()
-            while letters := await self._store.read(
-                partial(store.unread, addressee=self.me.instance, after=last)
+            unread = partial(store.unread, addressee=self.me.instance)
+            while letters := await until_taken(
+                partial(self._store.read, partial(unread, after=last))
             ):
                 last = letters[-1].seq
                 for letter in letters:
@@ -587,13 +590,22 @@ class Machines:
                 self._lose(tenure, "the database did not answer within the lease")
 
     async def _patiently(self, work: Callable[[sa.Connection], Any]) -> None:
-        while True:
-            try:
-                await self._store.write(work)
-            except (StoreFullError, StoreBusyError):
-                await trio.sleep(RETRY_SECONDS)
-            else:
-                return
+        await until_taken(partial(self._store.write, work))
+
+
+async def until_taken(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask the store, again and again while it refuses for the moment, and return its answer.
+
+    What nobody would ask again must not be lost: a notice, a letter, the tasks of a bank.
+
+    Args:
+        ask: has changed nothing where it is refused.
+    """
+    while True:
+        try:
+            return await ask()
+        except (StoreFullError, StoreBusyError):
+            await trio.sleep(RETRY_SECONDS)
 
 
 @attrs.frozen

@@ -1152,9 +1152,12 @@ class TaskService:
     async def know(self, tasks: list[Task]) -> None:
         """Take in open tasks that were read from the store."""
         unknown = [task for task in tasks if task.state is State.UNKNOWN]
-        waited = await self.store.read(lambda c: store.waited(c, [task.seq for task in unknown]))
-        for task in unknown:
-            task.wait_from(trio.current_time(), waited.get(task.seq, 0.0))
+        if unknown:
+            # What was just admitted has none: it is known before anything else happens.
+            seqs = [task.seq for task in unknown]
+            waited = await self.store.read(lambda c: store.waited(c, seqs))
+            for task in unknown:
+                task.wait_from(trio.current_time(), waited.get(task.seq, 0.0))
         self._open.keep_all(tasks)
         self._look.set()
         self._watch_fill()

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import attrs
+import orjson
 import pytest
 import sqlalchemy as sa
 import trio
@@ -37,6 +38,8 @@ BANK = "bank:pingan"
 LEASE_S = 30.0
 WAIT_SECONDS_MAX = 30.0
 POLL_SECONDS = 0.01
+CANCEL_WAITING = """SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event = 'relation'"""
 
 
 @attrs.define
@@ -278,6 +281,31 @@ async def test_one_asks_another_and_has_its_answer_or_refusal(base: Base) -> Non
         # It has gone: nobody answers.
         with pytest.raises(NoAnswerError, match="gave no answer"), trio.fail_after(60):
             await one.machines.ask(to, {"method": "x"})
+
+
+async def test_a_letter_that_can_not_be_read_at_the_moment_is_read_later(base: Base) -> None:
+    async with base.node("FEP-01") as one, base.node("FEP-02") as other:
+
+        async def answer(ask: Any) -> Any:
+            return ask["method"]
+
+        other.machines.answer(answer)
+        await one.until(lambda: bool(one.machines.others()))
+        (to,) = one.machines.others()
+        note = orjson.dumps({"from": "nobody", "name": "post", "value": to.instance}).decode()
+
+        def refuse_one_read() -> None:
+            name = base.url.rpartition("/")[2]
+            with base.server.connect(name) as holder, holder.transaction():
+                holder.execute("LOCK TABLE letter IN ACCESS EXCLUSIVE MODE")
+                base.sql("SELECT pg_notify('fep', %s)", note)
+                with base.server.connect(name) as watcher:
+                    while not watcher.execute(CANCEL_WAITING).fetchall():
+                        pass
+
+        await trio.to_thread.run_sync(refuse_one_read)
+        with trio.fail_after(WAIT_SECONDS_MAX):
+            assert await one.machines.ask(to, {"method": "later"}) == "later"
 
 
 def _letters(connection: sa.Connection) -> int:
