@@ -41,6 +41,7 @@ from fep.store.database import (
     Done,
     Store,
     StoreBusyError,
+    StoreFailedError,
     StoreFullError,
     Work,
     tell,
@@ -77,6 +78,12 @@ class RefusedElsewhereError(FepError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class DefectElsewhereError(FepError):
+    """A machine met a defect of its own in what another asked; what it did of it is not known."""
+
+    code = "INTERNAL"
 
 
 @attrs.define(eq=False)
@@ -402,13 +409,27 @@ class Machines:
                     hear(body)
 
     async def _do(self, asker: str, body: Mapping[str, Any]) -> None:
-        """Do what another machine asks, and answer."""
+        """Do what another machine asks, and answer.
+
+        Raises:
+            StoreFailedError: the store has ended, and so does this machine.
+        """
         assert self._answer is not None
         answer: dict[str, Any] = {"id": body["id"]}
         try:
             answer["value"] = await self._answer(body["ask"])
+        except (StoreFailedError, ExceptionGroup):
+            raise
         except FepError as error:
-            answer["error"] = {"code": error.code, "message": str(error)}
+            answer["error"] = _told(error)
+        except Exception:  # as in a connection: it ends this request alone
+            log.exception("machine.answer_crashed", asker=asker)
+            answer["error"] = _told(
+                DefectElsewhereError(
+                    f"machine {self.me.number} failed in it by a defect of its own, which is in its"
+                    " log; see what became of it"
+                )
+            )
         await self._patiently(lambda c: self._post_to(c, asker, "answer", answer))
 
     # -- life -----------------------------------------------------------------------------------
@@ -591,6 +612,10 @@ class Machines:
 
     async def _patiently(self, work: Callable[[sa.Connection], Any]) -> None:
         await until_taken(partial(self._store.write, work))
+
+
+def _told(error: FepError) -> dict[str, str]:
+    return {"code": error.code, "message": str(error)}
 
 
 async def until_taken(ask: Callable[[], Awaitable[T]]) -> T:
