@@ -247,9 +247,13 @@ class Sharing:
 
     def detached(self, client: ClientName) -> None:
         """Note that a client's last connection to this machine has ended."""
-        del self._clients[client]
+        gone = self._clients.pop(client)
+        box = self._service.box(client)
+        for task_id in gone.asked:
+            # Who asked for it asks again when its offer lapses, wherever the client is by then.
+            box.forget_fetch(task_id)
         # Told from the store, to whatever machine it connects next.
-        self._service.box(client).forget_results()
+        box.forget_results()
         self.machines.changed()
 
     def is_here(self, client: ClientName) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.store.postgres import database, postgres  # noqa: F401
 from tests.tasks.bench import World, open_world
 
 
