@@ -23,6 +23,8 @@ CATCH_ALL = {
     "fep/store/database.py",
     # It keeps the bytes that an adapter failed on, and lets the defect go on.
     "fep/tasks/service.py",
+    # What another machine asks ends no more than that request, as in a session of its own.
+    "fep/machines/service.py",
     # These hand it to the task of the connection in which it came.
     "fep/control/poller.py",
     "fep/control/session.py",

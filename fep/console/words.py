@@ -144,6 +144,7 @@ CATALOGUE: Final[dict[str, str]] = {
     "Heartbeat, seconds": "心跳间隔，秒",
     "Holder": "户名",
     "How long banks take": "银行响应时间",
+    "INTERNAL": "内部错误",
     "In flight": "在途",
     "In force": "当前",
     "It is sent to the key once. A wrong PIN takes one of the few tries.": (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import attrs
 import msgspec
@@ -41,12 +41,15 @@ from fep.store.database import (
     Done,
     Store,
     StoreBusyError,
+    StoreFailedError,
     StoreFullError,
     Work,
     tell,
 )
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 WATCH_SECONDS: Final = 0.1
 """Between two looks at what changes without being told: keys, links, leases."""
@@ -75,6 +78,12 @@ class RefusedElsewhereError(FepError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class DefectElsewhereError(FepError):
+    """A machine met a defect of its own in what another asked; what it did of it is not known."""
+
+    code = "INTERNAL"
 
 
 @attrs.define(eq=False)
@@ -376,8 +385,9 @@ class Machines:
         while True:
             await self._post.wait()
             self._post = trio.Event()
-            while letters := await self._store.read(
-                partial(store.unread, addressee=self.me.instance, after=last)
+            unread = partial(store.unread, addressee=self.me.instance)
+            while letters := await until_taken(
+                partial(self._store.read, partial(unread, after=last))
             ):
                 last = letters[-1].seq
                 for letter in letters:
@@ -399,13 +409,27 @@ class Machines:
                     hear(body)
 
     async def _do(self, asker: str, body: Mapping[str, Any]) -> None:
-        """Do what another machine asks, and answer."""
+        """Do what another machine asks, and answer.
+
+        Raises:
+            StoreFailedError: the store has ended, and so does this machine.
+        """
         assert self._answer is not None
         answer: dict[str, Any] = {"id": body["id"]}
         try:
             answer["value"] = await self._answer(body["ask"])
+        except (StoreFailedError, ExceptionGroup):
+            raise
         except FepError as error:
-            answer["error"] = {"code": error.code, "message": str(error)}
+            answer["error"] = _told(error)
+        except Exception:  # as in a connection: it ends this request alone
+            log.exception("machine.answer_crashed", asker=asker)
+            answer["error"] = _told(
+                DefectElsewhereError(
+                    f"machine {self.me.number} failed in it by a defect of its own, which is in its"
+                    " log; see what became of it"
+                )
+            )
         await self._patiently(lambda c: self._post_to(c, asker, "answer", answer))
 
     # -- life -----------------------------------------------------------------------------------
@@ -587,13 +611,26 @@ class Machines:
                 self._lose(tenure, "the database did not answer within the lease")
 
     async def _patiently(self, work: Callable[[sa.Connection], Any]) -> None:
-        while True:
-            try:
-                await self._store.write(work)
-            except (StoreFullError, StoreBusyError):
-                await trio.sleep(RETRY_SECONDS)
-            else:
-                return
+        await until_taken(partial(self._store.write, work))
+
+
+def _told(error: FepError) -> dict[str, str]:
+    return {"code": error.code, "message": str(error)}
+
+
+async def until_taken(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask the store, again and again while it refuses for the moment, and return its answer.
+
+    What nobody would ask again must not be lost: a notice, a letter, the tasks of a bank.
+
+    Args:
+        ask: has changed nothing where it is refused.
+    """
+    while True:
+        try:
+            return await ask()
+        except (StoreFullError, StoreBusyError):
+            await trio.sleep(RETRY_SECONDS)
 
 
 @attrs.frozen

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import attrs
 import sqlalchemy as sa
@@ -249,6 +249,8 @@ class Store:
         They see committed data only, and all of them the same moment. They can't write.
 
         Raises:
+            StoreBusyError, StoreFullError: the server of a shared store refuses it for the moment;
+                ask again.
             StoreFailedError: the store has ended, or the server is lost, which ends it.
             sqlalchemy.exc.DBAPIError: the file can't be read.
             Exception: whatever the work itself raised.
@@ -269,12 +271,25 @@ class Store:
         try:
             return await trio.to_thread.run_sync(run, limiter=self._reader_limiter)
         except sa.exc.DBAPIError as error:
-            if not self.is_shared or self.dialect.trouble(error) is not Trouble.FATAL:
+            if not self.is_shared:
                 raise
-            # Who can't read can't write either, and will not find out where nothing is to write.
-            failure = StoreFailedError(self.dialect.told(error))
-            self._end(failure)
-            raise failure from error
+            match trouble := self.dialect.trouble(error):
+                case Trouble.WORK:
+                    raise
+                case Trouble.FATAL:
+                    # Who can't read can't write either, and will not find out where nothing is to
+                    # write.
+                    failure = StoreFailedError(self.dialect.told(error))
+                    self._end(failure)
+                    raise failure from error
+                case Trouble.FULL:
+                    refusal: FepError = StoreFullError(self.dialect.full)
+                case Trouble.BUSY | Trouble.AGAIN:
+                    refusal = StoreBusyError(self.dialect.busy)
+                case _:
+                    assert_never(trouble)
+            log.warning("store.read_refused", reason=self.dialect.told(error))
+            raise refusal from error
 
     async def listen(
         self,

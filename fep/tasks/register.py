@@ -158,11 +158,13 @@ class Register:
         self._aged = sum(len(bucket) for bucket in self._ages.values())
 
     def expired(self, now: float) -> Iterator[Task]:
-        """Yield, once each, the tasks whose moment has come; they may have moved on."""
+        """Yield, once each, the open tasks whose moment has come; they may have moved on."""
         while self._seconds and self._seconds[0] <= now:
             bucket = self._ages.pop(heapq.heappop(self._seconds))
             self._aged -= len(bucket)
-            yield from bucket
+            # One that was let go of with its bank stands in its old state still, and may be open
+            # as another object by now.
+            yield from (task for task in bucket if self._tasks.get(task.task_id) is task)
 
     @property
     def next_expiry(self) -> float:

@@ -374,8 +374,7 @@ class TaskService:
             # A bank that another machine serves by now: its tasks are forgotten in a moment.
             with suppress(PlaceLostError):
                 await self._lapse()
-            with suppress(PlaceLostError):
-                await self._expire()
+            await self._expire()
 
     def _quiet_seconds(self) -> float:
         """Return for how long nothing lapses or expires; the wall clock may be set meanwhile.
@@ -1163,9 +1162,12 @@ class TaskService:
     async def know(self, tasks: list[Task]) -> None:
         """Take in open tasks that were read from the store."""
         unknown = [task for task in tasks if task.state is State.UNKNOWN]
-        waited = await self.store.read(lambda c: store.waited(c, [task.seq for task in unknown]))
-        for task in unknown:
-            task.wait_from(trio.current_time(), waited.get(task.seq, 0.0))
+        if unknown:
+            # What was just admitted has none: it is known before anything else happens.
+            seqs = [task.seq for task in unknown]
+            waited = await self.store.read(lambda c: store.waited(c, seqs))
+            for task in unknown:
+                task.wait_from(trio.current_time(), waited.get(task.seq, 0.0))
         self._open.keep_all(tasks)
         self._look.set()
         self._watch_fill()
@@ -1627,11 +1629,19 @@ class TaskService:
                 self._open.expire_at(task, now.timestamp() + TIMER_SECONDS)
             else:
                 expired.append(task)
-        for at in range(0, len(expired), EXPIRED_AT_ONCE_MAX):
-            await self._expire_these(expired[at : at + EXPIRED_AT_ONCE_MAX], now)
+        of_banks: dict[BankName, list[Task]] = {}
+        for task in expired:
+            of_banks.setdefault(task.bank, []).append(task)
+        for of_bank in of_banks.values():
+            for at in range(0, len(of_bank), EXPIRED_AT_ONCE_MAX):
+                # A bank that another machine serves by now: that one ends them, and here they are
+                # forgotten in a moment. It must not keep the others' tasks.
+                with suppress(PlaceLostError):
+                    await self._expire_these(of_bank[at : at + EXPIRED_AT_ONCE_MAX], now)
         of_clients: dict[ClientName, list[Task]] = {}
         for task in expired:
-            of_clients.setdefault(task.client, []).append(task)
+            if task.state is State.EXPIRED:
+                of_clients.setdefault(task.client, []).append(task)
         # Each client may see its own alarms only.
         for client, own in of_clients.items():
             cause = f"{len(own)} tasks expired unsent; the oldest is {own[0].task_id}"

@@ -21,7 +21,7 @@ import trio
 from fep.domain.errors import FepError
 from fep.domain.ids import BankName, ClientName, TaskId
 from fep.domain.order import Kind
-from fep.machines.service import Machines, PlaceLostError
+from fep.machines.service import Machines, PlaceLostError, until_taken
 from fep.machines.state import Machine, Said, bank_place, newest_at
 from fep.tasks import store
 from fep.tasks.state import FINAL, State
@@ -99,7 +99,8 @@ class Sharing:
             await self._work.wait()
             self._work = trio.Event()
             while self._jobs:
-                await self._jobs.popleft()()
+                # Each one reads first: where that is refused, nothing of it is done.
+                await until_taken(self._jobs.popleft())
 
     def _do(self, job: Job) -> None:
         self._jobs.append(job)
@@ -128,15 +129,18 @@ class Sharing:
         """Read a bank's open tasks; this machine has just won its place."""
         # Known first, read then: what is admitted meanwhile is in one of the two, or in both.
         mine = self._mine[bank] = _Bank(bank_place(bank))
-        tasks, last_seq = await self._service.store.read(
-            lambda c: (store.open_tasks(c, bank), store.last_seq(c))
+        tasks, last_seq = await until_taken(
+            partial(
+                self._service.store.read,
+                lambda c: (store.open_tasks(c, bank), store.last_seq(c)),
+            )
         )
         mine.read_to = last_seq
-        await self._service.know(tasks)
+        await until_taken(partial(self._service.know, tasks))
         await self._service.know([task for task in mine.early if task.seq > last_seq])
         mine.early.clear()
         mine.was_read.set()
-        await self._service.keep_drained()
+        await until_taken(self._service.keep_drained)
         log.info("tasks.taken_over", bank=bank, open=len(tasks))
 
     def drop_bank(self, bank: BankName) -> None:
@@ -243,9 +247,13 @@ class Sharing:
 
     def detached(self, client: ClientName) -> None:
         """Note that a client's last connection to this machine has ended."""
-        del self._clients[client]
+        gone = self._clients.pop(client)
+        box = self._service.box(client)
+        for task_id in gone.asked:
+            # Who asked for it asks again when its offer lapses, wherever the client is by then.
+            box.forget_fetch(task_id)
         # Told from the store, to whatever machine it connects next.
-        self._service.box(client).forget_results()
+        box.forget_results()
         self.machines.changed()
 
     def is_here(self, client: ClientName) -> bool:

@@ -34,7 +34,7 @@ PROGRAM |= {"file", "archives", "chain", "tasks", "archive chain", "references",
 PROGRAM |= {"strays", "pools", "alarms"}
 CODES = {"BAD_REQUEST", "BAD_STATE", "KEY_UNAVAILABLE", "NOT_FOUND", "NOT_PERMITTED"}
 CODES |= {"CONFIG_CHANGED", "CONFIG_NOT_EDITABLE", "CONFIG_NOT_WRITABLE"}
-CODES |= {"STORE_BUSY", "STORE_FULL", "UNKNOWN_BANK"}
+CODES |= {"INTERNAL", "STORE_BUSY", "STORE_FULL", "UNKNOWN_BANK"}
 HEADINGS = re.compile(r'\("([A-Z][^"]+)", task')
 
 

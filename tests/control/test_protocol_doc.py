@@ -304,7 +304,7 @@ JSON_RPC = {
         jsonrpc.INTERNAL_ERROR,
     )
 }
-COMMON = {"NOT_PERMITTED", "STORE_FULL", "STORE_BUSY", "STORE_FAILED"}
+COMMON = {"NOT_PERMITTED", "STORE_FULL", "STORE_BUSY", "STORE_FAILED", "INTERNAL"}
 RESERVED = {"LINK_UNAVAILABLE"}
 """In the contract, and not answered yet."""
 INSIDE = {

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import attrs
+import orjson
 import pytest
 import sqlalchemy as sa
 import trio
@@ -17,6 +18,7 @@ from fep.alarms.state import AlarmKind
 from fep.domain.clock import SystemClock, steady_seconds
 from fep.domain.errors import ConfigError, FepError
 from fep.machines.service import (
+    DefectElsewhereError,
     GuardedStore,
     Machines,
     NoAnswerError,
@@ -28,7 +30,7 @@ from fep.machines.service import (
 from fep.sandbox.postgres import PostgresServer
 from fep.store import database as groups
 from fep.store import schema
-from fep.store.database import Store
+from fep.store.database import Store, StoreFailedError
 from fep.store.postgres import WRITE_LOCK, Postgres
 
 pytestmark = pytest.mark.req("FEP-22", "FEP-25")
@@ -37,6 +39,8 @@ BANK = "bank:pingan"
 LEASE_S = 30.0
 WAIT_SECONDS_MAX = 30.0
 POLL_SECONDS = 0.01
+CANCEL_WAITING = """SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event = 'relation'"""
 
 
 @attrs.define
@@ -278,6 +282,68 @@ async def test_one_asks_another_and_has_its_answer_or_refusal(base: Base) -> Non
         # It has gone: nobody answers.
         with pytest.raises(NoAnswerError, match="gave no answer"), trio.fail_after(60):
             await one.machines.ask(to, {"method": "x"})
+
+
+async def test_a_defect_in_what_another_asks_ends_that_request_alone(
+    base: Base, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with base.node("FEP-01") as one, base.node("FEP-02") as other:
+
+        async def answer(ask: Any) -> Any:
+            return {"done": 1}[ask["method"]]
+
+        other.machines.answer(answer)
+        await one.until(lambda: bool(one.machines.others()))
+        (to,) = one.machines.others()
+        with pytest.raises(RefusedElsewhereError, match="machine FEP-02 failed in it") as refused:
+            await one.machines.ask(to, {"method": "of a newer release"})
+        assert refused.value.code == DefectElsewhereError.code
+        assert await one.machines.ask(to, {"method": "done"}) == 1
+        told = capsys.readouterr().out
+        assert "machine.answer_crashed" in told
+        assert "KeyError" in told
+
+
+async def test_who_is_asked_and_has_no_store_any_more_ends(base: Base) -> None:
+    async def live() -> None:
+        async with base.node("FEP-01") as one, base.node("FEP-02") as other:
+
+            async def answer(_ask: Any) -> Any:
+                raise StoreFailedError("the disk is gone")
+
+            other.machines.answer(answer)
+            await one.until(lambda: bool(one.machines.others()))
+            (to,) = one.machines.others()
+            await one.machines.ask(to, {"method": "x"})
+
+    with pytest.raises(BaseExceptionGroup) as failed:
+        await live()
+    assert isinstance(_one(failed.value), StoreFailedError)
+
+
+async def test_a_letter_that_can_not_be_read_at_the_moment_is_read_later(base: Base) -> None:
+    async with base.node("FEP-01") as one, base.node("FEP-02") as other:
+
+        async def answer(ask: Any) -> Any:
+            return ask["method"]
+
+        other.machines.answer(answer)
+        await one.until(lambda: bool(one.machines.others()))
+        (to,) = one.machines.others()
+        note = orjson.dumps({"from": "nobody", "name": "post", "value": to.instance}).decode()
+
+        def refuse_one_read() -> None:
+            name = base.url.rpartition("/")[2]
+            with base.server.connect(name) as holder, holder.transaction():
+                holder.execute("LOCK TABLE letter IN ACCESS EXCLUSIVE MODE")
+                base.sql("SELECT pg_notify('fep', %s)", note)
+                with base.server.connect(name) as watcher:
+                    while not watcher.execute(CANCEL_WAITING).fetchall():
+                        pass
+
+        await trio.to_thread.run_sync(refuse_one_read)
+        with trio.fail_after(WAIT_SECONDS_MAX):
+            assert await one.machines.ask(to, {"method": "later"}) == "later"
 
 
 def _letters(connection: sa.Connection) -> int:

@@ -460,6 +460,34 @@ async def test_a_program_that_holds_the_store_refuses_work_and_no_more(base: Bas
     assert base.lanes().keys() == {"later"}
 
 
+@pytest.mark.parametrize(
+    ("state", "refusal"),
+    [
+        ("55P03", StoreBusyError),
+        ("57014", StoreBusyError),
+        (AGAIN, StoreBusyError),
+        (DEADLOCK, StoreBusyError),
+        (FULL, StoreFullError),
+    ],
+)
+async def test_a_read_that_is_refused_for_the_moment_may_be_asked_again(
+    base: Base, state: str, refusal: type[FepError]
+) -> None:
+    async with base.running() as store:
+        with pytest.raises(refusal):
+            await store.read(trouble(state))
+        assert await store.read(_count) == 0
+        await store.write(put("later"))
+    assert base.lanes().keys() == {"later"}
+
+
+async def test_a_read_that_is_wrong_is_a_defect_and_nothing_else(base: Base) -> None:
+    async with base.running() as store:
+        with pytest.raises(sa.exc.ProgrammingError):
+            await store.read(trouble("42P01"))
+        assert await store.read(_count) == 0
+
+
 async def test_a_lost_server_is_the_end_of_the_store_whatever_it_was_doing(own: Base) -> None:
     answers = Answers()
 

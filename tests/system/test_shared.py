@@ -290,6 +290,89 @@ def test_a_machine_that_stops_leaves_its_banks_at_once(
         assert "MACHINE_LOST" not in {alarm["kind"] for alarm in alarms}
 
 
+# -- held up ---------------------------------------------------------------------------------------
+
+
+def test_a_table_that_another_program_holds_ends_no_machine(
+    directory: Path,
+    postgres: PostgresServer,  # noqa: F811
+) -> None:
+    """As ``VACUUM FULL`` does it: for longer than a read waits at the server."""
+    with Machines(directory, postgres, APART) as machines:
+        machines.start_banks()
+        machines.start()
+        one, _ = machines.all
+        both = {"FEP-01": {"pingan"}, "FEP-02": {"cmb"}}
+        with one.operator() as operator:
+            wait_served(one, operator, both)
+        told: list[TaskResult] = []
+        with machines.server.connect(machines.database) as holder:
+            with holder.transaction():
+                holder.execute("LOCK TABLE task IN ACCESS EXCLUSIVE MODE")
+                for scene in machines.all:
+                    # A connection has the machine look for what is owed to its client.
+                    with finance(machines, scene, told) as client:
+                        with pytest.raises(CallError) as refused:
+                            client.call("task.get", {"task_id": "nobody-1"})
+                        assert refused.value.code == "STORE_BUSY"
+                        scene.wait(client, lambda _, s=scene: refused_reads(s) > 1, "its own too")
+            assert all_run(machines)
+        with finance(machines, one, told) as client, one.operator() as operator:
+            wait_served(one, operator, both)
+            for bank in ("pingan", "cmb"):
+                pay(machines, client, bank, f"{bank}-1")
+            one.wait(operator, lambda _: len(names(told)) == 2, "both told")
+            tasks = settle(machines, one, operator)
+        assert all_run(machines)
+        assert violations(one, tasks) == []
+
+
+def test_a_bank_is_taken_when_its_tasks_can_be_read_at_last(
+    directory: Path,
+    postgres: PostgresServer,  # noqa: F811
+) -> None:
+    with Machines(directory, postgres, [["pingan"]]) as machines:
+        machines.start_banks()
+        one = machines.first
+        one.start_daemon()
+        with one.operator() as operator:
+            wait_served(one, operator, {"FEP-01": {"pingan"}})
+            operator.call("link.drain", {"bank": "pingan"})
+            pay(machines, operator, "pingan", "pingan-1")
+        assert one.stop_daemon() == 0
+        with machines.server.connect(machines.database) as holder, holder.transaction():
+            holder.execute("LOCK TABLE task IN ACCESS EXCLUSIVE MODE")
+            one.start_daemon(log_name="again.log")
+            log = one.directory / "again.log"
+            until_told(machines, log, "place.taken")
+            until_told(machines, log, "store.read_refused")
+        with one.operator() as operator:
+            operator.call("link.resume", {"bank": "pingan"})
+            tasks = settle(machines, one, operator)
+        assert all_run(machines)
+        assert [task["state"] for task in tasks] == ["succeeded"]
+        assert violations(one, tasks) == []
+
+
+def until_told(machines: Machines, log: Path, event: str) -> None:
+    """Wait until a machine's log tells an event, while all run."""
+    end = time.monotonic() + SETTLE_SECONDS_MAX
+    while event not in log.read_text("utf-8"):
+        assert all_run(machines)
+        assert time.monotonic() < end, f"{event} was not told"
+
+
+def all_run(machines: Machines) -> bool:
+    """Say whether no machine has ended."""
+    daemons = [scene.daemon for scene in machines.all]
+    return all(daemon is not None and daemon.poll() is None for daemon in daemons)
+
+
+def refused_reads(scene: Scene) -> int:
+    """Return how many reads the database has refused to a machine."""
+    return (scene.directory / "fep.log").read_text("utf-8").count("store.read_refused")
+
+
 # -- death -----------------------------------------------------------------------------------------
 
 
