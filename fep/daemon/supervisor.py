@@ -2,9 +2,10 @@
 
 Expected loss (a bank that is down, a key that is out) is handled where it happens and never comes
 here. That the store has ended is no lane's defect either: it ends the daemon, and the lane waits
-for that. What else comes here is a defect of ours: it is logged with its trace and the lane is
-started again, a few times; then it is FAILED, with an alarm, until the service is restarted, and
-what it held is let go of, so that persons can act on it.
+for that. Nor is it one that the store refuses a lane what it asks for at the moment: the lane is
+started again until it does not. What else comes here is a defect of ours: it is logged with its
+trace and the lane is started again, a few times; then it is FAILED, with an alarm, until the
+service is restarted, and what it held is let go of, so that persons can act on it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import trio
 from fep.alarms.service import Alarms
 from fep.alarms.state import AlarmKind
 from fep.domain.errors import FepError
-from fep.store.database import StoreFailedError
+from fep.store.database import StoreBusyError, StoreFailedError, StoreFullError
 
 log = structlog.get_logger()
 
@@ -59,9 +60,14 @@ async def supervise(
         try:
             await lane(task_status=first)
         except Exception as error:  # the one place: see the module's docstring
-            if _is_end_of_store(error):
+            if _says_only(error, StoreFailedError):
                 first.started()
                 await trio.sleep_forever()
+            if _says_only(error, StoreBusyError, StoreFullError):
+                first.started()
+                log.warning("lane.interrupted", lane=name, reason=_told(error))
+                await trio.sleep(RESTART_PAUSE_SECONDS)
+                continue
             log.exception("lane.crashed", lane=name)
         else:
             log.error("lane.returned", lane=name)
@@ -87,7 +93,7 @@ async def _left(name: str, leave: Callable[[], Awaitable[None]]) -> None:
         try:
             await leave()
         except Exception as error:  # the one place: see the module's docstring
-            if _is_end_of_store(error):
+            if _says_only(error, StoreFailedError):
                 return
             log.exception("lane.not_left", lane=name)
         else:
@@ -96,11 +102,18 @@ async def _left(name: str, leave: Callable[[], Awaitable[None]]) -> None:
         pause = min(2 * pause, RESTART_WINDOW_SECONDS)
 
 
-def _is_end_of_store(error: Exception) -> bool:
-    """Say whether an error, or all of a group, says nothing but that the store has ended."""
+def _says_only(error: Exception, *kinds: type[FepError]) -> bool:
+    """Say whether an error, or all of a group, is of these kinds."""
     if isinstance(error, ExceptionGroup):
-        return error.split(StoreFailedError)[1] is None
-    return isinstance(error, StoreFailedError)
+        return error.split(kinds)[1] is None
+    return isinstance(error, kinds)
+
+
+def _told(error: BaseException) -> str:
+    """Return the words of an error, of a group those of the first that is none."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)
 
 
 class _Once:

@@ -24,7 +24,7 @@ from fep.daemon.supervisor import (
     guarded,
     supervise,
 )
-from fep.store.database import Store, StoreFailedError
+from fep.store.database import Store, StoreBusyError, StoreFailedError, StoreFullError
 
 Log = MutableMapping[str, Any]
 
@@ -80,6 +80,27 @@ async def test_the_end_of_the_store_is_no_defect_of_a_lane(
         await trio.sleep(100)
         nursery.cancel_scope.cancel()
     assert len(lane.begun) == 1
+    assert [entry["lane"] for entry in logs if entry["event"] == "lane.crashed"] == ["bank:bad"]
+
+
+async def test_a_store_that_refuses_for_the_moment_is_no_defect_of_a_lane(
+    alarms: Alarms, autojump_clock: trio.testing.MockClock, logs: list[Log]
+) -> None:
+    """As while another program holds a table of the shared store."""
+    times = 3 * RESTARTS_MAX
+    busy = ExceptionGroup("a lane's nursery", [StoreBusyError("held"), StoreFullError("full")])
+    lane = Lane(*[0.0] * times, None, error=busy)
+    defect = Lane(0.0, None, error=ExceptionGroup("", [busy, RuntimeError("a defect")]))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervise, "bank:one", lane.run, alarms)
+        await nursery.start(supervise, "bank:bad", defect.run, alarms)
+        await trio.sleep(100)
+        nursery.cancel_scope.cancel()
+    assert len(lane.begun) == times + 1
+    assert {b - a for a, b in pairwise(lane.begun)} == {RESTART_PAUSE_SECONDS}
+    assert alarms.active() == []
+    told = [entry for entry in logs if entry["event"] == "lane.interrupted"]
+    assert [(entry["lane"], entry["reason"]) for entry in told] == [("bank:one", "held")] * times
     assert [entry["lane"] for entry in logs if entry["event"] == "lane.crashed"] == ["bank:bad"]
 
 
