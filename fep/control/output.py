@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+HIGHEST_STANDARD: Final = 2
 UNSAID: Final = 3
 """Exit status: done, but what was to be said could not be written."""
 BROKEN_PIPE: Final = 141
@@ -32,21 +34,29 @@ class _Descriptor(io.FileIO):
     def write(self, data: ReadableBuffer, /) -> int:
         if self.lost is None:
             try:
-                return super().write(data)
+                return self._write_in_time(data)
             except OSError as error:
                 self.lost = error
                 if self.is_read_along and isinstance(error, BrokenPipeError):
                     raise
         return memoryview(data).nbytes
 
+    def _write_in_time(self, data: ReadableBuffer) -> int:
+        while (written := super().write(data)) is None:
+            # Somebody else made it non-blocking, and it is full for the moment.
+            select.select([], [self], [])
+        return written
+
 
 def open_closed() -> None:
     """Open what the shell closed (``>&-``), so that whoever prints need not ask."""
-    for name in ("stdout", "stderr"):
+    # Never closed: a store or a socket that got the number 1 would be printed into.
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= HIGHEST_STANDARD:
+        pass
+    os.close(nowhere)
+    for number, name in enumerate(("stdout", "stderr"), 1):
         if getattr(sys, name) is None:
-            # Never closed: a store or a socket that got the number 1 would be printed into.
-            nowhere = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
-            setattr(sys, name, nowhere)
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
 
 
 def close_log() -> None:

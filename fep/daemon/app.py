@@ -56,7 +56,7 @@ from fep.logs import Followers
 from fep.machines.service import GuardedStore, Machines, PlaceLostError, Tenure, new_me
 from fep.machines.state import POOLING, bank_place
 from fep.pooling.service import PoolService
-from fep.store.database import Store
+from fep.store.database import Store, StoreBusyError, StoreFullError
 from fep.store.files import LOCK_FILE, RESTORING_FILE, STORE_FILE
 from fep.tasks.lane import Lane, LaneParts
 from fep.tasks.service import TaskService
@@ -93,6 +93,12 @@ class NotVerifiedError(FepError):
     code = "NOT_VERIFIED"
 
 
+def _set() -> trio.Event:
+    event = trio.Event()
+    event.set()
+    return event
+
+
 @attrs.define
 class _Unit:
     """One running bank: its connection and its lane."""
@@ -100,8 +106,9 @@ class _Unit:
     config: BankConfig
     link: BankLink
     scope: trio.CancelScope
-    ended: trio.Event
     tape: Recorder | None = None
+    ended: trio.Event = attrs.field(factory=_set)
+    """Set while it does not run."""
 
 
 Faces = Callable[..., Awaitable[None]]
@@ -498,7 +505,7 @@ class Daemon:
                 **({} if tape is None else {"note_frame": tape.note_task}),
             )
         )
-        self._units[bank.name] = _Unit(bank, link, trio.CancelScope(), trio.Event(), tape)
+        self._units[bank.name] = _Unit(bank, link, trio.CancelScope(), tape)
         self.links[bank.name] = link
 
     async def _run_unit(
@@ -506,6 +513,7 @@ class Daemon:
     ) -> None:
         """Run a bank's connection and lane until the bank is taken out of force."""
         unit = self._units[bank.name]
+        unit.ended = trio.Event()
         assert bank.slot is not None
         slot = self.ring.slots[bank.slot]
         try:
@@ -658,7 +666,10 @@ class Daemon:
             # Half a change would leave a bank ended and not begun.
             why = f"not done within {APPLY_SECONDS_MAX:g} s"
             with trio.CancelScope(shield=True, relative_deadline=APPLY_SECONDS_MAX):
-                why = await attempted(f"apply by {who}", take)
+                try:
+                    why = await attempted(f"apply by {who}", take)
+                except (StoreBusyError, StoreFullError) as error:
+                    why = str(error)
             if why:
                 msg = f"not all of it is in force, an apply tries it again: {why}"
                 raise ProtocolRefusal("BAD_STATE", msg)
@@ -685,16 +696,8 @@ class Daemon:
                 self.tasks.sharing.forget_foreign(name)
             # Also where an earlier apply began with it: what was cut off then is finished now.
             await self.tasks.remove_lane(name)
-        assert self._lanes_nursery is not None
         for name in found.changed:
-            self._make(after[name])
-            if self._stop.is_set() and name in self.tasks.lanes:
-                self.tasks.lanes[name].drain()
-            await self.tasks.keep_drained()
-            if name in self._units:
-                if self.tasks.sharing is not None:
-                    self.tasks.sharing.forget_foreign(name)
-                await self._lanes_nursery.start(self._run_unit, after[name])
+            await self._begin_unit(after[name])
         self.config = new
         self.tasks.configuration = new.digest
         log.warning(
@@ -706,6 +709,24 @@ class Daemon:
             restart_needed=list(found.restart),
         )
         return {"configuration": new.digest, **found.value()}
+
+    async def _begin_unit(self, bank: BankConfig) -> None:
+        """Let a bank run as it is configured now; where that fails, the next apply begins it."""
+        assert self._lanes_nursery is not None
+        is_begun = False
+        try:
+            self._make(bank)
+            if self._stop.is_set() and bank.name in self.tasks.lanes:
+                self.tasks.lanes[bank.name].drain()
+            await self.tasks.keep_drained()
+            if bank.name in self._units:
+                if self.tasks.sharing is not None:
+                    self.tasks.sharing.forget_foreign(bank.name)
+                await self._lanes_nursery.start(self._run_unit, bank)
+            is_begun = True
+        finally:
+            if not is_begun:
+                self._units.pop(bank.name, None)
 
     # -- health -------------------------------------------------------------------------------
 

@@ -3,15 +3,17 @@
 Expected loss (a bank that is down, a key that is out) is handled where it happens and never comes
 here. That the store has ended is no lane's defect either: it ends the daemon, and the lane waits
 for that. Nor is it one that the store refuses a lane what it asks for at the moment: the lane is
-started again until it does not. What else comes here is a defect of ours: it is logged with its
-trace and the lane is started again, a few times; then it is FAILED, with an alarm, until the
-service is restarted, and what it held is let go of, so that persons can act on it.
+started again until it does not, and an alarm stands while that happens often. What else comes here
+is a defect of ours: it is logged with its trace and the lane is started again, a few times; then it
+is FAILED, with an alarm, until the service is restarted, and what it held is let go of, so that
+persons can act on it.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -27,6 +29,8 @@ log = structlog.get_logger()
 RESTARTS_MAX: Final = 5
 RESTART_WINDOW_SECONDS: Final = 600.0
 RESTART_PAUSE_SECONDS: Final = 1.0
+CLEAR_SECONDS: Final = 30.0
+"""A lane that has run so long since the store refused it something is well again."""
 
 Lane = Callable[..., Awaitable[None]]
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
@@ -53,12 +57,15 @@ async def supervise(
             is left to be done.
         task_status: trio's.
     """
-    crashes: deque[float] = deque()
+    crashes, interruptions = deque[float](), deque[float]()
     first = _Once(task_status)
     alarms.clear(AlarmKind.LANE_FAILED, name)
     while True:
         try:
-            await lane(task_status=first)
+            if interruptions:
+                await _run_and_clear(partial(lane, task_status=first), alarms, name)
+            else:
+                await lane(task_status=first)
         except Exception as error:  # the one place: see the module's docstring
             if _says_only(error, StoreFailedError):
                 first.started()
@@ -66,24 +73,45 @@ async def supervise(
             if _says_only(error, StoreBusyError, StoreFullError):
                 first.started()
                 log.warning("lane.interrupted", lane=name, reason=_told(error))
+                if _count(interruptions) > RESTARTS_MAX:
+                    cause = f"the store refuses what it asks for: {_told(error)}; it is tried again"
+                    alarms.raise_alarm(AlarmKind.LANE_FAILED, name, cause)
                 await trio.sleep(RESTART_PAUSE_SECONDS)
                 continue
             log.exception("lane.crashed", lane=name)
         else:
             log.error("lane.returned", lane=name)
         first.started()
-        now = trio.current_time()
-        crashes.append(now)
-        while crashes[0] < now - RESTART_WINDOW_SECONDS:
-            crashes.popleft()
-        if len(crashes) > RESTARTS_MAX:
-            cause = f"crashed {len(crashes)} times in {RESTART_WINDOW_SECONDS:g} s"
+        if (times := _count(crashes)) > RESTARTS_MAX:
+            cause = f"crashed {times} times in {RESTART_WINDOW_SECONDS:g} s"
             log.error("lane.failed", lane=name, cause=cause)
             alarms.raise_alarm(AlarmKind.LANE_FAILED, name, cause)
             if leave is not None:
                 await _left(name, leave)
             return
         await trio.sleep(RESTART_PAUSE_SECONDS)
+
+
+def _count(moments: deque[float]) -> int:
+    """Add this moment, and return how many there were within the window."""
+    now = trio.current_time()
+    moments.append(now)
+    while moments[0] < now - RESTART_WINDOW_SECONDS:
+        moments.popleft()
+    return len(moments)
+
+
+async def _run_and_clear(lane: Callable[[], Awaitable[None]], alarms: Alarms, name: str) -> None:
+    """Run a lane that was interrupted; its alarm goes when it has run for a while."""
+
+    async def clear() -> None:
+        await trio.sleep(CLEAR_SECONDS)
+        alarms.clear(AlarmKind.LANE_FAILED, name)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(clear)
+        await lane()
+        nursery.cancel_scope.cancel()
 
 
 async def _left(name: str, leave: Callable[[], Awaitable[None]]) -> None:

@@ -36,6 +36,7 @@ from fep.domain.order import (
     StatementQuery,
     result_value,
 )
+from fep.store.database import StoreBusyError, StoreFullError
 from fep.tasks import evidence, look, store
 from fep.tasks.look import Look
 from fep.tasks.matching import (
@@ -175,6 +176,10 @@ class Watch:
                 self._fail(one, str(lost))
             else:
                 self._lane.later(LOST_RETRY_SECONDS, partial(self._put, one))
+            return
+        except (StoreBusyError, StoreFullError) as error:
+            # Payments go on: a look is begun anew later.
+            self._fail(one, str(error))
             return
         except BodyError as error:
             # Midnight passed between two pages, or an account is not approved any more.
@@ -363,14 +368,14 @@ class Watch:
 
     async def _judge(self, one: Look) -> None:
         one.is_judged = True
-        for task in sorted(self._open.pop(one.payer, ()), key=lambda task: task.seq):
+        searched = self._open.get(one.payer, set())
+        for task in sorted(searched, key=lambda task: task.seq):
             # Each may walk all lines, and wait for nothing.
             await trio.lowlevel.checkpoint()
             if task.state not in OPEN_AT_BANK:
+                searched.discard(task)
                 self._noted.pop(task, None)
-            elif task.claimed:
-                self._open.setdefault(one.payer, set()).add(task)
-            else:
+            elif not task.claimed:
                 await self._judge_open(task, one)
         if not (amounts := one.returns.amounts):
             return
@@ -411,7 +416,6 @@ class Watch:
     async def _judge_open(self, task: Task, one: Look) -> None:
         """Close an open payment that the statement proves."""
         lane = self._lane
-        lane.hold(task)
         payment = payment_of(task)
         by_reference_only = not one.is_complete or lane.parts.card.statement.shows_reference
         if not by_reference_only:
@@ -421,6 +425,10 @@ class Watch:
         others: Sequence[Payment] = ()
         if not by_reference_only or payment.bank_ref:
             others = await self._service.store.read(partial(store.rivals, one=payment))
+        if task.claimed or task.state not in OPEN_AT_BANK:
+            return  # Somebody took it meanwhile: the next look sees to it.
+        self._open[one.payer].discard(task)
+        lane.hold(task)
         match find_payment(payment, one.entries, others, by_reference_only=by_reference_only):
             case Found(entry=entry, by=by):
                 self._noted.pop(task, None)

@@ -11,12 +11,14 @@ from typing import Any
 import attrs
 import pytest
 import tomli_w
+import trio
 
 from fep.alarms.state import MEANINGS, About, AlarmKind
 from fep.control.commands import METHODS, PROTOCOL_VERSION, ProtocolRefusal, Role, plain
 from fep.domain.clock import SystemClock
 from fep.domain.ids import BankName, SlotName
 from fep.domain.order import Kind
+from fep.store.database import StoreBusyError
 from fep.store.files import STORE_FILE
 from tests.control.conftest import Start
 from tests.control.rig import BANK, Config, Rig, Wire
@@ -563,6 +565,33 @@ async def test_a_bank_whose_taking_out_was_cut_off_is_taken_out_by_the_next_appl
         assert not link.is_open
         evidence = {"task_id": "SENT", "outcome": "succeeded", "evidence": "line 4 of today"}
         await admin.result("task.resolve", evidence)
+
+
+@pytest.mark.parametrize("error", [StoreBusyError("held"), KeyError("a defect")])
+async def test_a_bank_that_was_ended_and_not_begun_is_begun_by_the_next_apply(
+    start: Start, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async with start(bank=True) as rig:
+        await rig.ready()
+        admin = await rig.admin()
+        keep_drained, refusals = rig.daemon.tasks.keep_drained, [error]
+
+        async def refused_once() -> None:
+            if refusals:
+                raise refusals.pop()
+            await keep_drained()
+
+        monkeypatch.setattr(rig.daemon.tasks, "keep_drained", refused_once)
+        before = rig.scene.config.read_text("utf-8")
+        rig.scene.config.write_text(before.replace("workers = 4", "workers = 2"), "utf-8")
+        answer = await admin.ask("config.apply")
+        assert "not all of it is in force, an apply tries it again: " in answer["error"]["message"]
+        # Also by the file as it was: what does not run is not unchanged.
+        rig.scene.config.write_text(before, "utf-8")
+        with trio.fail_after(10.0):
+            assert (await admin.result("config.apply"))["changed"] == [BANK.name]
+            await rig.ready()
+        assert (await admin.result("config.apply"))["unchanged"] == [BANK.name]
 
 
 def test_a_snapshot_is_plain_json() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,11 +69,40 @@ def test_without_room_for_words_it_is_done_and_the_status_is_3(
 
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
-@pytest.mark.parametrize("shell", [">&-", ">&- 2>&-"])
+@pytest.mark.parametrize("shell", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_who_closes_the_output_wants_no_words(
     directory: Path, shell: str, words: tuple[str, ...]
 ) -> None:
     assert ran(directory, shell, *words) == (0, "")
+
+
+def child(code: str, **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", f"import os\nfrom fep.control import output\n{code}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        **options,
+    )
+
+
+def test_what_is_opened_later_gets_no_number_that_is_printed_into() -> None:
+    code = "output.open_closed(); os._exit(os.open(os.devnull, os.O_RDONLY))"
+    closed = partial(os.closerange, 0, 3)
+    with child(code, preexec_fn=closed) as process:
+        assert process.wait(SECONDS_MAX) == 3
+
+
+def test_a_pipe_that_somebody_made_non_blocking_takes_all() -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    room = fcntl.fcntl(write, fcntl.F_GETPIPE_SZ)
+    code = f"raise SystemExit(output.run(lambda: print('x' * {2 * room}) or 0, print))"
+    with child(code, stdout=write) as process:
+        os.close(write)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1.0)
+        with os.fdopen(read, "rb") as pipe:
+            assert len(pipe.read()) == 2 * room + 1
+        assert process.wait(SECONDS_MAX) == 0
 
 
 def test_what_failed_stays_failed_without_room_for_words(directory: Path) -> None:

@@ -18,6 +18,7 @@ import trio.testing
 from fep.alarms.service import Alarms
 from fep.alarms.state import AlarmKind
 from fep.daemon.supervisor import (
+    CLEAR_SECONDS,
     RESTART_PAUSE_SECONDS,
     RESTART_WINDOW_SECONDS,
     RESTARTS_MAX,
@@ -99,6 +100,11 @@ async def test_a_store_that_refuses_for_the_moment_is_no_defect_of_a_lane(
     assert len(lane.begun) == times + 1
     assert {b - a for a, b in pairwise(lane.begun)} == {RESTART_PAUSE_SECONDS}
     assert alarms.active() == []
+    raised = [entry for entry in logs if entry["event"] == "alarm.raised"]
+    assert [
+        (one["subject"], "refuses what it asks for: held" in one["cause"]) for one in raised
+    ] == [("bank:one", True)]
+    assert 100 - times * RESTART_PAUSE_SECONDS > CLEAR_SECONDS
     told = [entry for entry in logs if entry["event"] == "lane.interrupted"]
     assert [(entry["lane"], entry["reason"]) for entry in told] == [("bank:one", "held")] * times
     assert [entry["lane"] for entry in logs if entry["event"] == "lane.crashed"] == ["bank:bad"]

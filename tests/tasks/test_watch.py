@@ -30,6 +30,8 @@ from fep.domain.order import (
     StatementQuery,
     StatusQuery,
 )
+from fep.store.database import StoreBusyError
+from fep.tasks import store
 from fep.tasks.look import Look
 from fep.tasks.state import Event, State
 from fep.tasks.store import NOT_LOOKED_AT, ends_untold, note_look, text_of
@@ -125,6 +127,44 @@ async def test_a_payment_that_no_inquiry_tells_of_is_found_in_the_statement(
         assert b"12.50" in kept
         assert fep.alarm_kinds() == set()
         fep.agrees()
+
+
+def refuse_once(monkeypatch: pytest.MonkeyPatch, query: str) -> list[StoreBusyError]:
+    """Let the store refuse a query for the moment, once; return what it will still refuse with."""
+    real, left = getattr(store, query), [StoreBusyError("held")]
+
+    def refusing(*given: Any, **named: Any) -> Any:
+        if left:
+            raise left.pop()
+        return real(*given, **named)
+
+    monkeypatch.setattr(store, query, refusing)
+    return left
+
+
+@pytest.mark.parametrize("query", ["watched_since", "is_blind", "rivals"])
+async def test_a_look_that_the_store_refuses_for_the_moment_is_begun_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    """Payments in flight go on, and the one that is searched for is found by the next look."""
+    left = refuse_once(monkeypatch, query)
+    async with world.fep(card=SEARCH_SOON, reply_timeout_s=0.3, codec=changed(mute)) as fep:
+        await silent(fep, PINGAN, money(PINGAN))
+        await fep.becomes("T1", State.SUCCEEDED)
+        assert not left
+        fep.agrees()
+
+
+async def test_a_return_is_found_by_the_look_after_one_that_the_store_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = refuse_once(monkeypatch, "watched_alike")
+    async with world.fep(card=WATCH) as fep:
+        world.banks[PINGAN].faults[Fault.RETURNED] = 1.0
+        await one_succeeds(fep)
+        await take_back(world, PINGAN)
+        await fep.becomes("T1", State.RETURNED)
+        assert not left
 
 
 async def test_a_payment_that_was_not_done_is_not_found_and_stays_open(world: World) -> None:
