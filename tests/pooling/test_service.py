@@ -1079,12 +1079,16 @@ def lose_the_key_at_its_sweep(world: World, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def a_sweep_that_waits(daemon: Daemon) -> tuple[str, str]:
-    """Start a round whose second sweep has its body and can't be sent; return both ids."""
+    """Start a round whose first sweep is done, and whose second has its body and can't be sent.
+
+    Returns the ids of the round and of the second.
+    """
     await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
     started = await daemon.pools.start_round("main", "operator op")
-    sweep_task = started["items"][1]["sweep_task"]
-    await daemon.until_task(sweep_task, "fetched")
-    return started["round_id"], sweep_task
+    first, second = (item["sweep_task"] for item in started["items"])
+    await daemon.until_task(first, "succeeded")
+    await daemon.until_task(second, "fetched")
+    return started["round_id"], second
 
 
 async def taken_back(daemon: Daemon, round_id: str, sweep_task: str) -> None:
@@ -1123,7 +1127,6 @@ async def test_a_sweep_that_waited_while_the_daemon_was_down_is_not_sent(
     clock = WallClock("2026-01-05T08:29:00")
     async with world.daemon(pool(A, B), clock=clock) as daemon:
         round_id, sweep_task = await a_sweep_that_waits(daemon)
-        await daemon.until_items(round_id, "swept", "sweeping")
     world.queue_clock.by = dt.timedelta(hours=7)
     clock.set("2026-01-05T15:29:00")
     world.gates[CMB].open()
