@@ -26,7 +26,7 @@ from fep.domain.clock import Clock, from_text, to_text
 from fep.domain.errors import FepError
 from fep.domain.ids import AccountNumber, BankName, ClientName, TaskId
 from fep.domain.money import ZERO, Cny
-from fep.domain.order import Kind
+from fep.domain.order import Kind, PaymentOrder
 from fep.machines.service import GuardedStore, PlaceLostError
 from fep.pooling import plan, store
 from fep.pooling.config import MemberConfig, PoolConfig
@@ -43,6 +43,8 @@ log = structlog.get_logger()
 
 CLIENT: Final = ClientName("fep/pooling")
 """No session can be opened under this name: a configured one has no slash (``parse_name``)."""
+TOLD_TOO_OLD: Final = "pooling: its balance is too old"
+TOLD_PAID: Final = "pooling: its account has paid meanwhile"
 REFUSED: Final[dict[str, Any]] = {"refused": "the sweep is not to be sent"}
 """An answer that is not {kind, params} fails the task: nothing is sent."""
 SWEEP_AGE_SECONDS_MAX: Final = 3600.0
@@ -83,6 +85,21 @@ class PoolRefusedError(FepError):
         self.code = code
 
 
+@attrs.frozen
+class _Judged:
+    """A balance that a sweep was planned by."""
+
+    at: dt.datetime
+    taken: Cny
+    """What our payments had taken from the account by then, or were to."""
+    since: float = attrs.field(factory=trio.current_time)
+
+    @property
+    def lived(self) -> float:
+        """Seconds that have really passed since."""
+        return trio.current_time() - self.since
+
+
 class PoolService:
     """Owns the running rounds of all pools.
 
@@ -99,7 +116,7 @@ class PoolService:
         database: GuardedStore | None = None,
     ) -> None:
         self._tasks = tasks
-        tasks.box(CLIENT).vet = partial(_stale, tasks.clock)
+        tasks.box(CLIENT).vet = self._vet
         self._store = tasks.store if database is None else database
         self._alarms = alarms
         self._clock = clock
@@ -118,8 +135,8 @@ class PoolService:
         asked for, and what this process knew as taken just before that was read."""
         self._paid_before: dict[TaskId, Cny] = {}
         """By balance task: what our payments had taken from the account when it was asked for."""
-        self._judged: dict[TaskId, tuple[dt.datetime, Cny]] = {}
-        """By sweep: when its balance was judged, and what our payments had taken by then."""
+        self._judged: dict[TaskId, _Judged] = {}
+        """By sweep, of those whose balance this process judged."""
         self._refused: dict[TaskId, str] = {}
         """Why a sweep was given no body, until its end is told."""
         self.configure(pools, accounts)
@@ -190,11 +207,13 @@ class PoolService:
             now = self._clock.now()
             ahead = now + dt.timedelta(seconds=EARLY_SECONDS_MAX)
             if latest > ahead:
-                # The clock was set back, now or before the start: nothing of what is due by it was
-                # looked at, and what ran by the wrong one is not what is due.
+                # The clock was set back, now or before the start: what ran by the wrong one is not
+                # what is due.
                 await self._free_keys(ahead)
-                looked_until, latest = min(looked_until, now - missed), now
-            latest = max(latest, now)
+            if latest > now:
+                # Nothing of what is due by this one was looked at.
+                looked_until = min(looked_until, now - missed)
+            latest = now
             # The clock may have been set, or the machine have slept, over many due moments.
             since = max(looked_until, now - missed)
             stored = True
@@ -480,6 +499,7 @@ class PoolService:
         """
         while True:
             await trio.sleep(SCHEDULE_LOOK_SECONDS)
+            self._look_for_keys()
             for one in list(self._rounds.values()):
                 await self._take_back_stale(one)
                 # Rounds may end while another's accounts are written.
@@ -492,20 +512,27 @@ class PoolService:
                 await self._write(partial(store.update, round_id=one.round_id, items=late))
                 self._push_later(one, late)
 
+    def _look_for_keys(self) -> None:
+        """End the alarms of pools that wait for no key any more."""
+        for alarm in self._alarms.active():
+            pool = self._pools.get(alarm.subject)
+            if alarm.kind is AlarmKind.POOL_BLOCKED and pool is not None:
+                banks = set(self._banks(pool).values())
+                if all(self._tasks.has_key(bank) for bank in banks):
+                    self._alarms.clear(alarm.kind, alarm.subject)
+
     async def _take_back_stale(self, one: Round) -> None:
-        """Cancel sweeps whose body the queue has and could not send for too long.
+        """Cancel sweeps that the queue has and could not send for too long.
 
         Not after a restore: what is held then may have been sent.
         """
-        now = self._clock.now()
         for item in list(one.items):
-            judged_at, _ = self._judged.get(item.sweep_task, (one.started_at, None))
-            is_stale = _apart(now, judged_at) > SWEEP_AGE_SECONDS_MAX
-            if item.state is not ItemState.SWEEPING or not is_stale or self._tasks.held_since:
+            waits = item.state in TO_SWEEP and not one.plan_only
+            if not waits or not self._is_old(item, one) or self._tasks.held_since:
                 continue
             self._refused[item.sweep_task] = Reason.BALANCE_TOO_OLD
             try:
-                await self._tasks.cancel(None, item.sweep_task, "pooling: its balance is too old")
+                await self._tasks.cancel(None, item.sweep_task, TOLD_TOO_OLD)
             except (TaskRefusedError, StoreFullError, StoreBusyError, PlaceLostError):
                 # It may have left by now, and has its end from the bank.
                 self._refused.pop(item.sweep_task, None)
@@ -597,19 +624,61 @@ class PoolService:
 
     def _overtaken(self, one: Round, item: Item, member: MemberConfig) -> Reason | None:
         """Return why a sweep does not follow any more from the balance it was planned by."""
-        judged_at, taken = self._judged.get(item.sweep_task, (one.started_at, None))
-        if _apart(self._clock.now(), judged_at) > SWEEP_AGE_SECONDS_MAX:
+        if self._is_old(item, one):
             return Reason.BALANCE_TOO_OLD
-        if taken is not None and self._taken(item.account) > taken:
+        judged = self._judged.get(item.sweep_task)
+        if judged is not None and self._taken(item.account) > judged.taken:
             return Reason.PAID_MEANWHILE
-        if item.balance_task in self._spent:
-            assert item.balance is not None
-            assert item.amount is not None
-            spent = self._under_way(item)
-            # By the rule, for what was taken off when it was judged is taken off again here.
-            if spent > ZERO and sweep(item.balance - spent, member).amount < item.amount:
-                return Reason.PAID_MEANWHILE
+        if (known := self._spent.get(item.balance_task)) is not None:
+            return self._overtaken_by(item, member, known)
         return None
+
+    def _overtaken_by(
+        self, item: Item, member: MemberConfig, known: tuple[Cny, Cny]
+    ) -> Reason | None:
+        """Return why a sweep does not follow any more, by what the store says was spent."""
+        assert item.balance is not None
+        assert item.amount is not None
+        spent = self._spent_by(item, known)
+        # By the rule, for what was taken off when it was judged is taken off again here.
+        if spent > ZERO and sweep(item.balance - spent, member).amount < item.amount:
+            return Reason.PAID_MEANWHILE
+        return None
+
+    def _is_old(self, item: Item, one: Round) -> bool:
+        """Say whether a balance is too old to sweep by, by the clock or by the time lived since."""
+        judged = self._judged.get(item.sweep_task)
+        judged_at = one.started_at if judged is None else judged.at
+        age_s = _apart(self._clock.now(), judged_at)
+        return max(age_s, 0.0 if judged is None else judged.lived) > SWEEP_AGE_SECONDS_MAX
+
+    async def _vet(self, task: Task) -> str:
+        """Return why a sweep is not to be sent, just before its first byte.
+
+        On whichever machine that is, however long it was down, and whoever judged the balance.
+
+        Raises:
+            StoreBusyError, StoreFullError: of the shared store; ask again.
+        """
+        if task.kind is not Kind.TRANSFER:
+            return ""
+        judged = self._judged.get(task.task_id)
+        age_s = _apart(self._tasks.clock.now(), task.submitted_at)
+        if max(age_s, 0.0 if judged is None else judged.lived) > SWEEP_AGE_SECONDS_MAX:
+            return TOLD_TOO_OLD
+        if judged is not None and self._tasks.sharing is None:
+            assert isinstance(task.body, PaymentOrder)
+            return TOLD_PAID if self._taken(task.body.payer) > judged.taken else ""
+        found = self._by_task.get(task.task_id) or await self._reload(task.task_id)
+        if found is None:
+            return ""
+        one, item = found
+        if (member := self._member(one.pool, item.account)) is None:
+            return ""
+        before = self._taken(item.account)
+        spent = await self._tasks.spent({item.balance_task: item.account}, CLIENT)
+        known = (spent.get(item.account, ZERO), before)
+        return TOLD_PAID if self._overtaken_by(item, member, known) else ""
 
     def _take_result(self, one: Round, item: Item, delivery: Delivery) -> None:
         if delivery.task_id == item.balance_task:
@@ -622,7 +691,9 @@ class PoolService:
         }.get(delivery.state, ItemState.FAILED)
         if item.state is not ItemState.SWEPT:
             told = f"{delivery.bank_code} {delivery.bank_message}".strip()
-            if delivery.state is State.EXPIRED or delivery.bank_code == TOO_LATE:
+            if (delivery.bank_code, delivery.bank_message) == (TOO_LATE, TOLD_PAID):
+                told = Reason.PAID_MEANWHILE.value
+            elif delivery.state is State.EXPIRED or delivery.bank_code == TOO_LATE:
                 told = Reason.BALANCE_TOO_OLD.value
             item.reason = self._refused.pop(delivery.task_id, told)
             _log_not_swept(one, item)
@@ -650,7 +721,7 @@ class PoolService:
             return
         available = Cny.parse(delivery.result["available"])
         working = plan.judge(item, member, available, self._under_way(item))
-        self._judged[item.sweep_task] = (self._clock.now(), self._taken(item.account))
+        self._judged[item.sweep_task] = _Judged(self._clock.now(), self._taken(item.account))
         log.info(
             "pool.account_judged",
             round_id=one.round_id,
@@ -667,16 +738,25 @@ class PoolService:
         """
         account = item.account
         paid_before = self._paid_before.pop(item.balance_task, ZERO)
-        if item.balance_task in self._spent:
-            spent, known = self._spent[item.balance_task]
-            fen = spent.fen + max(self._taken(account).fen - known.fen, 0)
-        else:
-            fen = self._tasks.under_way(but=CLIENT).get(account, ZERO).fen
-            fen += (self._tasks.paid(account) - paid_before).fen
+        if (known := self._spent.get(item.balance_task)) is not None:
+            return self._spent_by(item, known)
+        fen = self._tasks.under_way(but=CLIENT).get(account, ZERO).fen
+        fen += (self._tasks.paid(account) - paid_before).fen
+        return Cny(fen + self._planned_else(item).fen)
+
+    def _spent_by(self, item: Item, known: tuple[Cny, Cny]) -> Cny:
+        """Return the same by what the store said, and what this machine knew just before that."""
+        spent, before = known
+        since = max(self._taken(item.account).fen - before.fen, 0)
+        return Cny(spent.fen + since + self._planned_else(item).fen)
+
+    def _planned_else(self, item: Item) -> Cny:
+        """Return what other items take from the account of this one."""
+        fen = 0
         for one in self._rounds.values():
             for other in one.items:
                 planned = other.state in TO_SWEEP and not one.plan_only
-                if planned and other.account == account and other is not item:
+                if planned and other.account == item.account and other is not item:
                     assert other.amount is not None
                     fen += other.amount.fen
         return Cny(fen)
@@ -756,13 +836,6 @@ class PoolService:
         # An event can't be tested for truth.
         if (over := self._over.pop(one.round_id, None)) is not None:
             over.set()
-
-
-def _stale(clock: Clock, task: Task) -> str:
-    """Return why a sweep is not to be sent: on whichever machine, however long that was down."""
-    age_s = _apart(clock.now(), task.submitted_at)
-    is_old = task.kind is Kind.TRANSFER and age_s > SWEEP_AGE_SECONDS_MAX
-    return "pooling: its balance is too old" if is_old else ""
 
 
 def _apart(one: dt.datetime, other: dt.datetime) -> float:

@@ -536,6 +536,16 @@ class Lane:
             log.warning("task.not_signed", code=error.code, reason=str(error))
             self._put_back_later(task)
             return
+        if (vet := self._service.box(task.client).vet) is not None:
+            try:
+                reason = await vet(task)
+            except (StoreFullError, StoreBusyError):
+                self._put_back_later(task)
+                return
+            if reason:
+                refused = Rejected(TOO_LATE, reason)
+                await self.finish(task, (Event.CANCELLED,), reason, refused, None)
+                return
         if parts.may_begin is not None and not parts.may_begin():
             # This machine's lease of the bank is about to run out, or has.
             self._put_back_later(task)
@@ -543,10 +553,6 @@ class Lane:
         if self.drained:
             # An operator stopped the bank while this waited for its turn or for the key.
             self._put_back_later(task, 0.0)
-            return
-        if reason := self._service.box(task.client).vet(task):
-            refused = Rejected(TOO_LATE, reason)
-            await self.finish(task, (Event.CANCELLED,), reason, refused, None)
             return
         try:
             await self._begin_sending(task, order, draft, frame, context)

@@ -7,16 +7,12 @@ connection of a client gets messages; an older one that lives still may submit a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
 from fep.domain.ids import ClientName, TaskId
 from fep.tasks.task import Delivery, Fetch, Message, Task
-
-
-def _may_go(_task: Task) -> str:
-    return ""
 
 
 class ClientBox:
@@ -34,7 +30,7 @@ class ClientBox:
         self.asked: dict[TaskId, int] = {}
         self.told: dict[TaskId, Delivery] = {}
         self.connections: list[Mailbox] = []
-        self.vet: Callable[[Task], str] = _may_go
+        self.vet: Callable[[Task], Awaitable[str]] | None = None
         """Asked before the first byte of a payment of this client leaves: why it is not to be sent
         any more; empty: it is."""
 

@@ -1135,6 +1135,99 @@ async def test_a_sweep_that_waited_while_the_daemon_was_down_is_not_sent(
     assert world.balance(B) == "500.29"
 
 
+@pytest.mark.req("POOL-02")
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_sweep_whose_body_the_queue_has_is_not_sent_when_its_account_has_paid_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch, restarted: bool
+) -> None:
+    """Else the account falls below its threshold by what it paid while the key was away."""
+    lose_the_key_at_its_sweep(world, monkeypatch)
+    async with AsyncExitStack() as stack:
+        daemon = await stack.enter_async_context(world.daemon(pool(A, B)))
+        round_id, _sweep = await a_sweep_that_waits(daemon)
+        await daemon.submit("PAY-1", CMB, world.transfer(B, A, "50.00"))
+        if restarted:
+            await stack.aclose()
+            daemon = await stack.enter_async_context(world.daemon(pool(A, B)))
+        world.gates[CMB].open()
+        found = await daemon.finished(round_id)
+        await daemon.until_task("PAY-1", "succeeded")
+        assert [one["state"] for one in found["items"]] == ["swept", "failed"]
+        assert found["items"][1]["reason"] == "PAID_MEANWHILE"
+    assert world.balance(B) == "450.29"
+
+
+@pytest.mark.req("POOL-02")
+async def test_a_clock_set_back_makes_no_balance_younger_than_the_time_that_has_passed(
+    world: World, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shanghai's time for UTC, set right: hours later both clocks show nearly the same again."""
+    lose_the_key_at_its_sweep(world, monkeypatch)
+    clock = WallClock("2026-01-05T17:30:00")
+    world.queue_clock.by = dt.timedelta(hours=8)
+    async with world.daemon(pool(A, B), clock=clock) as daemon:
+        round_id, sweep_task = await a_sweep_that_waits(daemon)
+        jumping.jump(8 * 3600.0)
+        await looked(jumping, daemon)
+        await taken_back(daemon, round_id, sweep_task)
+    assert world.balance(B) == "500.29"
+
+
+@pytest.mark.req("POOL-02")
+async def test_a_sweep_that_is_planned_and_can_not_be_asked_for_is_taken_back_too(
+    world: World, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = plan.judge
+
+    def judge(item: plan.Item, *given: Any) -> Any:
+        if item.account == B:
+            world.gates[CMB].close()
+        return real(item, *given)
+
+    monkeypatch.setattr(plan, "judge", judge)
+    clock = WallClock("2026-01-05T08:29:00")
+    async with world.daemon(pool(A, B), clock=clock) as daemon:
+        await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
+        started = await daemon.pools.start_round("main", "operator op")
+        sweep_task = started["items"][1]["sweep_task"]
+        await daemon.until_task(started["items"][0]["sweep_task"], "succeeded")
+        await daemon.until_task(sweep_task, "queued")
+        clock.set("2026-01-05T09:29:30")
+        await looked(jumping, daemon)
+        await taken_back(daemon, started["round_id"], sweep_task)
+    assert world.balance(B) == "500.29"
+
+
+@pytest.mark.req("FEP-28")
+async def test_the_alarm_of_a_missing_key_goes_when_the_key_is_in(
+    world: World, jumping: MockClock
+) -> None:
+    async with world.daemon(POOL) as daemon:
+        world.gates[CMB].close()
+        await daemon.run_round()
+        await looked(jumping, daemon)
+        assert daemon.blocked() == ["no ready UKey for: cmb"]
+        world.gates[CMB].open()
+        await looked(jumping, daemon)
+        assert daemon.blocked() == []
+
+
+@pytest.mark.req("POOL-13")
+async def test_a_round_that_fell_into_a_clock_that_was_ahead_is_caught_up(
+    world: World, jumping: MockClock
+) -> None:
+    clock = WallClock("2026-01-05T08:20:00")
+    async with world.daemon(SCHEDULED, clock=clock) as daemon:
+        await looked(jumping, daemon)
+        for shown in ("2026-01-05T09:50:00", "2026-01-05T08:40:00"):
+            clock.set(shown)
+            await looked(jumping, daemon)
+        await rounds(daemon, 1)
+        clock.set("2026-01-05T08:39:59")
+        await looked(jumping, daemon)
+        await rounds(daemon, 1)
+
+
 @pytest.mark.req("POOL-14")
 async def test_a_round_by_hand_that_has_just_begun_is_no_alarm_when_the_next_one_is_due(
     world: World, jumping: MockClock
