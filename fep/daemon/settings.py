@@ -93,6 +93,8 @@ class Site:
     """What a configuration would change."""
     apply: Callable[[str], Awaitable[dict[str, Any]]]
     """Takes the file into force; raises a refusal when it does not."""
+    undo: Callable[[str], Awaitable[dict[str, Any]]]
+    """Takes what is in force so again, after a refusal that came in the middle."""
     alarms: Alarms
 
 
@@ -424,9 +426,9 @@ class Settings:
         """Undo a save that failed, as far as it came."""
         try:
             await trio.to_thread.run_sync(replace_file, self._site.path, text)
-            if _digest(text) == self._site.in_force().digest:
-                # Nearly always there is nothing to do: a bank that did not come up is begun again.
-                await self._site.apply(who)
+            # The file may hold what somebody wrote by hand and nobody took into force. Nearly
+            # always there is nothing to do: a bank that did not come up is begun again.
+            await self._site.undo(who)
         except FepError as error:
             log.error("config.not_put_back", reason=str(error))
 

@@ -474,6 +474,38 @@ async def test_a_bank_that_did_not_come_up_is_begun_by_the_next_apply(
         assert on_disk(rig)["bank"][0]["workers"] == 4
 
 
+@pytest.mark.parametrize("by_hand", ["", "# by hand\n"])
+async def test_a_save_that_fails_in_the_middle_is_undone_whatever_the_file_held(
+    start: Start, monkeypatch: pytest.MonkeyPatch, by_hand: str
+) -> None:
+    async with start(bank=True) as rig:
+        await rig.ready()
+        admin = await rig.admin()
+        before = by_hand + rig.scene.config.read_text("utf-8")
+        rig.scene.config.write_text(before, "utf-8")
+        make = rig.daemon._make
+        broken: list[str] = []
+
+        def breaks(bank: Any) -> None:
+            if not broken:
+                broken.append(bank.name)
+                raise KeyError("a defect of an adapter")
+            make(bank)
+
+        monkeypatch.setattr(rig.daemon, "_make", breaks)
+        in_force, accounts = rig.daemon.config, dict(rig.daemon._accounts)
+        draft = await drafted(admin, bank_edit(workers=2))
+        text = draft["text"].replace(on_disk(rig)["account"][0]["name"], "REFUSED")
+        answer = await admin.ask("config.save", {"text": text, "base": draft["base"]})
+        assert "not all of it is in force" in answer["error"]["message"]
+        assert broken == [BANK.name]
+        assert rig.scene.config.read_text("utf-8") == before
+        assert rig.daemon.config == in_force
+        assert rig.daemon._accounts == accounts
+        await rig.ready()
+        assert await states(admin) == [(1, "start", "kept"), (2, "page", "failed")]
+
+
 async def test_what_a_start_alone_takes_is_named_until_there_is_one(start: Start) -> None:
     async with start() as rig:
         admin = await rig.admin()
