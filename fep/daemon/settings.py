@@ -125,6 +125,8 @@ class Settings:
     async def _load(self) -> None:
         config = self._site.in_force()
         last = await self._newest(*_STANDING)
+        if last is not None and last.state is not VersionState.KEPT:
+            last = await self._after_a_restore(last)
         if last is not None and last.state is VersionState.BEGUN:
             last = await self._after_a_stop(last, config)
         if last is not None and last.state is VersionState.UNCONFIRMED and self._pending is None:
@@ -141,6 +143,15 @@ class Settings:
             # What was before is worth no daemon.
             log.error("config.not_noted", reason=repr(error))
             self._behind.set()
+
+    async def _after_a_restore(self, last: Version) -> Version:
+        """End the wait of a version if the store was put back since: it may have been confirmed."""
+        if not await self._store.read(partial(versions.put_back_since, version=last)):
+            return last
+        reason = "a backup was restored: whether it was confirmed since then is not known"
+        state = await self._end(last, VersionEvent.RESTORED, ITSELF, reason)
+        log.warning("config.left_after_restore", version=last.number)
+        return attrs.evolve(last, state=state)
 
     async def _after_a_stop(self, last: Version, config: Config) -> Version | None:
         """Decide on a version in whose saving the last process ended."""
