@@ -110,6 +110,8 @@ class Client:
         self._changed = trio.Event()
         self._is_open = False
         self._closing = False
+        self._life = trio.CancelScope()
+        """Of :meth:`run`; :meth:`close` ends it, also while there is no connection."""
         self._ended = False
         self._heard_at = 0.0
         self._taking: dict[str, trio.Event] = {}
@@ -145,11 +147,17 @@ class Client:
         return await self._ask(method, params or {})
 
     async def close(self) -> None:
-        """Say goodbye and end: the daemon raises no alarm. Calls that wait still fail."""
+        """Say goodbye and end: the daemon raises no alarm. Calls that wait still fail.
+
+        Without a connection there is nobody to say it to, and it ends at once.
+        """
         self._closing = True
-        with suppress(CallError, DisconnectedError), trio.move_on_after(CLOSE_SECONDS_MAX):
-            if self._is_open:
-                await self._ask("session.close", {})
+        try:
+            with suppress(CallError, DisconnectedError), trio.move_on_after(CLOSE_SECONDS_MAX):
+                if self._is_open:
+                    await self._ask("session.close", {})
+        finally:
+            self._life.cancel()
 
     async def submit(
         self,
@@ -220,17 +228,18 @@ class Client:
                 task_status.started(self)
 
         try:
-            while True:
-                try:
-                    await self._live(opened)
-                except _LostError as lost:
-                    if self._closing:
-                        return
-                    if lost.permanent and not told:
-                        raise CallError(lost.code, str(lost)) from lost
-                    self._tell(str(lost))
-                await trio.sleep(wait)
-                wait = min(wait * 2, BACKOFF_MAX_S)
+            with self._life:
+                while True:
+                    try:
+                        await self._live(opened)
+                    except _LostError as lost:
+                        if self._closing:
+                            return
+                        if lost.permanent and not told:
+                            raise CallError(lost.code, str(lost)) from lost
+                        self._tell(str(lost))
+                    await trio.sleep(wait)
+                    wait = min(wait * 2, BACKOFF_MAX_S)
         finally:
             # Nobody may wait for an answer that can't come any more.
             self._ended = True

@@ -314,6 +314,7 @@ class Daemon:
             links=self.links.values,
             difference=self._foretold,
             apply=self._apply,
+            undo=self._undo,
             alarms=self.alarms,
         )
         self.settings = Settings(site, self._store, clock)
@@ -648,12 +649,18 @@ class Daemon:
         }
 
     async def _apply(self, who: str) -> dict[str, Any]:
+        return await self._apply_read(who, partial(configuration.load, self.config.path))
+
+    async def _undo(self, who: str) -> dict[str, Any]:
+        return await self._apply_read(who, lambda: self.config)
+
+    async def _apply_read(self, who: str, read: Callable[[], Config]) -> dict[str, Any]:
         if not self._is_up or self._stop.is_set():
             doing = "stopping" if self._is_up else "still starting"
             raise ProtocolRefusal("BAD_STATE", f"the daemon is {doing}; nothing was changed")
         async with self._reloading:
             try:
-                new = await trio.to_thread.run_sync(configuration.load, self.config.path)
+                new = await trio.to_thread.run_sync(read)
             except ConfigFaultsError as error:
                 log.error("config.refused", who=who, faults=len(error.faults))
                 msg = f"{counted(len(error.faults), 'fault')}, nothing was changed:\n{error}"

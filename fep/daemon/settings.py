@@ -93,6 +93,8 @@ class Site:
     """What a configuration would change."""
     apply: Callable[[str], Awaitable[dict[str, Any]]]
     """Takes the file into force; raises a refusal when it does not."""
+    undo: Callable[[str], Awaitable[dict[str, Any]]]
+    """Takes what is in force so again, after a refusal that came in the middle."""
     alarms: Alarms
 
 
@@ -123,6 +125,8 @@ class Settings:
     async def _load(self) -> None:
         config = self._site.in_force()
         last = await self._newest(*_STANDING)
+        if last is not None and last.state is not VersionState.KEPT:
+            last = await self._after_a_restore(last)
         if last is not None and last.state is VersionState.BEGUN:
             last = await self._after_a_stop(last, config)
         if last is not None and last.state is VersionState.UNCONFIRMED and self._pending is None:
@@ -139,6 +143,15 @@ class Settings:
             # What was before is worth no daemon.
             log.error("config.not_noted", reason=repr(error))
             self._behind.set()
+
+    async def _after_a_restore(self, last: Version) -> Version:
+        """End the wait of a version if the store was put back since: it may have been confirmed."""
+        if not await self._store.read(partial(versions.put_back_since, version=last)):
+            return last
+        reason = "a backup was restored: whether it was confirmed since then is not known"
+        state = await self._end(last, VersionEvent.RESTORED, ITSELF, reason)
+        log.warning("config.left_after_restore", version=last.number)
+        return attrs.evolve(last, state=state)
 
     async def _after_a_stop(self, last: Version, config: Config) -> Version | None:
         """Decide on a version in whose saving the last process ended."""
@@ -424,9 +437,9 @@ class Settings:
         """Undo a save that failed, as far as it came."""
         try:
             await trio.to_thread.run_sync(replace_file, self._site.path, text)
-            if _digest(text) == self._site.in_force().digest:
-                # Nearly always there is nothing to do: a bank that did not come up is begun again.
-                await self._site.apply(who)
+            # The file may hold what somebody wrote by hand and nobody took into force. Nearly
+            # always there is nothing to do: a bank that did not come up is begun again.
+            await self._site.undo(who)
         except FepError as error:
             log.error("config.not_put_back", reason=str(error))
 

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from fep.domain.clock import from_text, to_text
 from fep.domain.errors import LocalProtocolError
-from fep.store.schema import configuration
+from fep.store.schema import configuration, restored
 
 
 class VersionState(StrEnum):
@@ -41,6 +41,8 @@ class VersionEvent(StrEnum):
     CONFIRMED = "confirmed"
     REPLACED = "replaced"
     """The file was changed by hand meanwhile."""
+    RESTORED = "restored"
+    """The store is a copy that was put back: what was decided since it was made is not in it."""
     TAKEN_BACK = "taken_back"
     REFUSED = "refused"
 
@@ -53,11 +55,13 @@ TRANSITIONS: Final[dict[VersionState, dict[VersionEvent, VersionState]]] = {
         # The store did not take the word that it was applied.
         VersionEvent.CONFIRMED: VersionState.KEPT,
         VersionEvent.REPLACED: VersionState.KEPT,
+        VersionEvent.RESTORED: VersionState.KEPT,
         VersionEvent.TAKEN_BACK: VersionState.TAKEN_BACK,
     },
     VersionState.UNCONFIRMED: {
         VersionEvent.CONFIRMED: VersionState.KEPT,
         VersionEvent.REPLACED: VersionState.KEPT,
+        VersionEvent.RESTORED: VersionState.KEPT,
         VersionEvent.TAKEN_BACK: VersionState.TAKEN_BACK,
     },
     VersionState.KEPT: {},
@@ -204,6 +208,15 @@ def newest(connection: sa.Connection, machine: str, *states: VersionState) -> Ve
     )
     row = connection.execute(query).first()
     return None if row is None else _version(row)
+
+
+def put_back_since(connection: sa.Connection, version: Version) -> bool:
+    """Say whether this store is a copy that was made, or put back, after a version was begun."""
+    begun = to_text(version.at)
+    mark = sa.select(restored.c.seq).where(
+        (restored.c.taken_at >= begun) | (restored.c.restored_at >= begun)
+    )
+    return connection.execute(mark.limit(1)).first() is not None
 
 
 def page(connection: sa.Connection, machine: str, limit: int, before: int | None) -> list[Version]:

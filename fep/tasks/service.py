@@ -85,6 +85,8 @@ TIMER_SECONDS_MIN: Final = 0.05
 LOOK_SECONDS_MAX: Final = 30.0
 """The longest time between two looks at what may lapse or expire."""
 EXPIRED_AT_ONCE_MAX: Final = 500
+RECEIPTS_AT_ONCE_MAX: Final = 500
+"""Of acknowledgements that the store refused, in one try."""
 TOO_OLD: Final = "too old, and never fetched: nothing was sent"
 PAGE_TASKS_MAX: Final = 500
 NEARLY_FULL_SHARE, RELIEVED_SHARE = 0.9, 0.8
@@ -116,6 +118,10 @@ class TaskService:
 
     tracing: Tracing = NoTracing()
     """Told what becomes of tasks; the daemon puts another in its place before :meth:`load`."""
+    _accepting = True
+    _was_full = False
+    _receipts_due = math.inf
+    """When the store is asked again for what it refused of acknowledgements (trio's time)."""
 
     def __init__(
         self,
@@ -163,9 +169,12 @@ class TaskService:
         """When the offers to a client that has gone lapse (trio's time)."""
         self._look = trio.Event()
         """Set when something may lapse or expire sooner than was known."""
-        self._was_full = False
+        self._refused_receipts: dict[TaskId, tuple[str, str]] = {}
+        """State and moment of results that clients have and the store did not take the word of.
+
+        Never more than the store owes: while it takes nothing no task ends.
+        """
         self._patient = PatientClock(clock, trio.current_time)
-        self._accepting = True
         self.held_since: dt.datetime | None = None
         """While set no payment is sent: the store is a copy of that moment that was put back."""
 
@@ -364,13 +373,17 @@ class TaskService:
         self._accepting = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Let offers lapse and old tasks expire, until cancelled."""
+        """Let offers lapse and old tasks expire, until cancelled.
+
+        What acknowledgements the store refused and has not taken by then is told again.
+        """
         task_status.started()
         while True:
             self._look = trio.Event()
             with trio.move_on_after(self._quiet_seconds()):
                 await self._look.wait()
             self._watch_disk()
+            self._note_refused_receipts()
             # A bank that another machine serves by now: its tasks are forgotten in a moment.
             with suppress(PlaceLostError):
                 await self._lapse()
@@ -386,6 +399,7 @@ class TaskService:
             self._open.next_expiry - self.clock.now().timestamp(),
             *(lane.next_lapse() - now for lane in self.lanes.values()),
             *(lapses - now for lapses in self._leaving.values()),
+            self._receipts_due - now,
             TIMER_SECONDS if self._was_full else LOOK_SECONDS_MAX,
         )
         return max(quiet, TIMER_SECONDS_MIN)
@@ -737,18 +751,48 @@ class TaskService:
     def acknowledge(self, client: ClientName, task_ids: Sequence[TaskId]) -> None:
         """Note that the client has these results; lost with a crash, they are told again."""
         got = self._box(client).acknowledged(task_ids)
-        if not got:
-            return
-        told = [(one.task_id, one.state.value, one.at) for one in got]
+        if got:
+            self._note_receipts({one.task_id: (one.state.value, one.at) for one in got})
 
+    def _note_receipts(
+        self, receipts: dict[TaskId, tuple[str, str]], *, again: bool = False
+    ) -> None:
         def stored(error: Exception | None) -> None:
-            if error is not None:
-                log.warning("tasks.acknowledgement_not_stored", reason=str(error), count=len(told))
+            if error is None:
+                if again:
+                    self.alarms.clear(AlarmKind.STORE_FULL, "store")
+                    self._note_receipts_in(0.0)
+                return
+            is_for_now = isinstance(error, (StoreFullError, StoreBusyError))
+            if not (again and is_for_now):
+                reason = str(error)
+                log.warning("tasks.acknowledgement_not_stored", reason=reason, count=len(receipts))
+            if is_for_now:
+                # One that came meanwhile is of a later result of that task.
+                self._refused_receipts = receipts | self._refused_receipts
+                self.note_full("what clients acknowledged waits for room on the disk")
+                self._note_receipts_in(TIMER_SECONDS)
 
+        given = [(task_id, *receipt) for task_id, receipt in receipts.items()]
         try:
-            self._changes.acknowledge(told, stored)
+            self._changes.acknowledge(given, stored)
         except FepError as error:
             stored(error)
+
+    def _note_receipts_in(self, seconds: float) -> None:
+        if self._refused_receipts:
+            self._receipts_due = min(self._receipts_due, trio.current_time() + seconds)
+            self._look.set()
+
+    def _note_refused_receipts(self) -> None:
+        """Ask the store again for some of what it refused; when it takes them, for the next."""
+        if trio.current_time() < self._receipts_due:
+            return
+        self._receipts_due = math.inf
+        some = dict(itertools.islice(self._refused_receipts.items(), RECEIPTS_AT_ONCE_MAX))
+        for task_id in some:
+            del self._refused_receipts[task_id]
+        self._note_receipts(some, again=True)
 
     # -- acts of clients and operators --------------------------------------------------------
 

@@ -693,6 +693,42 @@ async def test_closing_says_goodbye_and_does_not_wait_for_ever(
     assert alarms == []
 
 
+@pytest.mark.parametrize("is_back", [False, True])
+async def test_closing_while_the_connection_is_lost_ends_at_once(
+    peer: Peer, autojump_clock: trio.testing.MockClock, is_back: bool
+) -> None:
+    client = Client(peer.address, "erp-1")
+    refused: list[str] = []
+    ended = trio.Event()
+
+    async def run() -> None:
+        await client.run()
+        ended.set()
+
+    async def submit() -> None:
+        with pytest.raises(DisconnectedError) as caught:
+            await client.submit(*SUBMIT)
+        refused.append(str(caught.value))
+
+    with trio.fail_after(WAIT_SECONDS_MAX):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            wire = await peer.welcome()
+            await client.wait_connected()
+            await wire.aclose()
+            if is_back:
+                # A connection without a session: the daemon has taken it and says nothing yet.
+                await peer.opening()
+            await until(lambda: not client.connected, "the loss")
+            nursery.start_soon(submit)
+            await trio.testing.wait_all_tasks_blocked()
+            begun = trio.current_time()
+            await client.close()
+            await ended.wait()
+            assert trio.current_time() == begun
+    assert len(refused) == 1
+
+
 async def test_the_end_of_a_block_is_a_goodbye_also_when_it_raises(peer: Peer) -> None:
     async with trio.open_nursery() as nursery:
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import stat
 import tomllib
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ import pytest
 from fep.daemon import versions
 from fep.daemon.settings import ConfigWriteError, replace_file
 from fep.daemon.versions import TRANSITIONS, IllegalVersionError, VersionEvent, VersionState, step
+from fep.domain.clock import SystemClock
 from fep.sandbox.scene import BANKS, free_port
+from fep.store import backup
 from fep.store.database import StoreFullError
+from fep.store.files import STORE_FILE
 from tests.control.conftest import Start
 from tests.control.rig import BANK, Rig, Wire
 
@@ -325,6 +330,45 @@ async def test_a_restart_knows_what_it_began_with(start: Start) -> None:
         ]
 
 
+LONG_PAST = "2026-01-01T00:00:00.000+00:00"
+
+
+@pytest.mark.parametrize("state", ["unconfirmed", "begun"])
+@pytest.mark.parametrize("released", [False, True])
+async def test_what_waited_when_a_backup_was_made_is_left_after_its_restore(
+    start: Start, tmp_path: Path, state: str, released: bool
+) -> None:
+    copy = tmp_path / "copy.sqlite"
+    async with start() as rig:
+        admin = await rig.admin()
+        done = await save(admin, await drafted(admin, bank_edit(workers=2)), confirm_s=600)
+        store = rig.daemon.config.state_dir / STORE_FILE
+        backup.back_up(store, copy, SystemClock().now(), print, print)
+        await admin.result("config.confirm", {"version": done["version"]})
+        confirmed = rig.scene.config.read_bytes()
+    with closing(sqlite3.connect(copy)) as of, rig.store() as connection:
+        of.execute(
+            "UPDATE configuration SET confirm_until=?, state=? WHERE number=2", (LONG_PAST, state)
+        )
+        if released:
+            of.execute("UPDATE restored SET released_at=taken_at")
+        of.commit()
+        of.backup(connection)
+    async with start(change=lambda table: table["bank"][0].update(workers=2)) as rig:
+        admin = await rig.admin()
+        assert rig.scene.config.read_bytes() == confirmed
+        assert await states(admin) == [(1, "start", "kept"), (2, "page", "kept")]
+        shown = await admin.result("config.versions")
+        assert "a backup was restored" in shown["versions"][0]["reason"]
+        assert "pending" not in shown
+        assert rig.logs.named("config.left_after_restore")
+        # One that is saved after the restore waits like any, also over a restart.
+        await save(admin, await drafted(admin, bank_edit(workers=3)), confirm_s=600)
+    async with start(change=lambda table: table["bank"][0].update(workers=3)) as rig:
+        shown = await (await rig.admin()).result("config.versions")
+        assert shown["pending"]["version"] == 3
+
+
 async def test_a_file_changed_while_nothing_ran_is_a_version(start: Start) -> None:
     async with start() as rig:
         admin = await rig.admin()
@@ -472,6 +516,38 @@ async def test_a_bank_that_did_not_come_up_is_begun_by_the_next_apply(
         # The file was put back, and the bank begun again by that.
         await rig.ready()
         assert on_disk(rig)["bank"][0]["workers"] == 4
+
+
+@pytest.mark.parametrize("by_hand", ["", "# by hand\n"])
+async def test_a_save_that_fails_in_the_middle_is_undone_whatever_the_file_held(
+    start: Start, monkeypatch: pytest.MonkeyPatch, by_hand: str
+) -> None:
+    async with start(bank=True) as rig:
+        await rig.ready()
+        admin = await rig.admin()
+        before = by_hand + rig.scene.config.read_text("utf-8")
+        rig.scene.config.write_text(before, "utf-8")
+        make = rig.daemon._make
+        broken: list[str] = []
+
+        def breaks(bank: Any) -> None:
+            if not broken:
+                broken.append(bank.name)
+                raise KeyError("a defect of an adapter")
+            make(bank)
+
+        monkeypatch.setattr(rig.daemon, "_make", breaks)
+        in_force, accounts = rig.daemon.config, dict(rig.daemon._accounts)
+        draft = await drafted(admin, bank_edit(workers=2))
+        text = draft["text"].replace(on_disk(rig)["account"][0]["name"], "REFUSED")
+        answer = await admin.ask("config.save", {"text": text, "base": draft["base"]})
+        assert "not all of it is in force" in answer["error"]["message"]
+        assert broken == [BANK.name]
+        assert rig.scene.config.read_text("utf-8") == before
+        assert rig.daemon.config == in_force
+        assert rig.daemon._accounts == accounts
+        await rig.ready()
+        assert await states(admin) == [(1, "start", "kept"), (2, "page", "failed")]
 
 
 async def test_what_a_start_alone_takes_is_named_until_there_is_one(start: Start) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-from contextlib import ExitStack
+import sqlite3
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
+import structlog
 import trio
 import trio.testing
 
@@ -387,6 +389,37 @@ async def test_a_body_that_finds_the_disk_full_is_asked_for_again(world: World) 
         assert (await client.result("LATE")).state is State.SUCCEEDED
         await until(lambda: AlarmKind.STORE_FULL not in fep.alarm_kinds())
         fep.agrees()
+
+
+@pytest.mark.req("FEP-26")
+@pytest.mark.parametrize("at_once", [1, 500])
+async def test_an_acknowledgement_that_finds_the_store_held_is_noted_when_it_is_free(
+    world: World, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr("fep.tasks.service.RECEIPTS_AT_ONCE_MAX", at_once, raising=False)
+    monkeypatch.setattr("fep.store.database.BUSY_TIMEOUT_MS", 20)
+    async with world.fep() as fep:
+        client = fep.client(acknowledges=False)
+        ids = [TaskId(f"T{number}") for number in range(3)]
+        for task_id in ids:
+            await fep.submit(task_id, body=balance())
+            await client.result(task_id)
+        with (
+            closing(sqlite3.connect(world.store_file, isolation_level=None)) as other,
+            structlog.testing.capture_logs() as logs,
+        ):
+            other.execute("BEGIN IMMEDIATE")
+            fep.service.acknowledge(ERP, ids[:2])
+            fep.service.acknowledge(ERP, ids[2:])
+            refusal = "tasks.acknowledgement_not_stored"
+            await until(lambda: [one["event"] for one in logs].count(refusal) == 2, "refused")
+            assert AlarmKind.STORE_FULL in fep.alarm_kinds()
+            assert world.on_disk("select distinct delivery from task") == [(1,)]
+        await until(lambda: world.on_disk("select distinct delivery from task") == [(2,)], "noted")
+        await until(lambda: AlarmKind.STORE_FULL not in fep.alarm_kinds(), "the alarm's end")
+        assert sorted(one.task_id for one in client.told) == ids
+    async with world.fep() as fep:
+        assert not fep.service.box(ERP).results
 
 
 async def test_a_bad_body_that_finds_the_disk_full_holds_up_nobody(world: World) -> None:
