@@ -100,23 +100,7 @@ def candidates(connection: sa.Connection, over: Over, after: int) -> list[Candid
     )
     query = (
         sa.select(task.c.seq, task.c.updated_at, size)
-        .where(
-            task.c.seq > after,
-            task.c.archived.is_(None),
-            task.c.state.in_(over.states),
-            task.c.delivery == over.acknowledged,
-            task.c.updated_at < to_text(over.before),
-            sa.not_(
-                sa.exists().where(
-                    payment.c.task_seq == task.c.seq, payment.c.watched_s.is_not(None)
-                )
-            ),
-            sa.or_(
-                task.c.state != over.watched_state,
-                task.c.kind.not_in(over.watched_kinds),
-                task.c.updated_at < to_text(over.watched_before),
-            ),
-        )
+        .where(task.c.seq > after, *_are_over(over))
         .order_by(task.c.seq)
         .limit(BATCH_TASKS_MAX)
     )
@@ -126,8 +110,29 @@ def candidates(connection: sa.Connection, over: Over, after: int) -> list[Candid
         total += length
         if found and total > BATCH_BYTES_MAX:
             break
-        found.append(Candidate(seq, f"{to_shanghai(from_text(ended_at)):%Y}", length))
+        found.append(Candidate(seq, _year_of(ended_at), length))
     return found
+
+
+def _are_over(over: Over) -> list[sa.ColumnElement[bool]]:
+    return [
+        task.c.archived.is_(None),
+        task.c.state.in_(over.states),
+        task.c.delivery == over.acknowledged,
+        task.c.updated_at < to_text(over.before),
+        sa.not_(
+            sa.exists().where(payment.c.task_seq == task.c.seq, payment.c.watched_s.is_not(None))
+        ),
+        sa.or_(
+            task.c.state != over.watched_state,
+            task.c.kind.not_in(over.watched_kinds),
+            task.c.updated_at < to_text(over.watched_before),
+        ),
+    ]
+
+
+def _year_of(ended_at: str) -> str:
+    return f"{to_shanghai(from_text(ended_at)):%Y}"
 
 
 def move(
@@ -169,7 +174,7 @@ def move(
                     opened[year] = stack.enter_context(_opened(directory, year))
                     remove_left_over(store, opened[year], year)
                 places = [one.seq for one in batch if one.year == year]
-                if _move_batch(store, opened[year], year, places, now, who):
+                if _move_batch(store, opened[year], year, places, over, now, who):
                     moved[year] = moved.get(year, 0) + len(places)
                     tell(year, moved[year])
     return moved
@@ -213,17 +218,21 @@ def _move_batch(
     archive: sa.Connection,
     year: str,
     places: Sequence[int],
+    over: Over,
     now: dt.datetime,
     who: str,
 ) -> bool:
-    """Copy, compare, then remove; False if a task has changed meanwhile and all of them stay."""
+    """Copy, compare, then remove; False if a task has changed meanwhile and all of them stay.
+
+    They stay until the next run.
+    """
     rows = read_rows(store, places)
     copy_in(archive, rows, year)
     if read_rows(archive, places) != rows:
         msg = f"{files.archive_name(year)} does not give back what was written to it"
         raise ArchiveConflictError(msg)
     began = time.monotonic()
-    is_moved = take_out(store, rows, year, chain.head(archive), now, who)
+    is_moved = take_out(store, rows, year, over, chain.head(archive), now, who)
     if not is_moved:
         remove_left_over(store, archive, year)
     # The daemon's writer waits while this one has its place: let it go first for a while.
@@ -323,7 +332,13 @@ def _insert(
 
 
 def take_out(
-    store: sa.Connection, rows: Rows, year: str, head: chain.Link, now: dt.datetime, who: str
+    store: sa.Connection,
+    rows: Rows,
+    year: str,
+    over: Over,
+    head: chain.Link,
+    now: dt.datetime,
+    who: str,
 ) -> bool:
     """Leave of these tasks what the store keeps for ever; False if one has changed meanwhile.
 
@@ -331,7 +346,8 @@ def take_out(
     """
     places = [row[0] for row in rows.tasks]
     with files.transaction(store):
-        if read_rows(store, places) != rows:
+        # One may have come back before its rows were read: they are the same, and it is owed.
+        if read_rows(store, places) != rows or not _end_in(store, places, over, year):
             return False
         chain.note(
             store,
@@ -348,3 +364,10 @@ def take_out(
         )
         chain.extend(store)
     return True
+
+
+def _end_in(store: sa.Connection, places: Sequence[int], over: Over, year: str) -> bool:
+    """Say whether all of these tasks are over, and ended in this year."""
+    query = sa.select(task.c.updated_at).where(task.c.seq.in_(places), *_are_over(over))
+    ended = [_year_of(at) for at in store.execute(query).scalars()]
+    return ended == [year] * len(places)

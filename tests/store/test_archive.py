@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import sqlalchemy as sa
 import trio
@@ -22,7 +23,7 @@ from fep.store import archive, chain, files, schema
 from fep.store.archive import ArchiveConflictError, Over
 from fep.tasks import store as rows
 from fep.tasks.admission import Admission, Arrival
-from fep.tasks.state import FINAL, State
+from fep.tasks.state import FINAL, Event, State
 from fep.tasks.task import Admitted, Answer, Submission
 from tests.store.made import BANK, BODIES, ENTERPRISE, EVERY, OLD, Made, make, opened, work_of
 
@@ -342,7 +343,7 @@ def test_what_changed_after_it_was_copied_is_not_taken_out(path: Path, year: Pat
         store.exec_driver_sql(
             "UPDATE task SET bank_message = 'late' WHERE task_id = 'PAY-succeeded'"
         )
-        assert not archive.take_out(store, stale, "2025", chain.head(file), NOW, "a test")
+        assert not archive.take_out(store, stale, "2025", over(), chain.head(file), NOW, "a test")
         archive.remove_left_over(store, file, "2025")
     assert names(year) == set()
     assert names(path, "archived NOT NULL") == set()
@@ -350,6 +351,52 @@ def test_what_changed_after_it_was_copied_is_not_taken_out(path: Path, year: Pat
     assert query(year, "SELECT bank_message FROM task WHERE task_id = 'PAY-succeeded'") == [
         ("late",)
     ]
+    assert findings(path) == []
+
+
+def come_back(path: Path, task: str, at: dt.datetime, *, cause: str, acknowledged: bool) -> None:
+    """Have the daemon note that a task, or one more row of it, came back (退票)."""
+    with files.writing(path) as daemon, files.transaction(daemon):
+        [seq, state] = daemon.execute(
+            sa.select(schema.task.c.seq, schema.task.c.state).where(schema.task.c.task_id == task)
+        ).one()
+        columns = {"delivery": rows.OWED, "result": orjson.dumps({"cause": cause})}
+        wire = rows.Bytes(sent=False, correlation=cause, data=cause.encode())
+        events = (Event.PROVED_RETURNED,)
+        change = rows.Change(
+            seq, State(state), State.RETURNED, events, cause, at, columns, wire, None, None
+        )
+        rows.apply(daemon, [change], "c")
+        if acknowledged:
+            [told] = rows.deliveries(daemon, [task])
+            rows.acknowledge(daemon, [(told.task_id, told.state.value, told.at)])
+        chain.extend(daemon)
+
+
+@pytest.mark.parametrize("acknowledged", [False, True], ids=["is owed", "ends in another year"])
+def test_what_comes_back_before_it_is_read_is_not_moved(
+    path: Path, year: Path, monkeypatch: pytest.MonkeyPatch, acknowledged: bool
+) -> None:
+    """It was chosen as a success; what is read and compared after that is all of one moment."""
+    at = OLD + dt.timedelta(days=400 if acknowledged else 60)
+    read = archive.read_rows
+
+    def read_late(connection: sa.Connection, places: list[int]) -> archive.Rows:
+        monkeypatch.setattr(archive, "read_rows", read)
+        come_back(path, "PAY-succeeded", at, cause="too late", acknowledged=acknowledged)
+        return read(connection, places)
+
+    monkeypatch.setattr(archive, "read_rows", read_late)
+    late = over(OLD + dt.timedelta(days=500), OLD + dt.timedelta(days=500))
+    moved = move(path, late)
+    assert "PAY-succeeded" in names(path, "archived IS NULL AND result NOT NULL")
+    assert "PAY-succeeded" not in names(year)
+    assert findings(path) == []
+    # All of its batch stayed; nothing but that is left for the next run.
+    again = move(path, late)
+    assert again.keys() == ({"2025", "2026"} if acknowledged else {"2025"})
+    assert sum((moved | again).values()) == len(MOVED_2025) + acknowledged
+    assert move(path, late) == {}
     assert findings(path) == []
 
 
