@@ -247,8 +247,8 @@ def remove_left_over(store: sa.Connection, archive: sa.Connection, year: str) ->
     of the archive's chain.
 
     Raises:
-        ArchiveConflictError: the archive has tasks that the store does not know, or the end of one
-            that the store does not know.
+        ArchiveConflictError: the archive has tasks that the store does not know, or knows of one
+            what befell it later than all that the store knows.
     """
     while True:
         with files.transaction(archive):
@@ -271,11 +271,16 @@ def remove_left_over(store: sa.Connection, archive: sa.Connection, year: str) ->
             known = archive.execute(
                 sa.select(task.c.state, task.c.updated_at).where(task.c.seq == place)
             ).one()
-            if known.state != row.state and known.updated_at > row.updated_at:
+            # A batch comes back row by row, and is in the same state after each.
+            if known.updated_at > row.updated_at:
+                name = files.archive_name(year)
                 msg = (
-                    f"{files.archive_name(year)} knows that task {task_id} is {known.state}, and in"
-                    f" this older store it is {row.state}: bring it to its end first,"
-                    " as fepctl restored shows; nothing was removed"
+                    f"{name} knows that task {task_id} is {known.state}, and in this older store"
+                    f" it is {row.state}: bring it to its end first,"
+                    " as fepctl restored shows; if it is at its end, have its client submit a"
+                    " transfer_status of it, so that its bank tells here what came back (退票), or"
+                    f" put back the copy of {name} that was made with this store; nothing was"
+                    " removed"
                 )
                 raise ArchiveConflictError(msg)
             for table in (task_event, message, resolution):

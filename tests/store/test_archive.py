@@ -430,6 +430,37 @@ def test_an_end_that_only_the_archive_knows_is_not_taken_out_of_it(
     assert query(year, "SELECT count(*) FROM task") == [(len(MOVED_2025),)]
 
 
+@pytest.mark.parametrize("way_out", ["its bank tells it again", "the archive's copy"])
+def test_rows_that_only_the_archive_knows_to_be_back_are_not_taken_out_of_it(
+    tmp_path: Path, way_out: str
+) -> None:
+    """A batch is returned after each of its rows that comes back (退票)."""
+    batch = Made("BATCH", State.RETURNED, Kind.BATCH_TRANSFER)
+    first = Made("FIRST", State.SUCCEEDED, at=OLD - dt.timedelta(days=1))
+    path = make(tmp_path / "fep.sqlite", [first], [batch])
+    year = path.with_name("archive-2025.sqlite")
+    assert move(path, over(before=OLD)) == {"2025": 1}
+    for file in (path, year):
+        shutil.copy(file, tmp_path / f"older {file.name}")
+    at = OLD + dt.timedelta(days=3)
+    come_back(path, "BATCH", at, cause="row 1 is back", acknowledged=True)
+    assert move(path) == {"2025": 1}
+    shutil.copy(tmp_path / f"older {path.name}", path)
+    before = contents(year)
+    told = "it is returned: bring it to its end first.* transfer_status .* put back the copy"
+    for _ in range(2):
+        with pytest.raises(ArchiveConflictError, match=told):
+            move(path)
+    assert contents(year) == before
+    if way_out == "its bank tells it again":
+        at += dt.timedelta(days=9)
+        come_back(path, "BATCH", at, cause="row 1 is back, asked again", acknowledged=True)
+    else:
+        shutil.copy(tmp_path / f"older {year.name}", year)
+    assert move(path) == {"2025": 1}
+    assert findings(path) == []
+
+
 def test_an_archive_of_another_store_is_left_alone(path: Path, year: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
