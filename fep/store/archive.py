@@ -181,7 +181,10 @@ def move(
 
 
 def _is_settled(store: sa.Connection, path: Path) -> bool:
-    """Say whether an archive is one file of this release, and has nothing that the store has."""
+    """Say whether an archive is one file of this release, and has nothing that the store has.
+
+    One without a task is not: it may have been left when it was being made.
+    """
     if path.with_name(f"{path.name}-wal").exists():
         return False
     with files.reading(path) as archive:
@@ -189,19 +192,19 @@ def _is_settled(store: sa.Connection, path: Path) -> bool:
             return False
         place, _ = _last_task(archive)
     moved = store.execute(sa.select(task.c.archived).where(task.c.seq == place)).scalar()
-    return place is None or moved is not None
+    return moved is not None
 
 
 @contextmanager
 def _opened(directory: Path, year: str) -> Iterator[sa.Connection]:
     path = directory / files.archive_name(year)
-    is_new = not path.exists()
+    # Killed before this, an earlier one left it root's; what SQLite puts beside it is as it is.
+    path.touch(mode=0o644)
+    files.give_to_owner(path, directory)
+    files.sync_directory(directory)
     # While it is written who reads it sees whole commits; at the end it is one file, to be carried.
     with files.writing(path) as archive:
         schema.migrate(archive)
-        if is_new:
-            files.give_to_owner(path, directory)
-            files.sync_directory(directory)
         yield archive
         try:
             archive.exec_driver_sql("PRAGMA journal_mode=DELETE")

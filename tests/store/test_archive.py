@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -279,6 +280,44 @@ def copied(path: Path, places: list[int]) -> None:
 def places_of(path: Path, *tasks: str) -> list[int]:
     found = dict(query(path, "SELECT task_id, seq FROM task"))
     return [found[name] for name in tasks]
+
+
+@pytest.mark.parametrize("left", ["nothing", "no tables", "tables"])
+def test_an_archive_is_given_to_the_daemon_though_its_making_was_cut_off(
+    path: Path, year: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    if left == "no tables":
+        year.touch()
+    if left == "tables":
+        with archive._opened(path.parent, "2025"):
+            pass
+    owner = 65534 if os.geteuid() == 0 else os.geteuid()
+    os.chown(path.parent, owner, -1)
+    seen: list[tuple[Path, bool]] = []
+    give = files.give_to_owner
+
+    def given(own: Path, like: Path) -> None:
+        give(own, like)
+        seen.append((own, own.with_name(f"{own.name}-wal").exists()))
+
+    monkeypatch.setattr(files, "give_to_owner", given)
+    # Nothing goes to it in a run that finds it.
+    early = over(before=OLD - dt.timedelta(days=90))
+    assert move(path, over() if left == "nothing" else early).keys() <= {"2025"}
+    assert seen == [(year, False)], "before SQLite makes its own files beside it, of that owner"
+    assert year.stat().st_uid == owner
+    assert findings(path) == []
+
+
+def test_what_a_link_leads_to_is_not_given_away(path: Path, year: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "own").touch()
+    year.symlink_to(elsewhere / "own")
+    before = elsewhere.stat().st_uid
+    os.chown(path.parent, 65534 if os.geteuid() == 0 else os.geteuid(), -1)
+    move(path)
+    assert (elsewhere / "own").stat().st_uid == before
 
 
 def test_what_was_copied_and_not_removed_is_copied_anew(path: Path, year: Path) -> None:
