@@ -538,6 +538,72 @@ def test_what_was_changed_in_an_archive_is_found(path: Path, year: Path, change:
     assert any(CHANGES[change] in one for one in found), found
 
 
+PAID = "(SELECT seq FROM task WHERE task_id = 'PAY-succeeded')"
+BATCH = "(SELECT seq FROM task WHERE task_id = 'BATCH-succeeded')"
+ELSEWHEN = "'2024-01-01T00:00:00.000+00:00'"
+LEFT_CHANGES = {
+    f"UPDATE task SET submitted_at = {ELSEWHEN} WHERE seq = {PAID}": "is another in the store",
+    f"UPDATE task SET updated_at = {ELSEWHEN} WHERE seq = {PAID}": "is another in the store",
+    f"UPDATE task SET offers = 9 WHERE seq = {PAID}": "is another in the store",
+    f"UPDATE task SET sent_at = {ELSEWHEN} WHERE seq = {PAID};"
+    f" UPDATE payment SET sent_at = {ELSEWHEN} WHERE task_seq = {PAID}": "is another in the store",
+    f"UPDATE task SET sent_at = NULL WHERE seq = {PAID};"
+    f" DELETE FROM payment WHERE task_seq = {PAID}": "is another in the store",
+    f"UPDATE task SET body = '{{}}' WHERE seq = {PAID}": "its body or result is here",
+    f"UPDATE task SET result = '{{}}' WHERE seq = {PAID}": "its body or result is here",
+    f"DELETE FROM payment WHERE task_seq = {PAID}": "no statement is searched for it",
+    f"UPDATE payment SET amount_fen = 1 WHERE task_seq = {PAID}": "is searched as 1 fen from",
+    f"UPDATE payment SET payer = 'x' WHERE task_seq = {PAID}": "is searched as 1250 fen from x",
+    f"UPDATE payment SET payee = 'x' WHERE task_seq = {PAID}": "and its body is another",
+    f"UPDATE payment_row SET amount_fen = 1 WHERE task_seq = {BATCH} AND place = 1": "row 1 is",
+    f"UPDATE payment_row SET client_ref = 'x' WHERE task_seq = {BATCH}": "row 0 is searched as",
+    f"DELETE FROM payment_row WHERE task_seq = {BATCH} AND place = 0": "row 0 is searched as",
+    "INSERT INTO message (task_seq, bank, direction, at, correlation, digest, bytes)"
+    f" VALUES ({PAID}, 'pingan', 'sent', '2025-03-01', 'c', 'd', x'00')": "are not those of digest",
+    "UPDATE pool_item SET amount_fen = 1": "moves 12.50, not the amount of the round",
+}
+
+
+@pytest.mark.parametrize("change", LEFT_CHANGES)
+def test_what_was_changed_of_what_the_store_keeps_of_an_archived_task_is_found(
+    path: Path, year: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    # Several queries, and some tasks of each are in the store yet.
+    monkeypatch.setattr("fep.daemon.verify.TASKS_AT_ONCE", 3)
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(SWEPT)
+        move(path)
+        assert findings(path) == []
+        db.executescript(change)
+    found = findings(path)
+    assert any(LEFT_CHANGES[change] in one for one in found), found
+
+
+SWEPT = """
+INSERT INTO pool_round (round_id, pool, key, state, started_at, plan_only)
+    VALUES ('R1', 'main', 'k1', 'running', '2025-03-01T02:00:00.000+00:00', 0);
+INSERT INTO pool_item (round_id, account, place, bank, balance_task, sweep_task, threshold_fen,
+                       amount_fen, state)
+    VALUES ('R1', '99000000000101', 0, 'pingan', 'B1', 'PAY-succeeded', 1, 1250, 'swept');
+"""
+
+
+def test_what_a_store_keeps_is_not_compared_with_an_archive_that_is_away(
+    path: Path, year: Path
+) -> None:
+    move(path)
+    year.unlink()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"UPDATE payment SET amount_fen = 1 WHERE task_seq = {PAID}")
+        db.execute(
+            "DELETE FROM payment WHERE task_seq ="
+            " (SELECT seq FROM task WHERE task_id = 'PAY-returned')"
+        )
+        db.commit()
+    report = verify(path, enterprise=ENTERPRISE, are_whole=False)
+    assert report.findings == []
+
+
 def test_an_archive_that_was_carried_away_is_missed(path: Path, year: Path) -> None:
     move(path)
     year.unlink()
