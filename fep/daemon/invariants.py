@@ -140,6 +140,23 @@ def task_faults(
         yield from _payment_faults(task, events, messages, enterprise)
 
 
+def left_faults(
+    task: TaskRow, events: Sequence[EventRow], messages: Sequence[MessageRow]
+) -> Iterator[str]:
+    """Yield what is wrong with what a store has of an archived task.
+
+    Args:
+        task: the task's row in the store.
+        events: its events there.
+        messages: those there: an answer that comes when a task is archived is kept where it comes.
+    """
+    if events:
+        yield "it is archived, and its events are here"
+    if task.body is not None or task.result is not None:
+        yield "it is archived, and its body or result is here"
+    yield from _bytes_faults(messages)
+
+
 def event_faults(event: EventRow) -> Iterator[str]:
     """Yield what is wrong with an event by itself."""
     plain = (event.at, event.event, event.state, event.configuration, event.digest)
@@ -227,12 +244,16 @@ def _column_faults(task: TaskRow, events: Sequence[EventRow]) -> Iterator[str]:
             yield f"its result, code or message is not what event {last[0].seq} told"
 
 
-def _message_faults(events: Sequence[EventRow], messages: Sequence[MessageRow]) -> Iterator[str]:
+def _bytes_faults(messages: Sequence[MessageRow]) -> Iterator[str]:
     for message in messages:
         if message.direction not in ("sent", "received"):
             yield f"the bytes of digest {message.digest[:12]}… are {message.direction!r}"
         if message.digest != message.real_digest:
             yield f"the bytes {message.direction} are not those of digest {message.digest[:12]}…"
+
+
+def _message_faults(events: Sequence[EventRow], messages: Sequence[MessageRow]) -> Iterator[str]:
+    yield from _bytes_faults(messages)
     kept = {(message.digest, message.at) for message in messages}
     for event in events:
         if event.digest and event.event != SUBMITTED and (event.digest, event.at) not in kept:
@@ -328,7 +349,7 @@ class BatchRows:
 
     task_kind: str
     task_body: bytes | None
-    """None: the task is archived."""
+    """None: the task is archived, and its archive is not here."""
     client_ref: str | None
     rows: tuple[tuple[int, str, str, int, str], ...]
     """Place, payer, payee, fen and reference of each, in order."""
@@ -378,8 +399,8 @@ class ItemRow:
     task_kind: str | None
     """None: there is no such task."""
     task_state: str | None
-    task_body: bytes | None
     task_delivery: int | None
+    task_body: bytes | None
 
 
 _SWEPT: Final = {

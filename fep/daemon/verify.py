@@ -12,9 +12,9 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 import sqlalchemy as sa
@@ -30,6 +30,7 @@ from fep.daemon.invariants import (
     alarm_faults,
     event_faults,
     item_faults,
+    left_faults,
     mark_faults,
     notice_faults,
     payment_faults,
@@ -48,6 +49,10 @@ FINDINGS_MAX: Final = 50
 SQLITE_FAULTS_MAX: Final = 20
 TELL_ROWS: Final = 2000
 """Progress is told so often, in rows."""
+TASKS_AT_ONCE: Final = 100
+"""So many bodies are taken from an archive with one query; a batch's may be long."""
+
+_Found = TypeVar("_Found")
 
 
 class UnreadableStoreError(FepError):
@@ -411,11 +416,10 @@ class _Look:
                 continue
             check.looked_at += 1
             if not year and task.archived is not None:
-                # An answer that comes when a task is archived is kept here, where it comes.
-                if own_events:
-                    self.find("tasks", task.task_id, "it is archived, and its events are here")
-                continue
-            for message in task_faults(task, own_events, own_messages, self._enterprise):
+                faults = left_faults(task, own_events, own_messages)
+            else:
+                faults = task_faults(task, own_events, own_messages, self._enterprise)
+            for message in faults:
                 self.find("tasks", task.task_id, message)
 
     def _look_at_archive_chain(self, year: str, connection: sa.Connection) -> chain.Link:
@@ -466,20 +470,23 @@ class _Look:
 
     def _look_at_payments(self) -> None:
         check = self._check("payments")
-        for task_id, *row in self._rows(_PAYMENTS):
+        for row, body in self._with_bodies((one, one) for one in self._rows(_PAYMENTS)):
             check.looked_at += 1
-            for message in payment_faults(PaymentRow(*row)):
-                self.find("payments", task_id, message)
-        for (task_id,) in self._rows(
-            "SELECT task_id FROM task WHERE sent_at IS NOT NULL AND NOT EXISTS"
-            " (SELECT 1 FROM payment WHERE task_seq = task.seq) AND body IS NOT NULL"
-        ):
-            self.find("payments", task_id, "it was sent, and no statement is searched for it")
-        groups = itertools.groupby(self._rows(_BATCH_ROWS), key=lambda row: tuple(row[:4]))
-        for (task_id, kind, body, reference), rows in groups:
-            batch = BatchRows(kind, body, reference, tuple(tuple(row[4:]) for row in rows))
-            for message in rows_faults(batch):
-                self.find("payments", task_id, message)
+            found = PaymentRow(
+                row.seq, row.bank, row.payer, row.payee, row.amount_fen, row.is_watched,
+                row.task_bank, row.kind, row.state, body,
+            )  # fmt: skip
+            for message in payment_faults(found):
+                self.find("payments", row.task_id, message)
+        for row, body in self._with_bodies((one, one) for one in self._rows(_NOT_SEARCHED)):
+            if body is not None:
+                self.find(
+                    "payments", row.task_id, "it was sent, and no statement is searched for it"
+                )
+        batches = _batches(self._rows(_BATCH_ROWS))
+        for (row, rows), body in self._with_bodies((one[0], one) for one in batches):
+            for message in rows_faults(BatchRows(row.kind, body, row.client_ref, rows)):
+                self.find("payments", row.task_id, message)
         for (task_id,) in self._rows(
             "SELECT task_id FROM task WHERE sent_at IS NOT NULL AND kind = 'batch_transfer' AND"
             " NOT EXISTS (SELECT 1 FROM payment_row WHERE task_seq = task.seq)"
@@ -523,9 +530,9 @@ class _Look:
 
     def _look_at_pools(self) -> None:
         check = self._check("pools")
-        for row in self._rows(_ITEMS):
+        for row, body in self._with_bodies((one, one) for one in self._rows(_ITEMS)):
             check.looked_at += 1
-            item = ItemRow(*row)
+            item = ItemRow(*(*row[3:], body))
             for message in item_faults(item):
                 self.find("pools", f"{item.round_id} {item.account}", message)
 
@@ -559,6 +566,29 @@ class _Look:
         if counted.wrong <= FINDINGS_MAX:
             self.report.findings.append(Finding(check, where, message))
 
+    def _with_bodies(
+        self, found: Iterable[tuple[Any, _Found]]
+    ) -> Iterator[tuple[_Found, bytes | None]]:
+        """Yield what belongs to tasks with their bodies: of archived ones those in the archives.
+
+        Args:
+            found: each with a row that has ``seq``, ``archived`` and ``body`` of its task.
+        """
+        found = iter(found)
+        while some := list(itertools.islice(found, TASKS_AT_ONCE)):
+            archived: dict[str, set[int]] = {}
+            for row, _ in some:
+                if row.archived in self.archives:
+                    archived.setdefault(row.archived, set()).add(row.seq)
+            bodies: dict[int, bytes | None] = {}
+            for year, places in archived.items():
+                marks = ", ".join("?" * len(places))
+                query = f"SELECT seq, CAST(body AS BLOB) FROM task WHERE seq IN ({marks})"  # noqa: S608
+                rows = self.archives[year].exec_driver_sql(query, tuple(places))
+                bodies.update((seq, body) for seq, body in rows)
+            for row, one in some:
+                yield one, row.body if row.archived is None else bodies.get(row.seq)
+
     def _rows(self, query: str) -> Iterator[Any]:
         return iter(_query(self._main, query))
 
@@ -576,8 +606,8 @@ _TASKS: Final = (
     " FROM task ORDER BY seq"
 )
 _IDENTITY: Final = (
-    "SELECT seq, task_id, client, bank, kind, state, body_digest, client_ref, delivery, archived"
-    " FROM task ORDER BY seq"
+    "SELECT seq, task_id, client, bank, kind, state, submitted_at, updated_at, offers,"
+    " body_digest, client_ref, sent_at, delivery, archived FROM task ORDER BY seq"
 )
 """What a task and its archived self have in common."""
 _EVENT_QUERY: Final = (
@@ -594,18 +624,24 @@ _MARKS: Final = (
     " ORDER BY seq"
 )
 _PAYMENTS: Final = (
-    "SELECT t.task_id, p.task_seq, p.bank, p.payer, p.payee, p.amount_fen,"
-    " p.watched_s IS NOT NULL, t.bank, t.kind, t.state, CAST(t.body AS BLOB)"
-    " FROM payment AS p JOIN task AS t ON t.seq = p.task_seq"
+    "SELECT t.task_id, t.seq, p.bank, p.payer, p.payee, p.amount_fen,"
+    " p.watched_s IS NOT NULL AS is_watched, t.bank AS task_bank, t.kind, t.state, t.archived,"
+    " CAST(t.body AS BLOB) AS body FROM payment AS p JOIN task AS t ON t.seq = p.task_seq"
+)
+_NOT_SEARCHED: Final = (
+    "SELECT task_id, seq, archived, CAST(body AS BLOB) AS body FROM task"
+    " WHERE sent_at IS NOT NULL AND (body IS NOT NULL OR archived IS NOT NULL) AND NOT EXISTS"
+    " (SELECT 1 FROM payment WHERE task_seq = task.seq)"
 )
 _BATCH_ROWS: Final = (
-    "SELECT t.task_id, t.kind, CAST(t.body AS BLOB), t.client_ref,"
-    " r.place, r.payer, r.payee, r.amount_fen, r.client_ref"
+    "SELECT t.task_id, t.seq, t.kind, t.archived, CAST(t.body AS BLOB) AS body, t.client_ref,"
+    " r.place, r.payer, r.payee, r.amount_fen, r.client_ref AS row_ref"
     " FROM payment_row AS r JOIN task AS t ON t.seq = r.task_seq ORDER BY r.task_seq, r.place"
 )
 _ITEMS: Final = (
-    "SELECT i.round_id, r.state, r.plan_only, i.account, i.state, i.amount_fen, i.sweep_task,"
-    " t.kind, t.state, CAST(t.body AS BLOB), t.delivery FROM pool_item AS i"
+    "SELECT t.seq, t.archived, CAST(t.body AS BLOB) AS body,"
+    " i.round_id, r.state, r.plan_only, i.account, i.state, i.amount_fen, i.sweep_task,"
+    " t.kind, t.state, t.delivery FROM pool_item AS i"
     " JOIN pool_round AS r ON r.round_id = i.round_id"
     " LEFT JOIN task AS t ON t.task_id = i.sweep_task"
 )
@@ -616,6 +652,20 @@ def _query(connection: sa.Connection, query: str) -> Iterable[Any]:
     if connection.dialect.name == "postgresql":
         query = query.replace(" AS BLOB)", " AS BYTEA)")
     return connection.exec_driver_sql(query)
+
+
+def _batches(found: Iterable[Any]) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Yield the first row of each batch with what all of its rows are searched by.
+
+    Each row has the whole body: no more than one is held.
+    """
+    for _, rows in itertools.groupby(found, key=attrgetter("seq")):
+        first: Any = None
+        told: list[Any] = []
+        for row in rows:
+            first = first or row
+            told.append((row.place, row.payer, row.payee, row.amount_fen, row.row_ref))
+        yield first, tuple(told)
 
 
 def _message(direction: str, at: str, digest: str, data: bytes) -> MessageRow:

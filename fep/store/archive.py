@@ -100,23 +100,7 @@ def candidates(connection: sa.Connection, over: Over, after: int) -> list[Candid
     )
     query = (
         sa.select(task.c.seq, task.c.updated_at, size)
-        .where(
-            task.c.seq > after,
-            task.c.archived.is_(None),
-            task.c.state.in_(over.states),
-            task.c.delivery == over.acknowledged,
-            task.c.updated_at < to_text(over.before),
-            sa.not_(
-                sa.exists().where(
-                    payment.c.task_seq == task.c.seq, payment.c.watched_s.is_not(None)
-                )
-            ),
-            sa.or_(
-                task.c.state != over.watched_state,
-                task.c.kind.not_in(over.watched_kinds),
-                task.c.updated_at < to_text(over.watched_before),
-            ),
-        )
+        .where(task.c.seq > after, *_are_over(over))
         .order_by(task.c.seq)
         .limit(BATCH_TASKS_MAX)
     )
@@ -126,8 +110,29 @@ def candidates(connection: sa.Connection, over: Over, after: int) -> list[Candid
         total += length
         if found and total > BATCH_BYTES_MAX:
             break
-        found.append(Candidate(seq, f"{to_shanghai(from_text(ended_at)):%Y}", length))
+        found.append(Candidate(seq, _year_of(ended_at), length))
     return found
+
+
+def _are_over(over: Over) -> list[sa.ColumnElement[bool]]:
+    return [
+        task.c.archived.is_(None),
+        task.c.state.in_(over.states),
+        task.c.delivery == over.acknowledged,
+        task.c.updated_at < to_text(over.before),
+        sa.not_(
+            sa.exists().where(payment.c.task_seq == task.c.seq, payment.c.watched_s.is_not(None))
+        ),
+        sa.or_(
+            task.c.state != over.watched_state,
+            task.c.kind.not_in(over.watched_kinds),
+            task.c.updated_at < to_text(over.watched_before),
+        ),
+    ]
+
+
+def _year_of(ended_at: str) -> str:
+    return f"{to_shanghai(from_text(ended_at)):%Y}"
 
 
 def move(
@@ -169,14 +174,17 @@ def move(
                     opened[year] = stack.enter_context(_opened(directory, year))
                     remove_left_over(store, opened[year], year)
                 places = [one.seq for one in batch if one.year == year]
-                if _move_batch(store, opened[year], year, places, now, who):
+                if _move_batch(store, opened[year], year, places, over, now, who):
                     moved[year] = moved.get(year, 0) + len(places)
                     tell(year, moved[year])
     return moved
 
 
 def _is_settled(store: sa.Connection, path: Path) -> bool:
-    """Say whether an archive is one file of this release, and has nothing that the store has."""
+    """Say whether an archive is one file of this release, and has nothing that the store has.
+
+    One without a task is not: it may have been left when it was being made.
+    """
     if path.with_name(f"{path.name}-wal").exists():
         return False
     with files.reading(path) as archive:
@@ -184,19 +192,19 @@ def _is_settled(store: sa.Connection, path: Path) -> bool:
             return False
         place, _ = _last_task(archive)
     moved = store.execute(sa.select(task.c.archived).where(task.c.seq == place)).scalar()
-    return place is None or moved is not None
+    return moved is not None
 
 
 @contextmanager
 def _opened(directory: Path, year: str) -> Iterator[sa.Connection]:
     path = directory / files.archive_name(year)
-    is_new = not path.exists()
+    # Killed before this, an earlier one left it root's; what SQLite puts beside it is as it is.
+    path.touch(mode=0o644)
+    files.give_to_owner(path, directory)
+    files.sync_directory(directory)
     # While it is written who reads it sees whole commits; at the end it is one file, to be carried.
     with files.writing(path) as archive:
         schema.migrate(archive)
-        if is_new:
-            files.give_to_owner(path, directory)
-            files.sync_directory(directory)
         yield archive
         try:
             archive.exec_driver_sql("PRAGMA journal_mode=DELETE")
@@ -213,17 +221,21 @@ def _move_batch(
     archive: sa.Connection,
     year: str,
     places: Sequence[int],
+    over: Over,
     now: dt.datetime,
     who: str,
 ) -> bool:
-    """Copy, compare, then remove; False if a task has changed meanwhile and all of them stay."""
+    """Copy, compare, then remove; False if a task has changed meanwhile and all of them stay.
+
+    They stay until the next run.
+    """
     rows = read_rows(store, places)
     copy_in(archive, rows, year)
     if read_rows(archive, places) != rows:
         msg = f"{files.archive_name(year)} does not give back what was written to it"
         raise ArchiveConflictError(msg)
     began = time.monotonic()
-    is_moved = take_out(store, rows, year, chain.head(archive), now, who)
+    is_moved = take_out(store, rows, year, over, chain.head(archive), now, who)
     if not is_moved:
         remove_left_over(store, archive, year)
     # The daemon's writer waits while this one has its place: let it go first for a while.
@@ -238,8 +250,8 @@ def remove_left_over(store: sa.Connection, archive: sa.Connection, year: str) ->
     of the archive's chain.
 
     Raises:
-        ArchiveConflictError: the archive has tasks that the store does not know, or the end of one
-            that the store does not know.
+        ArchiveConflictError: the archive has tasks that the store does not know, or knows of one
+            what befell it later than all that the store knows.
     """
     while True:
         with files.transaction(archive):
@@ -262,11 +274,16 @@ def remove_left_over(store: sa.Connection, archive: sa.Connection, year: str) ->
             known = archive.execute(
                 sa.select(task.c.state, task.c.updated_at).where(task.c.seq == place)
             ).one()
-            if known.state != row.state and known.updated_at > row.updated_at:
+            # A batch comes back row by row, and is in the same state after each.
+            if known.updated_at > row.updated_at:
+                name = files.archive_name(year)
                 msg = (
-                    f"{files.archive_name(year)} knows that task {task_id} is {known.state}, and in"
-                    f" this older store it is {row.state}: bring it to its end first,"
-                    " as fepctl restored shows; nothing was removed"
+                    f"{name} knows that task {task_id} is {known.state}, and in this older store"
+                    f" it is {row.state}: bring it to its end first,"
+                    " as fepctl restored shows; if it is at its end, have its client submit a"
+                    " transfer_status of it, so that its bank tells here what came back (退票), or"
+                    f" put back the copy of {name} that was made with this store; nothing was"
+                    " removed"
                 )
                 raise ArchiveConflictError(msg)
             for table in (task_event, message, resolution):
@@ -323,7 +340,13 @@ def _insert(
 
 
 def take_out(
-    store: sa.Connection, rows: Rows, year: str, head: chain.Link, now: dt.datetime, who: str
+    store: sa.Connection,
+    rows: Rows,
+    year: str,
+    over: Over,
+    head: chain.Link,
+    now: dt.datetime,
+    who: str,
 ) -> bool:
     """Leave of these tasks what the store keeps for ever; False if one has changed meanwhile.
 
@@ -331,7 +354,8 @@ def take_out(
     """
     places = [row[0] for row in rows.tasks]
     with files.transaction(store):
-        if read_rows(store, places) != rows:
+        # One may have come back before its rows were read: they are the same, and it is owed.
+        if read_rows(store, places) != rows or not _end_in(store, places, over, year):
             return False
         chain.note(
             store,
@@ -348,3 +372,10 @@ def take_out(
         )
         chain.extend(store)
     return True
+
+
+def _end_in(store: sa.Connection, places: Sequence[int], over: Over, year: str) -> bool:
+    """Say whether all of these tasks are over, and ended in this year."""
+    query = sa.select(task.c.updated_at).where(task.c.seq.in_(places), *_are_over(over))
+    ended = [_year_of(at) for at in store.execute(query).scalars()]
+    return ended == [year] * len(places)

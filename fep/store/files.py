@@ -146,4 +146,5 @@ def give_to_owner(path: Path, like: Path) -> None:
     """Let a file that root made belong to whom another belongs: the daemon must open it."""
     owner = like.stat()
     if os.geteuid() == 0:
-        os.chown(path, owner.st_uid, owner.st_gid)
+        # Who owns the folder may have put a link there, to what is not his.
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import sqlalchemy as sa
 import trio
@@ -22,7 +24,7 @@ from fep.store import archive, chain, files, schema
 from fep.store.archive import ArchiveConflictError, Over
 from fep.tasks import store as rows
 from fep.tasks.admission import Admission, Arrival
-from fep.tasks.state import FINAL, State
+from fep.tasks.state import FINAL, Event, State
 from fep.tasks.task import Admitted, Answer, Submission
 from tests.store.made import BANK, BODIES, ENTERPRISE, EVERY, OLD, Made, make, opened, work_of
 
@@ -280,6 +282,44 @@ def places_of(path: Path, *tasks: str) -> list[int]:
     return [found[name] for name in tasks]
 
 
+@pytest.mark.parametrize("left", ["nothing", "no tables", "tables"])
+def test_an_archive_is_given_to_the_daemon_though_its_making_was_cut_off(
+    path: Path, year: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    if left == "no tables":
+        year.touch()
+    if left == "tables":
+        with archive._opened(path.parent, "2025"):
+            pass
+    owner = 65534 if os.geteuid() == 0 else os.geteuid()
+    os.chown(path.parent, owner, -1)
+    seen: list[tuple[Path, bool]] = []
+    give = files.give_to_owner
+
+    def given(own: Path, like: Path) -> None:
+        give(own, like)
+        seen.append((own, own.with_name(f"{own.name}-wal").exists()))
+
+    monkeypatch.setattr(files, "give_to_owner", given)
+    # Nothing goes to it in a run that finds it.
+    early = over(before=OLD - dt.timedelta(days=90))
+    assert move(path, over() if left == "nothing" else early).keys() <= {"2025"}
+    assert seen == [(year, False)], "before SQLite makes its own files beside it, of that owner"
+    assert year.stat().st_uid == owner
+    assert findings(path) == []
+
+
+def test_what_a_link_leads_to_is_not_given_away(path: Path, year: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "own").touch()
+    year.symlink_to(elsewhere / "own")
+    before = elsewhere.stat().st_uid
+    os.chown(path.parent, 65534 if os.geteuid() == 0 else os.geteuid(), -1)
+    move(path)
+    assert (elsewhere / "own").stat().st_uid == before
+
+
 def test_what_was_copied_and_not_removed_is_copied_anew(path: Path, year: Path) -> None:
     before = whole(path)
     copied(path, places_of(path, "PAY-succeeded", "PAY-rejected"))
@@ -342,7 +382,7 @@ def test_what_changed_after_it_was_copied_is_not_taken_out(path: Path, year: Pat
         store.exec_driver_sql(
             "UPDATE task SET bank_message = 'late' WHERE task_id = 'PAY-succeeded'"
         )
-        assert not archive.take_out(store, stale, "2025", chain.head(file), NOW, "a test")
+        assert not archive.take_out(store, stale, "2025", over(), chain.head(file), NOW, "a test")
         archive.remove_left_over(store, file, "2025")
     assert names(year) == set()
     assert names(path, "archived NOT NULL") == set()
@@ -350,6 +390,52 @@ def test_what_changed_after_it_was_copied_is_not_taken_out(path: Path, year: Pat
     assert query(year, "SELECT bank_message FROM task WHERE task_id = 'PAY-succeeded'") == [
         ("late",)
     ]
+    assert findings(path) == []
+
+
+def come_back(path: Path, task: str, at: dt.datetime, *, cause: str, acknowledged: bool) -> None:
+    """Have the daemon note that a task, or one more row of it, came back (退票)."""
+    with files.writing(path) as daemon, files.transaction(daemon):
+        [seq, state] = daemon.execute(
+            sa.select(schema.task.c.seq, schema.task.c.state).where(schema.task.c.task_id == task)
+        ).one()
+        columns = {"delivery": rows.OWED, "result": orjson.dumps({"cause": cause})}
+        wire = rows.Bytes(sent=False, correlation=cause, data=cause.encode())
+        events = (Event.PROVED_RETURNED,)
+        change = rows.Change(
+            seq, State(state), State.RETURNED, events, cause, at, columns, wire, None, None
+        )
+        rows.apply(daemon, [change], "c")
+        if acknowledged:
+            [told] = rows.deliveries(daemon, [task])
+            rows.acknowledge(daemon, [(told.task_id, told.state.value, told.at)])
+        chain.extend(daemon)
+
+
+@pytest.mark.parametrize("acknowledged", [False, True], ids=["is owed", "ends in another year"])
+def test_what_comes_back_before_it_is_read_is_not_moved(
+    path: Path, year: Path, monkeypatch: pytest.MonkeyPatch, acknowledged: bool
+) -> None:
+    """It was chosen as a success; what is read and compared after that is all of one moment."""
+    at = OLD + dt.timedelta(days=400 if acknowledged else 60)
+    read = archive.read_rows
+
+    def read_late(connection: sa.Connection, places: list[int]) -> archive.Rows:
+        monkeypatch.setattr(archive, "read_rows", read)
+        come_back(path, "PAY-succeeded", at, cause="too late", acknowledged=acknowledged)
+        return read(connection, places)
+
+    monkeypatch.setattr(archive, "read_rows", read_late)
+    late = over(OLD + dt.timedelta(days=500), OLD + dt.timedelta(days=500))
+    moved = move(path, late)
+    assert "PAY-succeeded" in names(path, "archived IS NULL AND result NOT NULL")
+    assert "PAY-succeeded" not in names(year)
+    assert findings(path) == []
+    # All of its batch stayed; nothing but that is left for the next run.
+    again = move(path, late)
+    assert again.keys() == ({"2025", "2026"} if acknowledged else {"2025"})
+    assert sum((moved | again).values()) == len(MOVED_2025) + acknowledged
+    assert move(path, late) == {}
     assert findings(path) == []
 
 
@@ -381,6 +467,37 @@ def test_an_end_that_only_the_archive_knows_is_not_taken_out_of_it(
     with pytest.raises(ArchiveConflictError, match=f"it is {known}: bring it to its end first"):
         move(path)
     assert query(year, "SELECT count(*) FROM task") == [(len(MOVED_2025),)]
+
+
+@pytest.mark.parametrize("way_out", ["its bank tells it again", "the archive's copy"])
+def test_rows_that_only_the_archive_knows_to_be_back_are_not_taken_out_of_it(
+    tmp_path: Path, way_out: str
+) -> None:
+    """A batch is returned after each of its rows that comes back (退票)."""
+    batch = Made("BATCH", State.RETURNED, Kind.BATCH_TRANSFER)
+    first = Made("FIRST", State.SUCCEEDED, at=OLD - dt.timedelta(days=1))
+    path = make(tmp_path / "fep.sqlite", [first], [batch])
+    year = path.with_name("archive-2025.sqlite")
+    assert move(path, over(before=OLD)) == {"2025": 1}
+    for file in (path, year):
+        shutil.copy(file, tmp_path / f"older {file.name}")
+    at = OLD + dt.timedelta(days=3)
+    come_back(path, "BATCH", at, cause="row 1 is back", acknowledged=True)
+    assert move(path) == {"2025": 1}
+    shutil.copy(tmp_path / f"older {path.name}", path)
+    before = contents(year)
+    told = "it is returned: bring it to its end first.* transfer_status .* put back the copy"
+    for _ in range(2):
+        with pytest.raises(ArchiveConflictError, match=told):
+            move(path)
+    assert contents(year) == before
+    if way_out == "its bank tells it again":
+        at += dt.timedelta(days=9)
+        come_back(path, "BATCH", at, cause="row 1 is back, asked again", acknowledged=True)
+    else:
+        shutil.copy(tmp_path / f"older {year.name}", year)
+    assert move(path) == {"2025": 1}
+    assert findings(path) == []
 
 
 def test_an_archive_of_another_store_is_left_alone(path: Path, year: Path, tmp_path: Path) -> None:
@@ -419,6 +536,72 @@ def test_what_was_changed_in_an_archive_is_found(path: Path, year: Path, change:
         db.commit()
     found = findings(path)
     assert any(CHANGES[change] in one for one in found), found
+
+
+PAID = "(SELECT seq FROM task WHERE task_id = 'PAY-succeeded')"
+BATCH = "(SELECT seq FROM task WHERE task_id = 'BATCH-succeeded')"
+ELSEWHEN = "'2024-01-01T00:00:00.000+00:00'"
+LEFT_CHANGES = {
+    f"UPDATE task SET submitted_at = {ELSEWHEN} WHERE seq = {PAID}": "is another in the store",
+    f"UPDATE task SET updated_at = {ELSEWHEN} WHERE seq = {PAID}": "is another in the store",
+    f"UPDATE task SET offers = 9 WHERE seq = {PAID}": "is another in the store",
+    f"UPDATE task SET sent_at = {ELSEWHEN} WHERE seq = {PAID};"
+    f" UPDATE payment SET sent_at = {ELSEWHEN} WHERE task_seq = {PAID}": "is another in the store",
+    f"UPDATE task SET sent_at = NULL WHERE seq = {PAID};"
+    f" DELETE FROM payment WHERE task_seq = {PAID}": "is another in the store",
+    f"UPDATE task SET body = '{{}}' WHERE seq = {PAID}": "its body or result is here",
+    f"UPDATE task SET result = '{{}}' WHERE seq = {PAID}": "its body or result is here",
+    f"DELETE FROM payment WHERE task_seq = {PAID}": "no statement is searched for it",
+    f"UPDATE payment SET amount_fen = 1 WHERE task_seq = {PAID}": "is searched as 1 fen from",
+    f"UPDATE payment SET payer = 'x' WHERE task_seq = {PAID}": "is searched as 1250 fen from x",
+    f"UPDATE payment SET payee = 'x' WHERE task_seq = {PAID}": "and its body is another",
+    f"UPDATE payment_row SET amount_fen = 1 WHERE task_seq = {BATCH} AND place = 1": "row 1 is",
+    f"UPDATE payment_row SET client_ref = 'x' WHERE task_seq = {BATCH}": "row 0 is searched as",
+    f"DELETE FROM payment_row WHERE task_seq = {BATCH} AND place = 0": "row 0 is searched as",
+    "INSERT INTO message (task_seq, bank, direction, at, correlation, digest, bytes)"
+    f" VALUES ({PAID}, 'pingan', 'sent', '2025-03-01', 'c', 'd', x'00')": "are not those of digest",
+    "UPDATE pool_item SET amount_fen = 1": "moves 12.50, not the amount of the round",
+}
+
+
+@pytest.mark.parametrize("change", LEFT_CHANGES)
+def test_what_was_changed_of_what_the_store_keeps_of_an_archived_task_is_found(
+    path: Path, year: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    # Several queries, and some tasks of each are in the store yet.
+    monkeypatch.setattr("fep.daemon.verify.TASKS_AT_ONCE", 3)
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(SWEPT)
+        move(path)
+        assert findings(path) == []
+        db.executescript(change)
+    found = findings(path)
+    assert any(LEFT_CHANGES[change] in one for one in found), found
+
+
+SWEPT = """
+INSERT INTO pool_round (round_id, pool, key, state, started_at, plan_only)
+    VALUES ('R1', 'main', 'k1', 'running', '2025-03-01T02:00:00.000+00:00', 0);
+INSERT INTO pool_item (round_id, account, place, bank, balance_task, sweep_task, threshold_fen,
+                       amount_fen, state)
+    VALUES ('R1', '99000000000101', 0, 'pingan', 'B1', 'PAY-succeeded', 1, 1250, 'swept');
+"""
+
+
+def test_what_a_store_keeps_is_not_compared_with_an_archive_that_is_away(
+    path: Path, year: Path
+) -> None:
+    move(path)
+    year.unlink()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"UPDATE payment SET amount_fen = 1 WHERE task_seq = {PAID}")
+        db.execute(
+            "DELETE FROM payment WHERE task_seq ="
+            " (SELECT seq FROM task WHERE task_id = 'PAY-returned')"
+        )
+        db.commit()
+    report = verify(path, enterprise=ENTERPRISE, are_whole=False)
+    assert report.findings == []
 
 
 def test_an_archive_that_was_carried_away_is_missed(path: Path, year: Path) -> None:
