@@ -427,7 +427,7 @@ class Watch:
             others = await self._service.store.read(partial(store.rivals, one=payment))
         if task.claimed or task.state not in OPEN_AT_BANK:
             return  # Somebody took it meanwhile: the next look sees to it.
-        self._open[one.payer].discard(task)
+        self._open.get(one.payer, set()).discard(task)
         lane.hold(task)
         match find_payment(payment, one.entries, others, by_reference_only=by_reference_only):
             case Found(entry=entry, by=by):

@@ -24,7 +24,7 @@ from fep.store.pace import Pace
 from fep.tasks import service, store, watch
 from fep.tasks.lane import NOT_SENT_RETRY_SECONDS
 from fep.tasks.look import Look
-from fep.tasks.matching import Absent, Payment
+from fep.tasks.matching import Absent
 from fep.tasks.service import TaskRefusedError
 from fep.tasks.state import State
 from fep.tasks.task import QueryLostError, Task
@@ -779,7 +779,7 @@ async def test_a_payment_closed_by_two_persons_is_watched_like_any_success(world
 
 
 async def test_an_inquiry_that_was_put_off_while_a_statement_was_judged_is_made_after_it(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World,
 ) -> None:
     codec = changed(says(PaymentState.NO_RECORD))
     async with world.fep(card=asking(no_record="never"), reply_timeout_s=0.3, codec=codec) as fep:
@@ -796,17 +796,12 @@ async def test_an_inquiry_that_was_put_off_while_a_statement_was_judged_is_made_
         lane.ask_after = fails  # type: ignore[method-assign, assignment]
         await failed.wait()
         await until(lambda: not task.claimed)
-        judged, rivals = threading.Event(), store.rivals
-
-        def slow(connection: sa.Connection, one: Payment) -> object:
-            assert judged.wait(WAIT_SECONDS_MAX)
-            return rivals(connection, one)
-
-        monkeypatch.setattr(store, "rivals", slow)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(lane.watch._judge_open, task, Look(PAYER))
-            # Its pause ends meanwhile, and the next one.
-            await trio.sleep(3 * NOT_SENT_RETRY_SECONDS)
-            asked = task.inquiries
-            judged.set()
+            with held(fep.store):
+                nursery.start_soon(lane.watch._judge_open, task, Look(PAYER))
+                await until(lambda: task.claimed)
+                # Its pause ends meanwhile, and the next one.
+                await trio.sleep(3 * NOT_SENT_RETRY_SECONDS)
+                assert task.claimed
+                asked = task.inquiries
         await fep.inquired("T1", asked + 1)
