@@ -124,6 +124,8 @@ async def test_two_persons_close_what_is_unknown_and_one_can_not(
 async def test_a_page_says_what_a_task_waits_for(directory: Path, key: Path, logs: Logs) -> None:
     async with consoling(directory, key, logs) as console:
         admin = await console.rig.admin()
+        # What its link does changes by the moment.
+        await admin.result("link.drain", {"bank": BANK.name})
         await admin.result("task.submit", {"task_id": "W1", "bank": BANK.name, "kind": "balance"})
         person = await console.person("vera")
         text = (await person.get("/tasks/W1")).text
