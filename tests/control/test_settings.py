@@ -492,22 +492,27 @@ async def test_what_somebody_wrote_by_hand_is_kept_when_a_version_goes_back(star
         ]
 
 
+def break_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let the next bank that is made fail; return a list into which its name goes."""
+    make, broken = rig.daemon._make, list[str]()
+
+    def breaks(bank: Any) -> None:
+        if not broken:
+            broken.append(bank.name)
+            raise KeyError("a defect of an adapter")
+        make(bank)
+
+    monkeypatch.setattr(rig.daemon, "_make", breaks)
+    return broken
+
+
 async def test_a_bank_that_did_not_come_up_is_begun_by_the_next_apply(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with start(bank=True) as rig:
         await rig.ready()
         admin = await rig.admin()
-        make = rig.daemon._make
-        broken: list[str] = []
-
-        def breaks(bank: Any) -> None:
-            if not broken:
-                broken.append(bank.name)
-                raise KeyError("a defect of an adapter")
-            make(bank)
-
-        monkeypatch.setattr(rig.daemon, "_make", breaks)
+        broken = break_once(rig, monkeypatch)
         draft = await drafted(admin, bank_edit(workers=2))
         wanted = {"text": draft["text"], "base": draft["base"]}
         answer = await admin.ask("config.save", wanted)
@@ -527,16 +532,7 @@ async def test_a_save_that_fails_in_the_middle_is_undone_whatever_the_file_held(
         admin = await rig.admin()
         before = by_hand + rig.scene.config.read_text("utf-8")
         rig.scene.config.write_text(before, "utf-8")
-        make = rig.daemon._make
-        broken: list[str] = []
-
-        def breaks(bank: Any) -> None:
-            if not broken:
-                broken.append(bank.name)
-                raise KeyError("a defect of an adapter")
-            make(bank)
-
-        monkeypatch.setattr(rig.daemon, "_make", breaks)
+        broken = break_once(rig, monkeypatch)
         in_force, accounts = rig.daemon.config, dict(rig.daemon._accounts)
         draft = await drafted(admin, bank_edit(workers=2))
         text = draft["text"].replace(on_disk(rig)["account"][0]["name"], "REFUSED")
