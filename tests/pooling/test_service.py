@@ -19,7 +19,6 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fep.adapters.host import Fault
 from fep.alarms.state import AlarmKind
-from fep.domain.account import Account
 from fep.domain.ids import AccountNumber, TaskId, parse_name
 from fep.domain.money import Cny
 from fep.domain.order import Kind
@@ -1066,16 +1065,19 @@ async def test_a_balance_that_comes_when_the_round_waits_no_more_moves_nothing(
     assert world.balance(B) == "500.29"
 
 
-def lose_the_key_at_its_sweep(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take CMB's key out when the body of a sweep from there is given: the queue has it and waits."""
-    real = plan.sweep_body
+def lose_the_key(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """Take CMB's key out at a step of the plan for the account there.
 
-    def body(item: plan.Item, target: Account) -> dict[str, Any]:
+    At ``sweep_body`` the queue has the sweep's body and waits; at ``judge`` it has only the id.
+    """
+    real = getattr(plan, step)
+
+    def losing(item: plan.Item, *given: Any) -> Any:
         if item.account == B:
             world.gates[CMB].close()
-        return real(item, target)
+        return real(item, *given)
 
-    monkeypatch.setattr(plan, "sweep_body", body)
+    monkeypatch.setattr(plan, step, losing)
 
 
 async def a_sweep_that_waits(daemon: Daemon) -> tuple[str, str]:
@@ -1104,7 +1106,7 @@ async def test_a_sweep_that_the_queue_has_and_can_not_send_for_an_hour_is_taken_
     world: World, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else it would go out when the bank is resumed, by a balance of long ago."""
-    lose_the_key_at_its_sweep(world, monkeypatch)
+    lose_the_key(world, monkeypatch, "sweep_body")
     clock = WallClock("2026-01-05T08:29:00")
     async with world.daemon(pool(A, B), clock=clock) as daemon:
         round_id, sweep_task = await a_sweep_that_waits(daemon)
@@ -1123,7 +1125,7 @@ async def test_a_sweep_that_waited_while_the_daemon_was_down_is_not_sent(
     world: World, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bank's lane runs before pooling does, and sends at once what has its body."""
-    lose_the_key_at_its_sweep(world, monkeypatch)
+    lose_the_key(world, monkeypatch, "sweep_body")
     clock = WallClock("2026-01-05T08:29:00")
     async with world.daemon(pool(A, B), clock=clock) as daemon:
         round_id, sweep_task = await a_sweep_that_waits(daemon)
@@ -1141,7 +1143,7 @@ async def test_a_sweep_whose_body_the_queue_has_is_not_sent_when_its_account_has
     world: World, monkeypatch: pytest.MonkeyPatch, restarted: bool
 ) -> None:
     """Else the account falls below its threshold by what it paid while the key was away."""
-    lose_the_key_at_its_sweep(world, monkeypatch)
+    lose_the_key(world, monkeypatch, "sweep_body")
     async with AsyncExitStack() as stack:
         daemon = await stack.enter_async_context(world.daemon(pool(A, B)))
         round_id, _sweep = await a_sweep_that_waits(daemon)
@@ -1162,7 +1164,7 @@ async def test_a_clock_set_back_makes_no_balance_younger_than_the_time_that_has_
     world: World, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shanghai's time for UTC, set right: hours later both clocks show nearly the same again."""
-    lose_the_key_at_its_sweep(world, monkeypatch)
+    lose_the_key(world, monkeypatch, "sweep_body")
     clock = WallClock("2026-01-05T17:30:00")
     world.queue_clock.by = dt.timedelta(hours=8)
     async with world.daemon(pool(A, B), clock=clock) as daemon:
@@ -1177,14 +1179,7 @@ async def test_a_clock_set_back_makes_no_balance_younger_than_the_time_that_has_
 async def test_a_sweep_that_is_planned_and_can_not_be_asked_for_is_taken_back_too(
     world: World, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = plan.judge
-
-    def judge(item: plan.Item, *given: Any) -> Any:
-        if item.account == B:
-            world.gates[CMB].close()
-        return real(item, *given)
-
-    monkeypatch.setattr(plan, "judge", judge)
+    lose_the_key(world, monkeypatch, "judge")
     clock = WallClock("2026-01-05T08:29:00")
     async with world.daemon(pool(A, B), clock=clock) as daemon:
         await until(lambda: daemon.tasks.lanes[CMB].parts.link.is_open)
